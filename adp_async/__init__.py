@@ -1,0 +1,87 @@
+"""Asyncio client for the MLOps API of Oracle AI Data Platform."""
+
+from adp_async import blocking
+from adp_async._sansio.accumulator import RecordBatch
+from adp_async._sansio.endpoints import Endpoint, Scope
+from adp_async._sansio.records import BatchLimits
+from adp_async._sansio.retry import RetryPolicy
+from adp_async.auth import (
+    ApiKey,
+    CustomSigner,
+    DelegationToken,
+    InstancePrincipal,
+    ResourcePrincipal,
+    SessionToken,
+    WorkloadIdentity,
+)
+from adp_async.errors import (
+    AdpError,
+    BadRequest,
+    BufferFull,
+    Closed,
+    ConfigurationError,
+    Conflict,
+    ConnectionFailed,
+    ConnectionLost,
+    DeliveryError,
+    Forbidden,
+    InvalidRecord,
+    NotAuthenticated,
+    NotFound,
+    PayloadTooLarge,
+    Rejection,
+    RequestTimeout,
+    ServiceError,
+    ServiceFault,
+    Throttled,
+    UnreadableReply,
+)
+from adp_async.logger import BatchLogger, Receipt, Receipts, Stats
+from adp_async.run import Run
+from adp_async.session import Session
+from adp_async.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdpError",
+    "ApiKey",
+    "BadRequest",
+    "BatchLimits",
+    "BatchLogger",
+    "BufferFull",
+    "Closed",
+    "ConfigurationError",
+    "Conflict",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "CustomSigner",
+    "DelegationToken",
+    "DeliveryError",
+    "Endpoint",
+    "Forbidden",
+    "InstancePrincipal",
+    "InvalidRecord",
+    "NotAuthenticated",
+    "NotFound",
+    "PayloadTooLarge",
+    "Receipt",
+    "Receipts",
+    "RecordBatch",
+    "Rejection",
+    "RequestTimeout",
+    "ResourcePrincipal",
+    "RetryPolicy",
+    "Run",
+    "Scope",
+    "ServiceError",
+    "ServiceFault",
+    "Session",
+    "SessionToken",
+    "Settings",
+    "Stats",
+    "Throttled",
+    "UnreadableReply",
+    "WorkloadIdentity",
+    "blocking",
+]

@@ -1,0 +1,585 @@
+"""What waits, and what may leave when: lanes of records, cut into batches.
+
+A *lane* is one run's queue.  Records have a sequence number in their lane, counted from 0 in the
+order of the calls; a batch covers a *span* of them.  A lane is ready when it is full, when its
+first record has lingered long enough, or when somebody waits for it; ready lanes leave in the
+order in which they became ready, and after one batch a lane goes to the end of the line, so that
+lanes take turns.
+
+Rules of order within a run: batches of metrics alone fly in parallel; one with params or tags is
+a barrier: it leaves when nothing of the run is in flight, and nothing else leaves until its end.
+
+All of this belongs to one thread.  Nothing here knows the time, draws a random number or waits:
+*now* is an argument, retry tokens come from *new_token*.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import define, evolve, field, frozen
+
+from adp_async._sansio.records import (
+    DELIVERED,
+    KINDS,
+    METRIC_COST,
+    BatchLimits,
+    GivenUp,
+    Metric,
+    Param,
+    RunTag,
+    cost_of,
+    encode_records,
+)
+from adp_async.errors import AdpError, DeliveryError, Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Sequence
+
+    from adp_async._sansio.records import AnyRecord
+
+#: A service that refuses bodies smaller than this as too large has some other trouble.
+SMALLEST_BODY_LIMIT = 16 * 1024
+
+#: Refused records that a lane keeps by name.
+KEPT_REJECTIONS = 1000
+
+
+class Span:
+    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet."""
+
+    __slots__ = ("first", "last", "open")
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self.open = last - first
+
+    def __repr__(self) -> str:
+        return f"<Span {self.first}-{self.last} | {self.open} open>"
+
+
+@frozen(eq=False)
+class RecordBatch:
+    """Records of one run, sealed for one request: the body and the retry token never change.
+
+    *is_barrier*: it holds params or tags.  *is_whole*: it covers its span alone; a part of a
+    batch that was refused or too large does not.
+    """
+
+    lane: Lane = field(repr=False)
+    records: list[AnyRecord] = field(repr=False)
+    body: bytes = field(repr=False)
+    retry_token: str = field(repr=False)
+    span: Span
+    is_barrier: bool
+    is_whole: bool = True
+
+    @property
+    def run_id(self) -> str:
+        return self.lane.run_id
+
+
+class Lane:
+    """One run's queue: what waits, what is in flight, and how far its end is known."""
+
+    __slots__ = (
+        "__weakref__",
+        "barrier_in_flight",
+        "board",
+        "count",
+        "delivered",
+        "entry",
+        "failures",
+        "in_flight",
+        "marks",
+        "next_seq",
+        "queue",
+        "ready_at",
+        "refused",
+        "refused_count",
+        "reported",
+        "run_id",
+        "sealed",
+        "spans",
+        "suspects",
+        "text_cost",
+        "text_seqs",
+        "urgent_until",
+    )
+
+    def __init__(self, run_id: str, board: Board | None) -> None:
+        self.run_id = run_id
+        #: Who can wait for a record of this lane; None in a test of the core.
+        self.board = board
+        self.queue: deque[AnyRecord] = deque()
+        self.next_seq = 0
+        #: (sequence number, time): records from there on came at that time.
+        self.marks: deque[tuple[int, float]] = deque()
+        #: Params and tags in the queue: how many, where, and their memory.
+        self.count: dict[type, int] = {Param: 0, RunTag: 0}
+        self.text_seqs: deque[int] = deque()
+        self.text_cost = 0
+        #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
+        self.sealed: deque[tuple[RecordBatch, float]] = deque()
+        self.in_flight = 0
+        self.barrier_in_flight = False
+        self.spans: list[Span] = []
+        self.urgent_until = 0
+        #: How often a record of that kind and key was refused alone; such travel apart.
+        self.suspects: dict[tuple[type, str], int] = {}
+        #: Attempts that failed since the last one that did not.
+        self.failures = 0
+        self.delivered = 0
+        self.refused: deque[Rejection] = deque(maxlen=KEPT_REJECTIONS)
+        self.refused_count = 0
+        #: How many of them somebody was told of.
+        self.reported = 0
+        self.ready_at: float | None = None
+        self.entry = 0
+
+    @property
+    def head_seq(self) -> int:
+        """The first record that is not sealed yet."""
+        return self.next_seq - len(self.queue)
+
+    @property
+    def settled_until(self) -> int:
+        """Every record before this one has its end."""
+        return min((span.first for span in self.spans), default=self.head_seq)
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.queue or self.spans)
+
+    @property
+    def unsettled(self) -> int:
+        """Records that have no end yet, in flight or not."""
+        return len(self.queue) + sum(span.open for span in self.spans)
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
+
+    # A record's place until its end: who waits for it asks here.
+
+    def wait(self, record: AnyRecord) -> Generator[Any, None, None]:
+        return self._board().wait(self, record)
+
+    def wait_blocking(self, record: AnyRecord, timeout: float | None) -> None:
+        self._board().wait_blocking(self, record, timeout)
+
+    def verdict(self, record: AnyRecord) -> None:
+        return None
+
+    def _board(self) -> Board:
+        assert self.board is not None
+        return self.board
+
+
+class Board(Protocol):
+    """Who knows how to wait: the shell around the accumulator."""
+
+    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]: ...
+
+    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None: ...
+
+    def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None: ...
+
+
+def _no_token() -> str:
+    return ""
+
+
+@define(eq=False)
+class Accumulator:
+    """The lanes of all runs: takes records in, hands out batches, and learns what became of them.
+
+    *linger*: the longest a record waits for company.  *limits*: what one request may hold.
+    """
+
+    linger: float = 1.0
+    limits: BatchLimits = field(factory=BatchLimits)
+    new_token: Callable[[], str] = _no_token
+    board: Board | None = None
+    lanes: dict[str, Lane] = field(factory=dict, init=False)
+    #: Records in the lanes that are not in flight, and those that are.
+    waiting: int = field(default=0, init=False)
+    in_flight: int = field(default=0, init=False)
+    #: Memory of both, in bytes.
+    cost: int = field(default=0, init=False)
+    batches_in_flight: int = field(default=0, init=False)
+    delivered: int = field(default=0, init=False)
+    #: How many records were given up, by the class of the error.
+    rejected: Counter[str] = field(factory=Counter, init=False)
+    _line: list[tuple[float, int, Lane]] = field(factory=list, init=False)
+    _entries: int = field(default=0, init=False)
+
+    @property
+    def unsettled(self) -> int:
+        """Records that have no end yet."""
+        return self.waiting + self.in_flight
+
+    # Taking in
+
+    def lane(self, run_id: str) -> Lane:
+        lane = self.lanes.get(run_id)
+        if lane is None:
+            lane = self.lanes[run_id] = Lane(run_id, self.board)
+        return lane
+
+    def add(self, run_id: str, record: AnyRecord, now: float) -> None:
+        """Take one record in."""
+        record.place = self.lane(run_id)
+        self.take_in((record,), now)
+
+    def take_in(self, records: Iterable[AnyRecord], now: float) -> None:
+        """Take records in, each of which has its lane as its *place*."""
+        lane: Lane | None = None
+        append: Callable[[AnyRecord], None] | None = None
+        taken = 0
+        for record in records:
+            if record.place is not lane:
+                if type(record.place) is not Lane:
+                    continue  # withdrawn
+                if lane is not None:
+                    self._grew(lane, taken, now)
+                lane = record.place
+                append = lane.queue.append  # type: ignore[union-attr]
+                taken = 0
+            if type(record) is not Metric:
+                self._count_text(lane, record, taken)  # type: ignore[arg-type]
+            append(record)  # type: ignore[misc]
+            taken += 1
+        if lane is not None:
+            self._grew(lane, taken, now)
+
+    def _count_text(self, lane: Lane, record: Param | RunTag, offset: int) -> None:
+        extra = cost_of(record) - METRIC_COST
+        lane.count[type(record)] += 1
+        lane.text_seqs.append(lane.next_seq + offset)
+        lane.text_cost += extra
+        self.cost += extra
+
+    def _grew(self, lane: Lane, taken: int, now: float) -> None:
+        self.waiting += taken
+        self.cost += taken * METRIC_COST
+        if not lane.marks or lane.marks[-1][1] != now:
+            lane.marks.append((lane.next_seq, now))
+        lane.next_seq += taken
+        self.lanes.setdefault(lane.run_id, lane)
+        self._schedule(lane, now)
+
+    # Being ready
+
+    def urge(self, lane: Lane, now: float) -> None:
+        """Somebody waits for what the lane holds by now: it doesn't linger."""
+        lane.urgent_until = lane.next_seq
+        self._schedule(lane, now)
+
+    def next_deadline(self) -> float | None:
+        """When `drain` will have something to hand out; None while nothing waits that may leave."""
+        line = self._line
+        while line and line[0][2].entry != line[0][1]:
+            heappop(line)  # the lane has been given another time since
+        return line[0][0] if line else None
+
+    def is_full(self, lane: Lane) -> bool:
+        """Whether more records would not fit into the lane's next request anyway."""
+        limits = self.limits
+        return (
+            len(lane.queue) >= min(limits.entities, limits.metrics)
+            or lane.count[Param] >= limits.params
+            or lane.count[RunTag] >= limits.tags
+            or lane.text_cost >= limits.body_bytes
+        )
+
+    def _schedule(self, lane: Lane, now: float) -> None:
+        ready_at = self._ready_at(lane, now)
+        if ready_at == lane.ready_at:
+            return
+        lane.ready_at = ready_at
+        self._entries += 1
+        lane.entry = self._entries
+        if ready_at is not None:
+            heappush(self._line, (ready_at, self._entries, lane))
+
+    def _ready_at(self, lane: Lane, now: float) -> float | None:
+        if lane.barrier_in_flight:
+            return None
+        if lane.sealed:
+            batch, not_before = lane.sealed[0]
+            return None if batch.is_barrier and lane.in_flight else not_before
+        if not lane.queue or (lane.in_flight and self._next_is_barrier(lane)):
+            return None
+        if lane.urgent_until > lane.head_seq or self.is_full(lane):
+            # Once ready it keeps its place in the line.
+            return now if lane.ready_at is None else min(now, lane.ready_at)
+        return lane.marks[0][1] + self.linger
+
+    def _next_is_barrier(self, lane: Lane) -> bool:
+        """Whether a batch cut now would hold params or tags."""
+        room = min(self.limits.entities, self.limits.metrics)
+        return bool(lane.text_seqs) and lane.text_seqs[0] < lane.head_seq + room
+
+    # Handing out
+
+    def drain(self, now: float, room: int = 1) -> list[RecordBatch]:
+        """Up to *room* batches that are ready, now in flight."""
+        batches: list[RecordBatch] = []
+        while len(batches) < room:
+            deadline = self.next_deadline()
+            if deadline is None or deadline > now:
+                break
+            lane = self._line[0][2]
+            lane.ready_at = None
+            lane.entry = 0
+            batches.append(self._depart(lane, now))
+            self._schedule(lane, now)
+        return batches
+
+    def _depart(self, lane: Lane, now: float) -> RecordBatch:
+        if not lane.sealed:
+            self._seal(lane, now)
+        batch, _ = lane.sealed.popleft()
+        lane.in_flight += 1
+        lane.barrier_in_flight = batch.is_barrier
+        self.batches_in_flight += 1
+        self.waiting -= len(batch.records)
+        self.in_flight += len(batch.records)
+        return batch
+
+    def _seal(self, lane: Lane, now: float) -> None:
+        """Cut what fits one request from the head of the queue, and seal it."""
+        first = lane.head_seq
+        records = self._cut(lane)
+        span = Span(first, first + len(records))
+        lane.spans.append(span)
+        parts = self._set_apart(lane, records)
+        fitting = [fit for part in parts for fit in self._fit(lane, part)]
+        for part, body in fitting:
+            batch = self._batch(lane, part, body, span, is_whole=len(fitting) == 1)
+            lane.sealed.append((batch, now))
+
+    def _cut(self, lane: Lane) -> list[AnyRecord]:
+        if lane.text_seqs:
+            records = self._cut_mixed(lane)
+        else:
+            count = min(len(lane.queue), self.limits.metrics, self.limits.entities)
+            popleft = lane.queue.popleft
+            records = [popleft() for _ in range(count)]
+        while len(lane.marks) > 1 and lane.marks[1][0] <= lane.head_seq:
+            lane.marks.popleft()
+        if not lane.queue:
+            lane.marks.clear()
+        return records
+
+    def _cut_mixed(self, lane: Lane) -> list[AnyRecord]:
+        limits = self.limits
+        room = {Metric: limits.metrics, Param: limits.params, RunTag: limits.tags}
+        records: list[AnyRecord] = []
+        values: dict[str, str] = {}
+        while lane.queue and len(records) < limits.entities:
+            record = lane.queue[0]
+            kind = type(record)
+            if not room[kind]:
+                break
+            # Two values of one param in one request: the service would refuse all of it.
+            if (
+                type(record) is Param
+                and values.setdefault(record.key, record.value) != record.value
+            ):
+                break
+            room[kind] -= 1
+            records.append(lane.queue.popleft())
+            if kind is not Metric:
+                lane.count[kind] -= 1
+                lane.text_seqs.popleft()
+                lane.text_cost -= cost_of(record) - METRIC_COST
+        return records
+
+    def _set_apart(self, lane: Lane, records: list[AnyRecord]) -> list[list[AnyRecord]]:
+        """Records of a kind and key that were refused before don't spoil a batch of others."""
+        if not lane.suspects:
+            return [records]
+        parts: dict[tuple[type, str] | None, list[AnyRecord]] = {}
+        for record in records:
+            name = (type(record), record.key)
+            parts.setdefault(name if name in lane.suspects else None, []).append(record)
+        return list(parts.values())
+
+    def _fit(self, lane: Lane, records: list[AnyRecord]) -> list[tuple[list[AnyRecord], bytes]]:
+        """*records* in as few halves as fit the limit of bytes, each with its body."""
+        body = _encode(lane, records)
+        if len(body) <= self.limits.body_bytes or len(records) == 1:
+            return [(records, body)]
+        return [fit for half in _halves(records) for fit in self._fit(lane, half)]
+
+    def _batch(
+        self, lane: Lane, records: list[AnyRecord], body: bytes, span: Span, *, is_whole: bool
+    ) -> RecordBatch:
+        is_barrier = any(type(record) is not Metric for record in records)
+        token = self.new_token()
+        return RecordBatch(lane, records, body, token, span, is_barrier, is_whole)
+
+    # What became of a batch
+
+    def succeed(self, batch: RecordBatch, now: float) -> None:
+        """The service has it."""
+        lane = batch.lane
+        lane.failures = 0
+        if lane.suspects:
+            for record in batch.records:
+                lane.suspects.pop((type(record), record.key), None)
+        lane.delivered += len(batch.records)
+        self.delivered += len(batch.records)
+        for record in batch.records:
+            record.place = DELIVERED
+        self._settle(batch, now)
+
+    def retry_later(self, batch: RecordBatch, not_before: float, now: float) -> None:
+        """No verdict: the same request goes again, with the same token."""
+        batch.lane.failures += 1
+        self._put_back(batch, [batch], not_before, now)
+
+    def renew(self, batch: RecordBatch, now: float) -> None:
+        """The retry token is spent: the same body goes again under a new one."""
+        self._put_back(batch, [evolve(batch, retry_token=self.new_token())], now, now)
+
+    def refuse(self, batch: RecordBatch, error: AdpError, now: float) -> None:
+        """The service's verdict on the request: find the bad records, and deliver the others.
+
+        Halves it; a record that is refused alone is given up.  Records of a key of which two
+        were refused alone are given up together when the service refuses them together.
+        """
+        names = {(type(record), record.key) for record in batch.records}
+        if len(names) == 1:
+            name = names.pop()
+            refusals = batch.lane.suspects.get(name, 0)
+            if len(batch.records) == 1:
+                self._suspect(batch.lane, name, refusals + 1)
+            if len(batch.records) == 1 or refusals >= 2:
+                self.give_up(batch, error, now)
+                return
+        self._split(batch, now)
+
+    def too_large(self, batch: RecordBatch, error: AdpError, now: float) -> None:
+        """413: the service takes less than we thought.  Halves it, and keeps that in mind."""
+        if len(batch.records) == 1:
+            self.give_up(batch, error, now)
+            return
+        learned = max(SMALLEST_BODY_LIMIT, len(batch.body) // 2 + 1)
+        if learned < self.limits.body_bytes:
+            self.limits = evolve(self.limits, body_bytes=learned)
+        self._split(batch, now)
+
+    def give_up(self, batch: RecordBatch, error: AdpError, now: float) -> None:
+        """No record of the batch will be delivered."""
+        lane = batch.lane
+        lane.failures = 0
+        refused = [_rejection(lane.run_id, record, error) for record in batch.records]
+        lane.refused.extend(refused)
+        lane.refused_count += len(refused)
+        self.rejected[type(error).__name__] += len(refused)
+        for record, rejection in zip(batch.records, refused, strict=True):
+            record.place = GivenUp(delivery_error([rejection]))
+        self._settle(batch, now)
+
+    def abandon(self) -> list[tuple[Lane, list[AnyRecord]]]:
+        """Nothing will be delivered any more: what is left, by lane, and no longer held here."""
+        left = []
+        for lane in self.lanes.values():
+            records = [record for batch, _ in lane.sealed for record in batch.records]
+            records.extend(lane.queue)
+            if records:
+                left.append((lane, records))
+            lane.queue.clear()
+            lane.sealed.clear()
+            lane.spans.clear()
+        self.waiting = self.cost = 0
+        self._line.clear()
+        return left
+
+    def _suspect(self, lane: Lane, name: tuple[type, str], refusals: int) -> None:
+        if name in lane.suspects or len(lane.suspects) < KEPT_REJECTIONS:
+            lane.suspects[name] = refusals
+
+    def _split(self, batch: RecordBatch, now: float) -> None:
+        lane = batch.lane
+        parts = [
+            self._batch(lane, half, _encode(lane, half), batch.span, is_whole=False)
+            for half in _halves(batch.records)
+        ]
+        self._put_back(batch, parts, now, now)
+
+    def _put_back(
+        self, batch: RecordBatch, parts: list[RecordBatch], not_before: float, now: float
+    ) -> None:
+        self._land(batch)
+        self.waiting += len(batch.records)
+        for part in reversed(parts):
+            batch.lane.sealed.appendleft((part, not_before))
+        self._schedule(batch.lane, now)
+
+    def _settle(self, batch: RecordBatch, now: float) -> None:
+        lane, records = batch.lane, batch.records
+        self._land(batch)
+        self.cost -= len(records) * METRIC_COST
+        if batch.is_barrier:
+            self.cost -= sum(cost_of(record) - METRIC_COST for record in records)
+        batch.span.open -= len(records)
+        if not batch.span.open:
+            lane.spans.remove(batch.span)
+        self._schedule(lane, now)
+        if self.board is not None:
+            self.board.settled(lane, records)
+
+    def _land(self, batch: RecordBatch) -> None:
+        batch.lane.in_flight -= 1
+        batch.lane.barrier_in_flight = False
+        self.batches_in_flight -= 1
+        self.in_flight -= len(batch.records)
+
+
+def _encode(lane: Lane, records: list[AnyRecord]) -> bytes:
+    try:
+        for record in records:
+            record.place = None
+        return encode_records(lane.run_id, records)
+    finally:
+        for record in records:
+            record.place = lane
+
+
+def _halves(records: list[AnyRecord]) -> tuple[list[AnyRecord], list[AnyRecord]]:
+    middle = len(records) // 2
+    return records[:middle], records[middle:]
+
+
+def _rejection(run_id: str, record: AnyRecord, error: AdpError) -> Rejection:
+    step = record.step if type(record) is Metric else None
+    return Rejection(run_id, KINDS[type(record)], record.key, step, error)
+
+
+def delivery_error(
+    rejections: Sequence[Rejection], *, rejected: int = 0, undelivered: int = 0, run_id: str = ""
+) -> DeliveryError:
+    """The error that names *rejections*; *rejected* counts those no longer kept as well."""
+    rejected = rejected or len(rejections)
+    parts = []
+    if rejected:
+        more = f" (and {rejected - 1} more)" if rejected > 1 else ""
+        parts.append(
+            f"the service refused {rejections[0]}{more}" if rejections else f"{rejected} refused"
+        )
+    if undelivered:
+        of_run = f" of run {run_id}" if run_id else ""
+        parts.append(f"{undelivered} records{of_run} were not delivered")
+    return DeliveryError(
+        "; ".join(parts),
+        rejections=rejections,
+        rejected=rejected,
+        undelivered=undelivered,
+        run_id=run_id or None,
+    )

@@ -1,0 +1,309 @@
+"""Entities to JSON bytes and back: the one converter, and the one place that knows wire names.
+
+Writing: what is None, and an optional sequence that is empty, is left out; NaN and the infinities
+become the strings the service reads (JSON has none, and fast encoders write ``null``); a datetime
+becomes RFC 3339 in UTC.
+
+Reading is lenient where the service may grow and strict where a value would be wrong: unknown
+fields are skipped, unknown enum values stay text, a missing optional field is None and a missing
+sequence is ``()``, an int64 may come as text (MLflow does that), a float as ``"NaN"``.  Anything
+else of a wrong type raises `UnreadableReply`, which names the field and never the value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+
+import attrs
+import msgspec
+from cattrs import BaseValidationError, Converter, transform_error
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from adp_async.entities._fields import ABSENT
+from adp_async.errors import UnreadableReply
+
+if TYPE_CHECKING:
+    from adp_async._sansio.messages import Reply
+
+T = TypeVar("T")
+
+_Hook = Callable[[Any, Any], Any]
+
+#: Spelled in camelCase wherever they occur, also among snake_case neighbours.
+_CAMEL_CASE_NAMES = frozenset(
+    {
+        "auth_details",
+        "auth_type",
+        "compute_key",
+        "compute_name",
+        "time_end",
+        "time_start",
+        "workspace_key",
+        "workspace_name",
+    }
+)
+
+#: Entities, and operations as to their arguments, that spell every name in camelCase.
+_CAMEL_CASE_OWNERS = frozenset(
+    {
+        "DeploymentLogCoverage",
+        "DeploymentLogDetail",
+        "DeploymentLogMessage",
+        "DeploymentLogMetadata",
+        "DeploymentLogPage",
+        "DeploymentLogQuery",
+        "DeploymentLogRecords",
+        "DeploymentLogSummary",
+        "DeploymentOAuthDetails",
+        "InferenceInvocationCounts",
+        "InferenceInvocationDetails",
+        "InferenceInvocationMetadata",
+        "InferenceInvocationPage",
+        "InferenceInvocationSummary",
+        "InferenceInvocationTotals",
+        "RegisteredModelPermission",
+        "list_registered_model_permissions",
+        "manage_registered_model_permission",
+        "search_deployment_logs",
+        "search_model_deployment_inferences",
+    }
+)
+
+_UNREADABLE = (BaseValidationError, AttributeError, KeyError, TypeError, ValueError)
+
+
+def wire_name(owner: str, name: str) -> str:
+    """How the wire spells *name*, an attribute of the entity or an argument of the operation.
+
+    >>> wire_name("ModelDeployment", "workspace_key"), wire_name("ModelDeployment", "model_name")
+    ('workspaceKey', 'model_name')
+    """
+    if name in _CAMEL_CASE_NAMES or owner in _CAMEL_CASE_OWNERS:
+        return camel_case(name)
+    return name
+
+
+def camel_case(name: str) -> str:
+    """A name as the wire spells it in paths, and in the schemas that are Oracle's own.
+
+    >>> camel_case("registered_model_key")
+    'registeredModelKey'
+    """
+    first, *others = name.split("_")
+    return first + "".join(part.capitalize() for part in others)
+
+
+def rfc3339(moment: datetime) -> str:
+    """A point in time as the wire has it; a datetime without a time zone is a ValueError.
+
+    >>> rfc3339(datetime.fromisoformat("2026-01-02T03:04:05+01:00"))
+    '2026-01-02T02:04:05Z'
+    """
+    if moment.utcoffset() is None:
+        message = f"{moment.isoformat()} has no time zone; say datetime.now(UTC) or .astimezone()"
+        raise ValueError(message)
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def encode(value: object) -> bytes:
+    """JSON for *value*: entities, mappings with names as on the wire, sequences, numbers, text.
+
+    >>> encode({"run_id": "7", "value": float("nan")})
+    b'{"run_id":"7","value":"NaN"}'
+    """
+    return msgspec.json.encode(_converter().unstructure(value))
+
+
+def decode(body: bytes, type_: type[T], *, reply: Reply | None = None, operation: str = "") -> T:
+    """Read *body* as a *type_*; ``object`` gives plain JSON, and None for an empty body.
+
+    *reply* and *operation* only say, in the error, whose body it was.
+    """
+    try:
+        return _read(body, type_)
+    except (*_UNREADABLE, msgspec.MsgspecError, RecursionError) as error:
+        complaint = _complaint(body, type_, error)
+    status, request_id = (reply.status, reply.request_id) if reply else (0, "")
+    message = f"{operation or 'a reply'}: {complaint} (opc-request-id {request_id or 'unknown'})"
+    raise UnreadableReply(message, status=status, request_id=request_id, operation=operation)
+
+
+def _read(body: bytes, type_: type[T]) -> T:
+    if type_ is object:
+        return _parse(body) if body.strip() else None  # type: ignore[return-value]
+    return _converter().structure(_parse(body), type_)
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        # Python's own reader also takes a bare NaN, which some encoders write.
+        return json.loads(body)
+
+
+def _complaint(body: bytes, type_: type, error: Exception) -> str:
+    """What is wrong with *body*, found by the slower converter that keeps track of the path."""
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, RecursionError)):
+        return f"the body is no JSON ({len(body)} bytes)" if body.strip() else "the body is empty"
+    try:
+        _converter(detailed=True).structure(_parse(body), type_)
+    except _UNREADABLE as detailed:
+        found = transform_error(detailed, path=type_.__name__, format_exception=_fault)
+        return "; ".join(found[:3])
+    return f"the body is no {type_.__name__}"
+
+
+def _fault(error: BaseException, type_: type | None) -> str:
+    # Never the error's own text: Python puts the value into it.
+    if isinstance(error, KeyError):
+        return "missing"
+    if isinstance(error, _WrongType):
+        return f"wrong type, expected {error}"
+    return f"no {getattr(type_, '__name__', type_)}"
+
+
+@cache
+def _converter(*, detailed: bool = False) -> Converter:
+    """The converter; a class's own code is made when it is first met, not at import."""
+    converter = Converter(detailed_validation=detailed)
+    for type_, hook in _SCALARS.items():
+        converter.register_structure_hook(type_, hook)
+    converter.register_structure_hook_func(lambda type_: type_ is object, lambda raw, _: raw)
+    converter.register_structure_hook_factory(_is_sequence, _sequence_reader(converter))
+    converter.register_structure_hook_factory(attrs.has, _entity_reader(converter))
+    converter.register_unstructure_hook_factory(attrs.has, _entity_writer(converter))
+    converter.register_unstructure_hook(float, _wire_float)
+    converter.register_unstructure_hook(datetime, rfc3339)
+    return converter
+
+
+def _is_sequence(type_: Any) -> bool:
+    return get_origin(type_) is tuple
+
+
+def _sequence_reader(converter: Converter) -> Callable[[Any], _Hook]:
+    def reader_of(type_: Any) -> _Hook:
+        item_list: Any = GenericAlias(list, get_args(type_)[:1])
+        read_items = converter.get_structure_hook(item_list)
+
+        def read(raw: Any, _: Any) -> Any:
+            return () if raw is None else tuple(read_items(_checked(raw, list), item_list))
+
+        return read
+
+    return reader_of
+
+
+def _entity_reader(converter: Converter) -> Callable[[Any], _Hook]:
+    def reader_of(type_: Any) -> _Hook:
+        read_whole = make_dict_structure_fn(type_, converter, **_overrides(type_))
+        when_absent = {
+            field.name: field.metadata[ABSENT]
+            for field in attrs.fields(type_)
+            if ABSENT in field.metadata
+        }
+
+        def read(raw: Any, _: Any) -> Any:
+            _checked(raw, dict)
+            try:
+                return read_whole(raw, type_)
+            except _UNREADABLE:
+                # The common case pays nothing for the rare one: a field left out or null.
+                given = {key: value for key, value in raw.items() if value is not None}
+                return read_whole(when_absent | given, type_)
+
+        return read
+
+    return reader_of
+
+
+def _entity_writer(converter: Converter) -> Callable[[Any], Callable[[Any], Any]]:
+    def writer_of(type_: Any) -> Callable[[Any], Any]:
+        return make_dict_unstructure_fn(type_, converter, **_overrides(type_))
+
+    return writer_of
+
+
+def _overrides(type_: Any) -> dict[str, Any]:
+    """How each field of an entity is spelled, and which are left out when they hold nothing.
+
+    Only None and ``()`` are left out: a step of 0 or an empty text is something to say.
+    """
+    return {
+        field.name: override(
+            rename=wire_name(type_.__name__, field.name),
+            omit_if_default=field.default is None or field.default == (),
+        )
+        for field in attrs.fields(type_)
+    }
+
+
+def _wire_float(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+class _WrongType(TypeError):
+    """JSON has something else where its text, the kind of value we expect, should be."""
+
+
+def _checked(raw: Any, expected: type) -> Any:
+    if not isinstance(raw, expected):
+        raise _WrongType(_JSON_KIND[expected])
+    return raw
+
+
+def _read_int(raw: Any, _: Any) -> int:
+    if type(raw) is int:
+        return raw
+    if isinstance(raw, str) or (isinstance(raw, float) and raw.is_integer()):
+        return int(raw)
+    raise _WrongType(_JSON_KIND[int])
+
+
+def _read_float(raw: Any, _: Any) -> float:
+    if type(raw) is float:
+        return raw
+    if isinstance(raw, (int, str)) and not isinstance(raw, bool):
+        return float(raw)
+    raise _WrongType(_JSON_KIND[float])
+
+
+def _read_text(raw: Any, _: Any) -> str:
+    return str(_checked(raw, str))
+
+
+def _read_bool(raw: Any, _: Any) -> bool:
+    return bool(_checked(raw, bool))
+
+
+def _read_datetime(raw: Any, _: Any) -> datetime:
+    """A moment in time; one without a zone is the service's, so UTC."""
+    moment = datetime.fromisoformat(_checked(raw, str))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+_JSON_KIND: Mapping[type, str] = {
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+_SCALARS: Mapping[type, _Hook] = {
+    str: _read_text,
+    int: _read_int,
+    float: _read_float,
+    bool: _read_bool,
+    datetime: _read_datetime,
+}

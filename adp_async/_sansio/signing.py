@@ -1,0 +1,138 @@
+"""What is signed, by which clock, and what may stand in a header.
+
+The signature itself is the work of the signers of ``oci`` (`adp_async.auth`); here is the value
+they read and write, with everything that has to be right before they see it:
+
+- the path and query are those of `yarl.URL(..., encoded=True)`, the very object that is sent;
+- header names are lower case, and ``content-length`` is there (with a body of bytes the signers
+  look for it and don't set it);
+- the date is given, so that a wrong clock can be corrected by what the service says.
+"""
+
+from __future__ import annotations
+
+import re
+from email.utils import formatdate, parsedate_to_datetime
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
+
+from attrs import define, field
+from yarl import URL
+
+if TYPE_CHECKING:
+    from adp_async._sansio.messages import Request
+
+#: The methods whose body is signed, even an empty one.  That of a DELETE is not.
+BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
+
+# The service allows 5 minutes.  A minute of that is left to the reply's own way here.
+SKEW_TOLERANCE: Final = 240.0
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]+")
+_RETRY_TOKEN = re.compile(r"[\x21-\x7e]{1,64}")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@define
+class Signable:
+    """One request as a signer of ``oci`` takes it: it reads everything and writes *headers*."""
+
+    method: str
+    url: str
+    path_url: str
+    headers: dict[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+    @classmethod
+    def of(cls, request: Request, *, date: str) -> Self:
+        """The *request* as it will be sent, dated *date* (see `http_date`)."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers |= {"date": date, "host": urlsplit(request.url).netloc}
+        body = request.body
+        if request.method in BODY_METHODS:
+            body = body or b""
+            headers["content-length"] = str(len(body))
+            headers.setdefault("content-type", "application/json")
+        # A request that was signed before is signed anew, not handed on with the old signature.
+        headers.pop("authorization", None)
+        return cls(request.method, request.url, _path_url(request.url), headers, body)
+
+    def signed(self, request: Request) -> Request:
+        """The *request* with the headers that the signer left here."""
+        return request.with_headers({name.lower(): v for name, v in self.headers.items()})
+
+
+def _path_url(url: str) -> str:
+    return URL(url, encoded=True).raw_path_qs
+
+
+def http_date(now: float) -> str:
+    """The HTTP date of *now*, seconds since 1970.
+
+    >>> http_date(1388957500.9)
+    'Sun, 05 Jan 2014 21:31:40 GMT'
+    """
+    return formatdate(now, usegmt=True)
+
+
+def parse_http_date(value: str | None) -> float | None:
+    """Seconds since 1970 of an HTTP date, or None when it cannot be read.
+
+    >>> parse_http_date("Sun, 05 Jan 2014 21:31:40 GMT")
+    1388957500.0
+    """
+    if not value:
+        return None
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def corrected_skew(skew: float, *, now: float, server_date: str | None) -> float | None:
+    """The skew to sign with from now on, or None when the one in use is good enough.
+
+    *skew* is what has been added to our clock so far, *now* is our clock, *server_date* the
+    ``Date`` of the reply that said 401.  Nothing is corrected within `SKEW_TOLERANCE`: the
+    service would have taken that date, so the reason is another.
+
+    >>> corrected_skew(0.0, now=1388956300.0, server_date="Sun, 05 Jan 2014 21:31:40 GMT")
+    1200.0
+    >>> corrected_skew(1200.0, now=1388956300.0, server_date="Sun, 05 Jan 2014 21:31:40 GMT")
+    """
+    server_now = parse_http_date(server_date)
+    if server_now is None or abs(server_now - (now + skew)) <= SKEW_TOLERANCE:
+        return None
+    return server_now - now
+
+
+def check_request_id(value: str) -> str:
+    """*value* if it can be an ``opc-request-id``, else ValueError."""
+    # Ids that came back from the service may hold a slash; sent again, they are refused.
+    return _checked("opc-request-id", value, _REQUEST_ID, "letters, digits, '_' and '-' only")
+
+
+def check_retry_token(value: str) -> str:
+    """*value* if it can be an ``opc-retry-token``, else ValueError."""
+    rule = "1 to 64 printable ASCII characters, no spaces"
+    return _checked("opc-retry-token", value, _RETRY_TOKEN, rule)
+
+
+def check_principal(value: str) -> str:
+    """*value* if it can be a ``dh-user-principal``, else ValueError."""
+    if not isinstance(value, str) or not value or _CONTROL_CHARACTER.search(value):
+        message = f"dh-user-principal: text without control characters is needed, not {value!r:.80}"
+        raise ValueError(message)
+    return value
+
+
+def _checked(name: str, value: object, pattern: re.Pattern[str], rule: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        message = f"{name}: {rule}, not {_shown(value)}"
+        raise ValueError(message)
+    return value
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -1,0 +1,6 @@
+"""The typed operations of the MLOps API, one module a family.
+
+A session has one of each: ``session.runs``, ``.experiments``, ``.registered_models``,
+``.model_versions``, ``.logged_models``, ``.deployments``.  ``python -m adp_async.api`` prints
+which method is which operation.
+"""

@@ -1,0 +1,327 @@
+"""The same for code without an event loop: a background thread owns one.
+
+``with adp_async.blocking.start_run("digits") as run`` is all a training script needs;
+`Session` is for more than one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import threading
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+
+import adp_async.session
+from adp_async.errors import AdpError, Closed
+from adp_async.logger import RunWriter
+from adp_async.run import tell_behind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from types import TracebackType
+
+    from adp_async.entities.runs import DatasetInput, RunStatus
+    from adp_async.logger import Stats
+    from adp_async.run import Run as AsyncRun
+    from adp_async.settings import Knobs
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adp_async")
+
+__all__ = ["AttachedRun", "Run", "Session", "StartedRun", "attach_run", "start_run"]
+
+
+# A connection that has to be made at exit asks an executor for the host's address, and those stop
+# before `atexit` runs.  What runs before them has no public name.
+_at_exit: Callable[[Callable[[], None]], object] = getattr(
+    threading, "_register_atexit", atexit.register
+)
+
+
+class _Portal:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
+        # A daemon: an interpreter that ends with a session open must not wait here for ever;
+        # `Session` closes itself at exit.
+        self._thread = threading.Thread(target=self._run, name="adp_async loop", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    def call(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        if os.getpid() != self._pid:
+            doing.close()
+            raise Closed("the session belongs to the parent process; open one in this process")
+        if self.loop.is_closed() or threading.current_thread() is self._thread:
+            doing.close()
+            raise Closed("the session was left, or this is its own thread")
+        future = asyncio.run_coroutine_threadsafe(doing, self.loop)
+        try:
+            return future.result(timeout)
+        except (TimeoutError, KeyboardInterrupt):
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=5.0)
+
+
+class Run(RunWriter):
+    """A run of a blocking session: ``log_*`` return at once, the rest waits.  Any thread."""
+
+    def __init__(self, run: AsyncRun, session: Session) -> None:
+        super().__init__(run.run_id, session.session.logger)
+        self._run = run
+        self._session = session
+
+    @property
+    def run_name(self) -> str | None:
+        return self._run.run_name
+
+    @property
+    def experiment_id(self) -> str | None:
+        return self._run.experiment_id
+
+    @property
+    def status(self) -> RunStatus | None:
+        """The status this handle has given the run, or None."""
+        return self._run.status
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the service has everything logged so far.
+
+        Raises `DeliveryError` naming what was refused, `TimeoutError` after *timeout* seconds.
+        """
+        self._session.call(self._run.flush(), timeout)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Wait until the buffer is below its high-water mark."""
+        self._session.call(self._run.drain(), timeout)
+
+    def finish(self, status: RunStatus = "FINISHED") -> None:
+        """Flush, then give the run its *status* and end time."""
+        self._session.call(self._run.finish(status))
+
+    def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
+        """Say which datasets the run reads."""
+        self._session.call(self._run.log_inputs(dataset_inputs))
+
+    def stats(self) -> Stats:
+        """Counts of this run as of now."""
+        return self._run.stats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._session.call(self._run.__aexit__(kind, error, traceback))
+
+    def __repr__(self) -> str:
+        return repr(self._run)
+
+    def _repr_html_(self) -> str:
+        return self._run._repr_html_()
+
+
+class StartedRun(Run):
+    """A run that ends with its ``with`` block, and its session with it when it has its own."""
+
+    def __init__(self, run: AsyncRun, session: Session, *, owns_session: bool) -> None:
+        super().__init__(run, session)
+        self._owns_session = owns_session
+
+    def finish(self, status: RunStatus = "FINISHED") -> None:
+        """Flush, give the run its *status* and end time, and close a session of its own."""
+        try:
+            super().finish(status)
+        finally:
+            if self._owns_session:
+                self._session.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._session if self._owns_session else nullcontext():
+            self._session.call(self._run.leave(error))
+
+
+class AttachedRun(Run):
+    """A run that was there before, with a session of its own that ends with ``with``."""
+
+    def close(self) -> None:
+        """Deliver what waits and close the session; leaves the run's status alone."""
+        self._session.close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._session:
+            super().__exit__(kind, error, traceback)
+
+
+class Session:
+    """A session whose event loop runs in a background thread; see `adp_async.Session`.
+
+    *session* is the asynchronous one; `call` waits for anything of it:
+    ``blocking.call(blocking.session.runs.get(run_id))``.  Left open when the interpreter ends, it
+    is closed then, within ``close_timeout``.
+    """
+
+    def __init__(
+        self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
+    ) -> None:
+        self.session = adp_async.session.Session(platform_id, workspace, **knobs)
+        self._portal: _Portal | None = None
+
+    def open(self) -> Self:
+        """Start the thread and open the session.  Raises `ConfigurationError`."""
+        if self._portal is not None:
+            return self
+        portal = _Portal()
+        try:
+            portal.call(self.session.open())
+        except BaseException:
+            portal.stop()
+            raise
+        self._portal = portal
+        _at_exit(self._close_at_exit)
+        return self
+
+    def close(self) -> None:
+        """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread."""
+        portal, self._portal = self._portal, None
+        if portal is None:
+            return
+        try:
+            portal.call(self.session.close())
+        finally:
+            portal.stop()
+
+    def call(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine of `session` to its end; `TimeoutError` after *timeout* seconds."""
+        if self._portal is None:
+            doing.close()
+            raise Closed("the session is not open")
+        return self._portal.call(doing, timeout)
+
+    def start_run(
+        self,
+        experiment: str | None = None,
+        *,
+        experiment_id: str | None = None,
+        run_name: str | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> StartedRun:
+        """Create a run; ``with`` ends it.  See `adp_async.Session.start_run`."""
+        return self._start(
+            owns_session=False,
+            experiment=experiment,
+            experiment_id=experiment_id,
+            run_name=run_name,
+            params=params,
+            tags=tags,
+        )
+
+    def _start(self, *, owns_session: bool, **arguments: Any) -> StartedRun:
+        async def start() -> AsyncRun:
+            return await self.session.start_run(**arguments)
+
+        return StartedRun(self.call(start()), self, owns_session=owns_session)
+
+    def attach_run(self, run_id: str) -> Run:
+        """A handle of a run that exists, without a request; ``with`` only flushes."""
+        return Run(self.session.attach_run(run_id), self)
+
+    def _close_at_exit(self) -> None:
+        try:
+            self.close()
+        except AdpError as failure:
+            # Nobody is left to catch it.
+            logger.warning("%s", failure)
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except AdpError as failure:
+            if error is None:
+                raise
+            tell_behind(error, failure)
+
+    def __repr__(self) -> str:
+        return f"<blocking {repr(self.session).strip('<>')}>"
+
+
+def start_run(
+    experiment: str | None = None,
+    *,
+    experiment_id: str | None = None,
+    run_name: str | None = None,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, object] | None = None,
+    platform_id: str | None = None,
+    workspace: str | None = None,
+    **knobs: Unpack[Knobs],
+) -> StartedRun:
+    """Open a session of its own, create a run, and end both with the ``with`` block.
+
+    *platform_id*, *workspace* and *knobs* are those of `Session`; the rest as for
+    `adp_async.Session.start_run`.  In place of ``with``, ``run.finish()`` ends both as well.
+    """
+    session = Session(platform_id, workspace, **knobs).open()
+    try:
+        return session._start(
+            owns_session=True,
+            experiment=experiment,
+            experiment_id=experiment_id,
+            run_name=run_name,
+            params=params,
+            tags=tags,
+        )
+    except BaseException:
+        session.close()
+        raise
+
+
+def attach_run(
+    run_id: str,
+    *,
+    platform_id: str | None = None,
+    workspace: str | None = None,
+    **knobs: Unpack[Knobs],
+) -> AttachedRun:
+    """A handle of a run that exists, with a session of its own that ``with`` closes."""
+    session = Session(platform_id, workspace, **knobs).open()
+    return AttachedRun(session.session.attach_run(run_id), session)

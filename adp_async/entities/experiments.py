@@ -1,0 +1,53 @@
+"""Experiments, their tags, and the views of what is deleted."""
+
+from typing import Literal
+
+from attrs import frozen
+
+from adp_async.entities._fields import Tag
+
+ViewType = Literal["ACTIVE_ONLY", "DELETED_ONLY", "ALL"]
+
+
+@frozen
+class ExperimentTag(Tag):
+    """A tag of an experiment."""
+
+
+@frozen
+class Experiment:
+    """A named group of runs.  Times are Unix milliseconds."""
+
+    experiment_id: str
+    name: str
+    artifact_location: str | None = None
+    lifecycle_stage: str | None = None
+    creation_time: int | None = None
+    last_update_time: int | None = None
+    tags: tuple[ExperimentTag, ...] = ()
+
+
+@frozen
+class ExperimentPage:
+    """One page of a search for experiments."""
+
+    experiments: tuple[Experiment, ...]
+    next_page_token: str | None = None
+
+    @property
+    def items(self) -> tuple[Experiment, ...]:
+        return self.experiments
+
+
+@frozen
+class ExperimentReply:
+    """The envelope of an experiment; `adp_async.api` takes it off."""
+
+    experiment: Experiment
+
+
+@frozen
+class ExperimentIdReply:
+    """The envelope of a new experiment's id; `adp_async.api` takes it off."""
+
+    experiment_id: str

@@ -1,0 +1,54 @@
+"""Models as runs logged them, before anybody registered them."""
+
+from attrs import frozen
+
+from adp_async.entities._fields import Tag
+
+
+@frozen
+class LoggedModelTag(Tag):
+    """A tag of a logged model."""
+
+
+@frozen
+class LoggedModelInfo:
+    """What a logged model is.  Times are Unix milliseconds."""
+
+    model_id: str = ""
+    experiment_id: str = ""
+    name: str | None = None
+    creation_timestamp_ms: int | None = None
+    last_updated_timestamp_ms: int | None = None
+    artifact_uri: str | None = None
+    status: str | None = None
+    model_type: str | None = None
+    source_run_id: str | None = None
+    tags: tuple[LoggedModelTag, ...] = ()
+
+
+@frozen
+class LoggedModel:
+    """A logged model; *data* is whatever JSON the service has for it."""
+
+    info: LoggedModelInfo = LoggedModelInfo()
+    data: object = None
+
+
+@frozen
+class LoggedModelOrder:
+    """One field to order logged models by."""
+
+    field_name: str
+    ascending: bool | None = None
+
+
+@frozen
+class LoggedModelPage:
+    """One page of a search for logged models."""
+
+    models: tuple[LoggedModel, ...] = ()
+    next_page_token: str | None = None
+
+    @property
+    def items(self) -> tuple[LoggedModel, ...]:
+        return self.models

@@ -1,0 +1,118 @@
+"""Registered models, and who may do what with them."""
+
+from typing import Literal
+
+from attrs import field, frozen
+
+from adp_async.entities._fields import Tag
+from adp_async.entities.model_versions import ModelVersion
+
+AssigneeType = Literal["USER", "ROLE", "GROUP"]
+Permission = Literal["READ", "MANAGE", "ADMIN"]
+PermissionOrder = Literal["timeCreated", "displayName"]
+SortOrder = Literal["ASC", "DESC"]
+
+
+@frozen
+class RegisteredModelTag(Tag):
+    """A tag of a registered model."""
+
+
+@frozen
+class RegisteredModelAlias:
+    """A name, such as ``champion``, that points to one version."""
+
+    alias: str = ""
+    version: str = ""
+
+
+@frozen
+class DeploymentSummary:
+    """How many deployments a model has."""
+
+    total_deployment: int
+    active_deployment: int
+
+
+@frozen
+class RegisteredModel:
+    """A named model with its versions.  Times are Unix milliseconds.
+
+    *latest_versions* holds the newest version of each stage.
+    """
+
+    name: str = ""
+    creation_timestamp: int | None = None
+    last_updated_timestamp: int | None = None
+    description: str | None = None
+    latest_versions: tuple[ModelVersion, ...] = ()
+    aliases: tuple[RegisteredModelAlias, ...] = ()
+    deployment_job_id: str | None = None
+    deployment_job_state: str | None = None
+    tags: tuple[RegisteredModelTag, ...] = ()
+    deployment_summary: DeploymentSummary | None = None
+
+
+@frozen
+class RegisteredModelPage:
+    """One page of a search for registered models."""
+
+    registered_models: tuple[RegisteredModel, ...]
+    next_page_token: str | None = None
+
+    @property
+    def items(self) -> tuple[RegisteredModel, ...]:
+        return self.registered_models
+
+
+@frozen
+class RegisteredModelSummary:
+    """Counts of a schema of the catalog: models, versions, deployments."""
+
+    registered_models_count: int
+    model_versions_count: int
+    model_deployments_count: int
+    active_deployment_count: int
+
+
+@frozen
+class PermissionAssignees:
+    """To whom a change of permissions applies: users, roles or groups, by name."""
+
+    type: AssigneeType
+    targets: tuple[str, ...] = field(converter=tuple[str, ...])
+
+
+@frozen
+class PermissionChange:
+    """Permissions to assign to, or to revoke from, some assignees."""
+
+    assignees: PermissionAssignees
+    permissions: tuple[Permission, ...] = field(converter=tuple[Permission, ...])
+
+
+@frozen
+class RegisteredModelPermission:
+    """What one grantee may do with a model, by itself or inherited from *resource_name*."""
+
+    grantee: str
+    grantee_type: str
+    grantee_permissions: tuple[str, ...]
+    grantee_name: str | None = None
+    is_inherited: bool | None = None
+    resource_name: str | None = None
+
+
+@frozen
+class PermissionPage:
+    """One page of a model's permissions; the token comes from the reply's ``opc-next-page``."""
+
+    items: tuple[RegisteredModelPermission, ...]
+    next_page_token: str | None = None
+
+
+@frozen
+class RegisteredModelReply:
+    """The envelope of a registered model; `adp_async.api` takes it off."""
+
+    registered_model: RegisteredModel

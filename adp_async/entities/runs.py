@@ -1,0 +1,190 @@
+"""Runs and what is logged into them: metrics, params, tags, datasets, models, artifacts."""
+
+import math
+from typing import Literal
+
+from attrs import field, frozen
+
+from adp_async.entities._fields import Tag, absent
+
+RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED", "INTERNAL_ERROR"]
+
+
+@frozen
+class Metric:
+    """One measured value of a run.
+
+    *timestamp* is when it was measured, in Unix milliseconds.  NaN and the infinities travel as
+    the strings the service spells them with.
+    """
+
+    key: str = field(metadata=absent(""))
+    value: float = field(converter=float, metadata=absent(math.nan))
+    timestamp: int = field(metadata=absent(0))
+    step: int = 0
+
+
+@frozen
+class Param:
+    """A parameter of a run: written once, always text."""
+
+    key: str = field(metadata=absent(""))
+    value: str = field(metadata=absent(""))
+
+
+@frozen
+class RunTag(Tag):
+    """A tag of a run."""
+
+
+@frozen
+class InputTag(Tag):
+    """A tag of a dataset as an input, such as ``mlflow.data.context``."""
+
+
+@frozen
+class Dataset:
+    """A reference to data: *digest* identifies the content, *source* says where it is.
+
+    *schema* and *profile* are text, as a rule JSON.
+    """
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str | None = None
+    profile: str | None = None
+
+
+@frozen
+class DatasetInput:
+    """A dataset that a run read."""
+
+    dataset: Dataset
+    tags: tuple[InputTag, ...] = field(default=(), converter=tuple[InputTag, ...])
+
+
+@frozen
+class ModelInput:
+    """A logged model that a run read."""
+
+    model_id: str
+
+
+@frozen
+class ModelOutput:
+    """A logged model that a run wrote, and at which step."""
+
+    model_id: str
+    step: int | None = None
+
+
+@frozen
+class RunInfo:
+    """What a run is, without what was logged.  Times are Unix milliseconds."""
+
+    run_id: str = ""
+    run_name: str | None = None
+    experiment_id: str = ""
+    status: str | None = None
+    start_time: int | None = None
+    end_time: int | None = None
+    artifact_uri: str | None = None
+    lifecycle_stage: str | None = None
+    run_uuid: str | None = None
+    user_id: str | None = None
+
+
+@frozen
+class RunData:
+    """What was logged into a run: of each metric the last value, the params, the tags."""
+
+    metrics: tuple[Metric, ...] = ()
+    params: tuple[Param, ...] = ()
+    tags: tuple[RunTag, ...] = ()
+
+
+@frozen
+class RunInputs:
+    """What a run read."""
+
+    dataset_inputs: tuple[DatasetInput, ...] = ()
+    model_inputs: tuple[ModelInput, ...] = ()
+
+
+@frozen
+class RunOutputs:
+    """What a run wrote."""
+
+    model_outputs: tuple[ModelOutput, ...] = ()
+
+
+@frozen
+class Run:
+    """A run as the service has it."""
+
+    info: RunInfo = RunInfo()
+    data: RunData = RunData()
+    inputs: RunInputs = RunInputs()
+    outputs: RunOutputs = RunOutputs()
+
+
+@frozen
+class RunPage:
+    """One page of a search for runs."""
+
+    runs: tuple[Run, ...]
+    next_page_token: str | None = None
+
+    @property
+    def items(self) -> tuple[Run, ...]:
+        return self.runs
+
+
+@frozen
+class MetricPage:
+    """One page of a metric's history."""
+
+    metrics: tuple[Metric, ...] = ()
+    next_page_token: str | None = None
+
+    @property
+    def items(self) -> tuple[Metric, ...]:
+        return self.metrics
+
+
+@frozen
+class FileInfo:
+    """An artifact: a file of *file_size* bytes, or a directory."""
+
+    path: str = ""
+    is_dir: bool = False
+    file_size: int | None = None
+
+
+@frozen
+class ArtifactPage:
+    """One page of a run's artifacts; *root_uri* is the directory their paths start from."""
+
+    root_uri: str | None = None
+    files: tuple[FileInfo, ...] = ()
+    next_page_token: str | None = None
+
+    @property
+    def items(self) -> tuple[FileInfo, ...]:
+        return self.files
+
+
+@frozen
+class RunReply:
+    """The envelope of a run; `adp_async.api` takes it off."""
+
+    run: Run
+
+
+@frozen
+class RunInfoReply:
+    """The envelope of a run's info; `adp_async.api` takes it off."""
+
+    run_info: RunInfo

@@ -1,0 +1,241 @@
+"""The error tree: what went wrong, by whose fault, and what the caller can do about it.
+
+An error knows whether asking again can help (`retriable`) and whether the request may have taken
+effect although no good reply came (`maybe_applied`).  Nothing else in the package looks at a
+status.  No message holds a record's value, a key, a token or a signature.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "AdpError",
+    "BadRequest",
+    "BufferFull",
+    "Closed",
+    "ConfigurationError",
+    "Conflict",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "DeliveryError",
+    "Forbidden",
+    "InvalidRecord",
+    "NotAuthenticated",
+    "NotFound",
+    "PayloadTooLarge",
+    "Rejection",
+    "RequestTimeout",
+    "ServiceError",
+    "ServiceFault",
+    "Throttled",
+    "UnreadableReply",
+]
+
+
+class AdpError(Exception):
+    """Base of every error this library raises."""
+
+    #: Asking again, later, can help.
+    retriable: bool = False
+    #: The request may have taken effect although no good reply came.
+    maybe_applied: bool = False
+
+
+class ConnectionFailed(AdpError):
+    """The request never left: no name, no route, connection refused, TLS refused."""
+
+    retriable = True
+
+
+class ConnectionLost(AdpError):
+    """The request left, and no whole reply came back."""
+
+    retriable = True
+    maybe_applied = True
+
+
+class RequestTimeout(ConnectionLost):
+    """No whole reply within the time an attempt, or the whole call, may take."""
+
+
+class ServiceError(AdpError):
+    """The service answered with an error.
+
+    *status* is the HTTP status, *code* the service's short error code ("" when it gave none),
+    *message* its sentence, *request_id* the ``opc-request-id`` to give to Oracle's support,
+    *operation* the API's name of the operation.
+    """
+
+    expected_status: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        status: int = 0,
+        code: str = "",
+        request_id: str = "",
+        operation: str = "",
+        retriable: bool | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        self.request_id = request_id
+        self.operation = operation
+        if retriable is not None:
+            self.retriable = retriable
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        what = f"{self.operation}: " if self.operation else ""
+        code = f" {self.code}" if self.code else ""
+        text = f": {self.message}" if self.message else ""
+        request = f" (opc-request-id {self.request_id})" if self.request_id else ""
+        return f"{what}{self.status}{code}{text}{request}"
+
+
+class BadRequest(ServiceError):
+    """400, and every 4xx that has no class of its own: the request as it stands is wrong."""
+
+
+class NotAuthenticated(ServiceError):
+    """401: signature, key, token or clock were not accepted.
+
+    *server_date* is the ``Date`` of the reply, which tells whether the clock is to blame.
+    """
+
+    server_date: str | None = None
+
+
+class Forbidden(ServiceError):
+    """403: known, but not allowed."""
+
+
+class NotFound(ServiceError):
+    """404: no such thing, or none that these credentials may see."""
+
+
+class Conflict(ServiceError):
+    """409: the resource is in another state than the request takes for granted."""
+
+
+class PayloadTooLarge(ServiceError):
+    """413: the body is larger than the service takes."""
+
+
+class Throttled(ServiceError):
+    """429: too many requests.  *retry_after* is what the service asked for, in seconds, or None."""
+
+    retriable = True
+    retry_after: float | None = None
+
+
+class ServiceFault(ServiceError):
+    """5xx: the service failed.  *retry_after* as for `Throttled`."""
+
+    retriable = True
+    maybe_applied = True
+    retry_after: float | None = None
+
+
+class UnreadableReply(AdpError):
+    """A 2xx reply whose body cannot be decoded; the operation did take effect."""
+
+    maybe_applied = True
+
+    def __init__(
+        self, message: str, *, status: int = 0, request_id: str = "", operation: str = ""
+    ) -> None:
+        self.status = status
+        self.request_id = request_id
+        self.operation = operation
+        super().__init__(message)
+
+
+@frozen
+class Rejection:
+    """One record the service refused for good, and why.
+
+    *kind* is ``"metric"``, ``"param"`` or ``"tag"``; *step* is None but for metrics.
+    """
+
+    run_id: str
+    kind: str
+    key: str
+    step: int | None
+    cause: AdpError = field(eq=False)
+
+    def __str__(self) -> str:
+        step = "" if self.step is None else f" at step {self.step}"
+        return f"{self.kind} {self.key!r}{step} of run {self.run_id}: {self.cause}"
+
+
+class DeliveryError(AdpError):
+    """Records that were accepted and will not arrive, or have not arrived when time ran out.
+
+    *rejections* names the refused records (at most the last 1,000 that are kept);
+    *rejected* and *undelivered* count them all.  *run_id*, *kind*, *key*, *step* and *cause*
+    are those of the first rejection, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        rejections: Sequence[Rejection] = (),
+        rejected: int = 0,
+        undelivered: int = 0,
+        run_id: str | None = None,
+        cause: AdpError | None = None,
+    ) -> None:
+        first = rejections[0] if rejections else None
+        self.rejections = tuple(rejections)
+        self.rejected = rejected or len(self.rejections)
+        self.undelivered = undelivered
+        self.run_id = first.run_id if first else run_id
+        self.kind = first.kind if first else None
+        self.key = first.key if first else None
+        self.step = first.step if first else None
+        self.cause = first.cause if first else cause
+        super().__init__(message)
+
+
+class BufferFull(AdpError):
+    """The memory bound is reached, and the caller must not be made to wait.
+
+    Raised by ``log_*`` on the event loop's own thread, or on another one after ``max_block``
+    seconds.  The record was not accepted.  ``await run.drain()`` waits for room.
+    """
+
+
+class InvalidRecord(AdpError, ValueError):
+    """A metric, param or tag that no service would take; raised by ``log_*`` at the call.
+
+    *run_id* and *key* name the culprit, *rule* says what it breaks.  Nothing of the call was
+    accepted.
+    """
+
+    def __init__(self, *, run_id: str, kind: str, key: object, rule: str) -> None:
+        self.run_id = run_id
+        self.kind = kind
+        self.key = key
+        self.rule = rule
+        shown = repr(key)
+        if len(shown) > 80:
+            shown = f"{shown[:77]}..."
+        super().__init__(f"{kind} {shown} of run {run_id}: {rule}")
+
+
+class ConfigurationError(AdpError):
+    """A setting is missing or wrong; names it, says where it was looked for, and the fix."""
+
+
+class Closed(AdpError):
+    """Used before it was entered, after it was left, in a forked child or on another loop."""

@@ -1,0 +1,419 @@
+"""The gateway: an HTTP server that behaves as the service does, in front of a `Backend`.
+
+In the order a request meets them: the signature (401), the platform and workspace (404), the
+operation (404), the quota (429), an injected fault, the retry token, the backend.  Everything a
+test may change while it runs is a plain attribute, and may be set from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+import socket
+import struct
+import time
+import uuid
+from collections import Counter
+from datetime import UTC, datetime
+from email.utils import formatdate
+from typing import TYPE_CHECKING, TypeVar
+
+from aiohttp import web
+from attrs import define, evolve, field
+from yarl import URL
+
+from adp_async.local.answers import Answer, Received, refusal
+from adp_async.local.faults import Effect, Fault, FaultScript, Injection
+from adp_async.local.quota import Quota, TokenBucket
+from adp_async.local.retry_tokens import InvalidatedRetryToken, RetryTokens
+from adp_async.local.routes import ROUTES, Place, Route, RouteTable, locate
+from adp_async.local.stand_in import ReceivedRun, StandIn
+from adp_async.local.verifier import Refused, Verifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from adp_async.local.answers import Backend
+
+__all__ = ["Counts", "Gateway"]
+
+T = TypeVar("T")
+
+_TABLE = RouteTable(ROUTES)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]+")
+#: The service's own bound is not published.
+_MAX_BODY_BYTES = 32 * 1024 * 1024
+#: So that what was written is read before the reset arrives, which would discard it.
+_BEFORE_RESET = 0.02
+
+
+@define(eq=False)
+class Counts:
+    """What came in since the start, or since `Gateway.reset_counts`."""
+
+    requests: int = 0
+    refused: int = 0
+    concurrent: int = 0
+    max_concurrent: int = 0
+    by_operation: Counter[str] = field(factory=Counter)
+    by_status: Counter[int] = field(factory=Counter)
+
+
+class Gateway:
+    """The service's face of the local platform.
+
+    Knobs: *quota* (None: no limit), *latency* in seconds before a request is served,
+    *clock_offset* in seconds added to the server's idea of the time, *deduplicate* by retry
+    token (on), *record* every request in *recorded* (off).
+    """
+
+    def __init__(
+        self, backend: Backend, verifier: Verifier, *, platform_id: str, workspace: str
+    ) -> None:
+        self.latency = 0.0
+        self.clock_offset = 0.0
+        self.deduplicate = True
+        self.record = False
+        self.recorded: list[Received] = []
+        self.faults = FaultScript()
+        self.counts = Counts()
+        self.port = 0
+        self.backend = backend
+        self.verifier = verifier
+        self._platform_id = platform_id
+        self._workspace = workspace
+        self._bucket: TokenBucket | None = None
+        self._tokens = RetryTokens()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._runner: web.ServerRunner | None = None
+        self._server: web.Server | None = None
+        self._site: web.TCPSite | None = None
+        self._closing = asyncio.Event()
+
+    # -- lifetime
+
+    async def start(self, port: int = 0) -> None:
+        """Listen on 127.0.0.1; *port* 0 takes a free one."""
+        self._loop = asyncio.get_running_loop()
+        self._server = web.Server(self._handle, access_log=None, auto_decompress=False)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
+        await self._runner.setup()
+        self.port = port
+        await self._listen()
+
+    async def close(self) -> None:
+        """Stop listening, let go of what hangs, close the backend."""
+        self._closing.set()
+        if self._runner is not None:
+            self._reset_connections()
+            await self._runner.cleanup()
+        await self.backend.close()
+
+    async def down(self) -> None:
+        """From now on a connection is refused, and those that are open are reset."""
+        await self._on_own_loop(self._go_down)
+
+    async def up(self) -> None:
+        """Listen again, on the same port."""
+        await self._on_own_loop(self._listen)
+
+    async def _listen(self) -> None:
+        if self._site is None and self._runner is not None:
+            site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+            await site.start()
+            self._site = site
+            self.port = self._runner.addresses[0][1]
+
+    async def _go_down(self) -> None:
+        site, self._site = self._site, None
+        if site is not None:
+            await site.stop()
+        self._reset_connections()
+
+    def _reset_connections(self) -> None:
+        connections = self._server.connections if self._server is not None else []
+        for connection in connections:
+            _reset(connection.transport)
+
+    async def _on_own_loop(self, action: Callable[[], Coroutine[None, None, T]]) -> T:
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return await action()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(action(), self._loop))
+
+    # -- what a test may ask and change
+
+    @property
+    def quota(self) -> Quota | None:
+        return self._bucket.quota if self._bucket else None
+
+    @quota.setter
+    def quota(self, quota: Quota | None) -> None:
+        self._bucket = TokenBucket(quota, now=time.monotonic()) if quota else None
+
+    def inject(
+        self,
+        fault: Fault,
+        *,
+        times: int | None = 1,
+        operation: str | Callable[[str], bool] | None = None,
+    ) -> Injection:
+        """Let *fault* hit the next *times* requests (None: every one) of *operation*.
+
+        *operation* is the API's name of one, or a predicate on it; None means any.  Only
+        requests with a good signature count; ``injection.hits`` says how many it has hit.
+        """
+        return self.faults.inject(fault, times=times, operation=operation)
+
+    def clear_faults(self) -> None:
+        self.faults.clear()
+
+    def received(self, run_id: str) -> ReceivedRun:
+        """What arrived for a run, exactly; only without MLflow."""
+        return self._stand_in().runs[run_id]
+
+    def add_run(self, run_id: str | None = None) -> str:
+        """Make a run without a request; only without MLflow."""
+        return self._stand_in().add_run(run_id)
+
+    def reset(self) -> None:
+        """Every knob as at the start, counts at zero; what is stored stays."""
+        self.quota = None
+        self.latency = self.clock_offset = 0.0
+        self.deduplicate = True
+        self.record = False
+        self.clear_faults()
+        self.reset_counts()
+
+    def reset_counts(self) -> None:
+        self.counts = Counts(concurrent=self.counts.concurrent)
+        self.recorded.clear()
+
+    @property
+    def requests(self) -> int:
+        return self.counts.requests
+
+    @property
+    def refused(self) -> int:
+        """Requests answered 429 by the quota."""
+        return self.counts.refused
+
+    @property
+    def by_operation(self) -> Counter[str]:
+        return self.counts.by_operation
+
+    @property
+    def max_concurrent(self) -> int:
+        return self.counts.max_concurrent
+
+    def time(self) -> float:
+        """Unix time by the platform's clock."""
+        return time.time() + self.clock_offset
+
+    def _stand_in(self) -> StandIn:
+        if not isinstance(self.backend, StandIn):
+            raise TypeError("this platform has a real MLflow: ask it through the API")
+        return self.backend
+
+    # -- one request
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        counts = self.counts
+        counts.requests += 1
+        counts.concurrent += 1
+        counts.max_concurrent = max(counts.max_concurrent, counts.concurrent)
+        try:
+            response = await self._answer(request)
+        finally:
+            counts.concurrent -= 1
+            self.counts.concurrent = counts.concurrent
+        counts.by_status[response.status] += 1
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (request.content_length or 0) > _MAX_BODY_BYTES:
+            return self._reply(request, refusal(413, "PayloadTooLarge", "the body is too large"))
+        place = locate(request.raw_path.partition("?")[0])
+        route = _TABLE.find(request.method, place) if place else None
+        received = await _receive(request, route)
+        if self.record:
+            self.recorded.append(received)
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        no = self._admission(received, place, route)
+        if no is not None or route is None:
+            return self._reply(request, no or _not_found())
+        return await self._serve(request, route, received)
+
+    def _admission(
+        self, received: Received, place: Place | None, route: Route | None
+    ) -> Answer | None:
+        """The refusal of a request that may not go further."""
+        refused = self._unauthenticated(received)
+        if refused is not None:
+            return refused
+        if place is None or route is None or not self._is_ours(place):
+            return _not_found()
+        self.counts.by_operation[route.operation] += 1
+        return self._malformed(received) or self._throttled()
+
+    def _unauthenticated(self, received: Received) -> Answer | None:
+        now = datetime.fromtimestamp(self.time(), UTC)
+        try:
+            self.verifier.verify(
+                received.method, received.raw_path, received.headers, received.body, now=now
+            )
+        except Refused as refused:
+            return refusal(401, "NotAuthenticated", str(refused))
+        return None
+
+    def _is_ours(self, place: Place) -> bool:
+        platform = URL.build(path=place.platform, encoded=True).path
+        workspace = place.workspace and URL.build(path=place.workspace, encoded=True).path
+        return platform == self._platform_id and workspace in (None, self._workspace)
+
+    def _malformed(self, received: Received) -> Answer | None:
+        request_id = received.headers.get("opc-request-id")
+        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+            return refusal(400, "InvalidParameter", "opc-request-id has illegal characters")
+        token = received.headers.get("opc-retry-token")
+        if token is not None and not 1 <= len(token) <= 64:
+            return refusal(400, "InvalidParameter", "opc-retry-token must have 1 to 64 characters")
+        return None
+
+    def _throttled(self) -> Answer | None:
+        if self._bucket is None or self._bucket.take(time.monotonic()):
+            return None
+        self.counts.refused += 1
+        headers = self._bucket.quota.headers(self.time())
+        return refusal(429, "TooManyRequests", "Too many requests for the user", headers)
+
+    async def _serve(
+        self, request: web.BaseRequest, route: Route, received: Received
+    ) -> web.StreamResponse:
+        fault = self.faults.take(route.operation)
+        if fault is None:
+            return self._reply(request, await self._once(route, received))
+        answer = await self._once(route, received) if fault.after_write else Answer(200)
+        return await self._spoilt(request, fault, answer)
+
+    async def _once(self, route: Route, received: Received) -> Answer:
+        token = received.headers.get("opc-retry-token")
+        if token is None or not self.deduplicate:
+            return await self.backend.answer(route, received)
+        path = received.raw_path.encode()
+        fingerprint = hashlib.sha256(path + b"\0" + received.body).digest()
+        try:
+            return await self._tokens.answer(
+                token, fingerprint, lambda: self.backend.answer(route, received), now=self.time()
+            )
+        except InvalidatedRetryToken:
+            message = "the retry token was used for another request"
+            return refusal(409, "InvalidatedRetryToken", message)
+
+    # -- replies
+
+    def _reply(self, request: web.BaseRequest, answer: Answer) -> web.Response:
+        headers = self._headers(request, answer)
+        return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+    def _headers(self, request: web.BaseRequest, answer: Answer) -> dict[str, str]:
+        ours = uuid.uuid4().hex.upper()
+        theirs = request.headers.get("opc-request-id", "")
+        request_id = f"{theirs}/{ours}" if _REQUEST_ID.fullmatch(theirs) else ours
+        headers = {
+            "content-type": "application/json",
+            "date": formatdate(self.time(), localtime=False, usegmt=True),
+            "opc-request-id": request_id,
+        }
+        if answer.status == 200:
+            headers["etag"] = hashlib.blake2b(answer.body, digest_size=16).hexdigest()
+        return headers | answer.headers
+
+    async def _spoilt(
+        self, request: web.BaseRequest, fault: Fault, answer: Answer
+    ) -> web.StreamResponse:
+        match fault.effect:
+            case Effect.REPLY:
+                answer = Answer(fault.status, fault.body, dict(fault.headers))
+            case Effect.TRUNCATE:
+                answer = evolve(answer, body=answer.body[: len(answer.body) // 2])
+            case Effect.DROP:
+                _reset(request.transport)
+            case Effect.HANG:
+                await self._hang(request)
+            case Effect.DRIP:
+                return await self._drip(request, answer, fault.seconds)
+            case Effect.CUT:
+                return await self._cut(request, answer, len(answer.body) // 2)
+            case Effect.RESET:
+                return await self._cut(request, answer, len(answer.body))
+        return self._reply(request, answer)
+
+    async def _hang(self, request: web.BaseRequest) -> None:
+        await self._pause(request, math.inf)
+        _reset(request.transport)
+
+    async def _drip(
+        self, request: web.BaseRequest, answer: Answer, seconds: float
+    ) -> web.StreamResponse:
+        response = await self._begin(request, answer)
+        for position in range(len(answer.body)):
+            await self._pause(request, seconds)
+            if self._is_gone(request):
+                break
+            await response.write(answer.body[position : position + 1])
+        return response
+
+    async def _cut(self, request: web.BaseRequest, answer: Answer, end: int) -> web.StreamResponse:
+        response = await self._begin(request, answer)
+        await response.write(answer.body[:end])
+        await asyncio.sleep(_BEFORE_RESET)
+        _reset(request.transport)
+        return response
+
+    async def _begin(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
+        response = web.StreamResponse(status=answer.status, headers=self._headers(request, answer))
+        response.content_length = len(answer.body)
+        await response.prepare(request)
+        return response
+
+    async def _pause(self, request: web.BaseRequest, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        # There is no event of "the client has gone" to wait for.
+        while not self._is_gone(request) and (left := end - time.monotonic()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(left, 0.02))
+
+    def _is_gone(self, request: web.BaseRequest) -> bool:
+        transport = request.transport
+        return self._closing.is_set() or transport is None or transport.is_closing()
+
+    def __repr__(self) -> str:
+        state = f"127.0.0.1:{self.port}" if self._site else "down"
+        return f"<Gateway {state} | {self.requests} requests | {self.refused} refused>"
+
+
+async def _receive(request: web.BaseRequest, route: Route | None) -> Received:
+    body = await request.content.read() if request.content_length else b""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        known = headers.get(name.lower())
+        headers[name.lower()] = value if known is None else f"{known}, {value}"
+    operation = route.operation if route else ""
+    return Received(request.method, request.raw_path, headers, body, operation)
+
+
+def _not_found() -> Answer:
+    message = "Authorization failed or requested resource not found."
+    return refusal(404, "NotAuthorizedOrNotFound", message)
+
+
+def _reset(transport: asyncio.Transport | asyncio.BaseTransport | None) -> None:
+    if not isinstance(transport, asyncio.Transport):
+        return
+    endpoint = transport.get_extra_info("socket")
+    if endpoint is not None:
+        # Closing with a linger of zero sends RST, as a proxy that dies does.
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

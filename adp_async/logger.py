@@ -1,0 +1,797 @@
+"""The background logger of a session: what ``log_*`` does at the call, and who waits for what.
+
+A call validates, coerces and stamps its records and leaves them in the `Inbox`, the one thing
+that threads share; `deque.append` is atomic, so the way in takes no lock.  Everything behind the
+inbox belongs to the event loop's thread.  ``inbox.gate`` is how many records may lie there before
+a caller has to look up: 0 while the sender sleeps (the first record wakes it), a batchful while it
+is awake, less when memory runs out, and -1 when nothing is accepted any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from attrs import define, field, frozen
+
+from adp_async._io.sender import Sender
+from adp_async._sansio.accumulator import Accumulator, delivery_error
+from adp_async._sansio.records import (
+    METRIC_COST,
+    SMALL_STEP,
+    GivenUp,
+    Metric,
+    Param,
+    Record,
+    RunTag,
+    cost_of,
+    valid_int64,
+    valid_key,
+    valid_text,
+    valid_value,
+)
+from adp_async._sansio.retry import RetryPolicy
+from adp_async.errors import AdpError, BufferFull, Closed, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
+    from typing import Literal
+
+    from adp_async._io.sender import Post
+    from adp_async._sansio.accumulator import Lane
+    from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
+    from adp_async._sansio.throttle import Throttle
+    from adp_async.errors import Rejection
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adp_async")
+
+#: Keys that are known to be good; beyond that many a key is checked at every call.
+KNOWN_KEYS: Final = 10_000
+#: `drain` waits until this share of ``buffer_limit`` is taken.
+HIGH_WATER: Final = 0.5
+#: Runs whose writers are kept although nothing of theirs waits.
+KEPT_WRITERS: Final = 4096
+
+Receipt = Record
+
+
+class Receipts(tuple[Record, ...]):
+    """The receipts of several records of one call; waiting for it waits for all of them."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        for receipt in self:
+            yield from receipt.__await__()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block this thread until the service has all of them.  See `Receipt.wait`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for receipt in self:
+            receipt.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    @property
+    def delivered(self) -> bool:
+        return all(receipt.delivered for receipt in self)
+
+    @property
+    def done(self) -> bool:
+        return all(receipt.done for receipt in self)
+
+    def __repr__(self) -> str:
+        done = sum(receipt.done for receipt in self)
+        return f"<Receipts {len(self)} records | {done} done>"
+
+
+@frozen
+class Stats:
+    """How much was logged, and what became of it.
+
+    *accepted* is the sum of *delivered*, *rejected*, *dropped*, *waiting*, *in_flight* and
+    *spooled*.  *rejected* counts by the class of the error.  *requests*, *retries* and
+    *throttled* (429s) count log-batch requests of the whole session.  *oldest*: seconds the
+    oldest record has waited, 0 when none does.
+    """
+
+    accepted: int = 0
+    delivered: int = 0
+    rejected: Mapping[str, int] = field(factory=dict)
+    dropped: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    spooled: int = 0
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
+    oldest: float = 0.0
+
+    @property
+    def undelivered(self) -> int:
+        """Records that are still on their way."""
+        return self.waiting + self.in_flight + self.spooled
+
+
+class Inbox(deque["AnyRecord"]):
+    """Records between their call and the event loop; how many may lie here is the *gate*."""
+
+    __slots__ = ("gate",)
+    gate: int
+
+
+class RunWriter:
+    """``log_*`` of one run: plain calls from any thread, O(1), never a wait for the network."""
+
+    def __init__(self, run_id: str, log: BatchLogger) -> None:
+        self._run_id = run_id
+        self._log = log
+        self._lane = log.accumulator.lane(run_id)
+        self._inbox = log.inbox
+        self._known = log.known_keys
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._run_id
+
+    def log_metric(
+        self, key: str, value: float, step: int = 0, timestamp: int | None = None
+    ) -> Receipt:
+        """Log one point of a metric; returns at once.
+
+        *value*: whatever ``float()`` takes; NaN and infinities are sent as the service spells
+        them.  *step*: an int64.  *timestamp*: Unix milliseconds, by default now.  Raises
+        `InvalidRecord` for a wrong key, value, step or timestamp, `BufferFull` when no memory is
+        left (see ``overflow``), and `Closed`.
+        """
+        # The short way, for what a training loop logs; anything else is looked at more closely.
+        if (
+            type(value) is float
+            and type(step) is int
+            and -SMALL_STEP < step < SMALL_STEP
+            and timestamp is None
+        ):
+            try:
+                record = Metric(self._known[key], value, time_ns() // 1_000_000, step, self._lane)
+            except (KeyError, TypeError):
+                record = self._metric(key, value, step, None)
+        else:
+            record = self._metric(key, value, step, timestamp)
+        inbox = self._inbox
+        inbox.append(record)
+        if len(inbox) > inbox.gate:
+            self._log.look_up((record,))
+        return record
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None
+    ) -> Receipts:
+        """Log several metrics at one *step* and time; see `log_metric`.
+
+        When one of them is invalid, none is taken.
+        """
+        if timestamp is None:
+            timestamp = time_ns() // 1_000_000
+        return self._accept(
+            [self._metric(key, value, step, timestamp) for key, value in metrics.items()]
+        )
+
+    def log_param(self, key: str, value: object) -> Receipt:
+        """Log a param: write-once, *value* written with ``str``, at most 6,000 characters.
+
+        The same value again is accepted by the service, another one is refused.  Errors as for
+        `log_metric`.
+        """
+        return self._accept([self._text(Param, "param", key, value)])[0]
+
+    def log_params(self, params: Mapping[str, object]) -> Receipts:
+        """Log several params; when one of them is invalid, none is taken."""
+        return self._accept(
+            [self._text(Param, "param", key, value) for key, value in params.items()]
+        )
+
+    def set_tag(self, key: str, value: object) -> Receipt:
+        """Set a tag: the last value wins; written with ``str``, at most 8,000 characters.
+
+        Errors as for `log_metric`.
+        """
+        return self._accept([self._text(RunTag, "tag", key, value)])[0]
+
+    def set_tags(self, tags: Mapping[str, object]) -> Receipts:
+        """Set several tags; when one of them is invalid, none is taken."""
+        return self._accept([self._text(RunTag, "tag", key, value) for key, value in tags.items()])
+
+    def _metric(self, key: str, value: object, step: object, timestamp: object) -> Metric:
+        run_id = self._run_id
+        key = self._key("metric", key)
+        value = valid_value(value, key=key, run_id=run_id)
+        step = valid_int64(step, what="step", key=key, run_id=run_id)
+        if timestamp is None:
+            timestamp = time_ns() // 1_000_000
+        timestamp = valid_int64(timestamp, what="timestamp", key=key, run_id=run_id)
+        return Metric(key, value, timestamp, step, self._lane)
+
+    def _text(
+        self, make: type[Param] | type[RunTag], kind: Kind, key: str, value: object
+    ) -> Param | RunTag:
+        key = self._key(kind, key)
+        limits = self._log.accumulator.limits
+        text = valid_text(value, kind=kind, key=key, run_id=self._run_id, limits=limits)
+        return make(key, text, self._lane)
+
+    def _key(self, kind: Kind, key: object) -> str:
+        known = self._known
+        try:
+            return known[key]  # type: ignore[index]
+        except (KeyError, TypeError):
+            limits = self._log.accumulator.limits
+            valid = valid_key(key, kind=kind, run_id=self._run_id, limits=limits)
+        if len(known) < KNOWN_KEYS:
+            known[valid] = valid
+        return valid
+
+    def _accept(self, records: Sequence[AnyRecord]) -> Receipts:
+        self._log.accept(records)
+        return Receipts(records)
+
+
+@define(eq=False)
+class _Flush:
+    """Somebody waits until every record of a lane before *until* has its end."""
+
+    until: int
+    done: asyncio.Future[None]
+
+
+@define(eq=False)
+class BatchLogger:
+    """Coalesces metrics, params and tags of many runs into few log-batch requests.
+
+    ``session.logger`` is the one of a session; its ``log_*`` take the run's id first and are
+    otherwise those of `Run`.
+    """
+
+    post: Post
+    run_is_gone: Callable[[str], Awaitable[bool]]
+    throttle: Throttle
+    limits: BatchLimits
+    linger: float = 1.0
+    max_in_flight: int = 4
+    buffer_limit: int = 256 * 1024 * 1024
+    max_block: float = 10.0
+    overflow: Literal["block", "drop"] = "block"
+    policy: RetryPolicy = field(factory=RetryPolicy)
+    accumulator: Accumulator = field(init=False)
+    inbox: Inbox = field(init=False)
+    known_keys: dict[str, str] = field(factory=dict, init=False)
+    dropped: int = field(default=0, init=False)
+    _sender: Sender = field(init=False)
+    _task: asyncio.Task[None] | None = field(default=None, init=False)
+    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
+    _thread: int = field(default=0, init=False)
+    _why_closed: str = field(default="it has not been opened", init=False)
+    _writers: dict[str, RunWriter] = field(factory=dict, init=False)
+    _receipts: dict[int, list[asyncio.Future[None]]] = field(factory=dict, init=False)
+    _flushes: dict[Lane, list[_Flush]] = field(factory=dict, init=False)
+    _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
+    _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _crash: Exception | None = field(default=None, init=False)
+    _looked_at: float = field(default=0.0, init=False)
+    #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
+    _text_cost: int = field(default=0, init=False)
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+    _room: threading.Condition = field(factory=threading.Condition, init=False)
+    _blocked: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.inbox = Inbox()
+        self.inbox.gate = -1
+        self.accumulator = Accumulator(
+            linger=self.linger,
+            limits=self.limits,
+            new_token=lambda: uuid.uuid4().hex,
+            board=self,
+        )
+        self._sender = Sender(
+            accumulator=self.accumulator,
+            throttle=self.throttle,
+            policy=self.policy,
+            post=self.post,
+            run_is_gone=self.run_is_gone,
+            take_in=self.take_in,
+            clock=time.monotonic,
+            max_in_flight=self.max_in_flight,
+        )
+
+    # ------------------------------------------------------------------ what callers use
+
+    def log_metric(
+        self, run_id: str, key: str, value: float, step: int = 0, timestamp: int | None = None
+    ) -> Receipt:
+        """`Run.log_metric` of the run *run_id*."""
+        return self.writer(run_id).log_metric(key, value, step, timestamp)
+
+    def log_metrics(
+        self, run_id: str, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None
+    ) -> Receipts:
+        """`Run.log_metrics` of the run *run_id*."""
+        return self.writer(run_id).log_metrics(metrics, step, timestamp)
+
+    def log_param(self, run_id: str, key: str, value: object) -> Receipt:
+        """`Run.log_param` of the run *run_id*."""
+        return self.writer(run_id).log_param(key, value)
+
+    def log_params(self, run_id: str, params: Mapping[str, object]) -> Receipts:
+        """`Run.log_params` of the run *run_id*."""
+        return self.writer(run_id).log_params(params)
+
+    def set_tag(self, run_id: str, key: str, value: object) -> Receipt:
+        """`Run.set_tag` of the run *run_id*."""
+        return self.writer(run_id).set_tag(key, value)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, object]) -> Receipts:
+        """`Run.set_tags` of the run *run_id*."""
+        return self.writer(run_id).set_tags(tags)
+
+    async def flush(self, run_id: str | None = None) -> None:
+        """Wait until the service has everything accepted so far, of one run or of all.
+
+        Doesn't linger.  Raises `DeliveryError` when records were refused that no flush has
+        reported yet.  There is no time limit: use ``asyncio.timeout``.
+        """
+        self.check_open()
+        now = time.monotonic()
+        self.take_in(now)
+        lanes = list(self.accumulator.lanes.values())
+        if run_id is not None:
+            lanes = [self.accumulator.lane(run_id)]
+        busy = [lane for lane in lanes if not lane.is_idle]
+        for lane in busy:
+            self.accumulator.urge(lane, now)
+        self._sender.wake()
+        await asyncio.gather(*map(self._flush, busy))
+        if self._crash is not None:
+            raise delivery_error([], undelivered=len(busy)) from self._crash
+        self._raise_refused(lanes)
+
+    async def drain(self) -> None:
+        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""
+        self.check_open()
+        self.take_in(time.monotonic())
+        if self._is_low():
+            await asyncio.sleep(0)
+            return
+        self._sender.wake()
+        done = asyncio.get_running_loop().create_future()
+        self._drains.append(done)
+        await done
+
+    def stats(self, run_id: str | None = None) -> Stats:
+        """Counts as of now, of one run or of all; from any thread."""
+        if run_id is not None:
+            return self._stats_of_run(run_id)
+        accumulator, sender = self.accumulator, self._sender
+        inbox = len(self.inbox)
+        rejected = dict(accumulator.rejected)
+        waiting = accumulator.waiting + inbox
+        settled = accumulator.delivered + sum(rejected.values())
+        return Stats(
+            accepted=settled + waiting + accumulator.in_flight + self.dropped,
+            delivered=accumulator.delivered,
+            rejected=rejected,
+            dropped=self.dropped,
+            waiting=waiting,
+            in_flight=accumulator.in_flight,
+            requests=sender.requests,
+            retries=sender.retries,
+            throttled=self.throttle.throttled,
+            oldest=self._oldest(list(accumulator.lanes.values())),
+        )
+
+    def _stats_of_run(self, run_id: str) -> Stats:
+        lane = self.accumulator.lane(run_id)
+        inbox = sum(record.place is lane for record in list(self.inbox))
+        in_flight = sum(span.open for span in lane.spans) - sum(
+            len(batch.records) for batch, _ in lane.sealed
+        )
+        waiting = lane.unsettled - in_flight + inbox
+        causes: dict[str, int] = {}
+        for rejection in list(lane.refused):
+            name = type(rejection.cause).__name__
+            causes[name] = causes.get(name, 0) + 1
+        return Stats(
+            accepted=lane.delivered + lane.refused_count + waiting + in_flight,
+            delivered=lane.delivered,
+            rejected=causes,
+            waiting=waiting,
+            in_flight=in_flight,
+            requests=self._sender.requests,
+            retries=self._sender.retries,
+            throttled=self.throttle.throttled,
+            oldest=self._oldest([lane]),
+        )
+
+    def _oldest(self, lanes: list[Lane]) -> float:
+        marks = [lane.marks[0][1] for lane in lanes if lane.marks]
+        return max(0.0, time.monotonic() - min(marks)) if marks else 0.0
+
+    def __repr__(self) -> str:
+        accumulator = self.accumulator
+        busy = sum(not lane.is_idle for lane in list(accumulator.lanes.values()))
+        parts = [
+            f"{busy} runs",
+            f"{accumulator.waiting + len(self.inbox)} waiting",
+            f"{accumulator.batches_in_flight} batches in flight",
+        ]
+        held = self.throttle.held_until - time.monotonic()
+        if held > 0:
+            parts.append(f"held {held:.0f} s")
+        if self._why_closed:
+            parts.append(f"closed: {self._why_closed}")
+        return f"<BatchLogger {' | '.join(parts)}>"
+
+    # ------------------------------------------------------------------ the way in
+
+    def writer(self, run_id: str) -> RunWriter:
+        """The ``log_*`` of one run."""
+        writer = self._writers.get(run_id)
+        if writer is None:
+            if not isinstance(run_id, str) or not run_id:
+                message = f"a run id is a str that is not empty, not {run_id!r:.80}"
+                raise ValueError(message)
+            if len(self._writers) >= KEPT_WRITERS:
+                self._forget_idle()
+            writer = self._writers[run_id] = RunWriter(run_id, self)
+        return writer
+
+    def _forget_idle(self) -> None:
+        if self.inbox or threading.get_ident() != self._thread:
+            return
+        lanes = self.accumulator.lanes
+        for run_id in [run_id for run_id, lane in lanes.items() if lane.is_idle]:
+            if not lanes[run_id].refused_count:
+                del lanes[run_id]
+                self._writers.pop(run_id, None)
+
+    def accept(self, records: Sequence[AnyRecord]) -> None:
+        """Take the records of one call, all or none."""
+        if not records:
+            return
+        extra = sum(map(cost_of, records)) - METRIC_COST * len(records)
+        inbox = self.inbox
+        if extra:
+            with self._lock:
+                self._text_cost += extra
+                inbox.extend(records)
+        else:
+            inbox.extend(records)
+        if len(inbox) > inbox.gate or self._text_cost > self.limits.body_bytes:
+            self.look_up(records)
+
+    def look_up(self, records: Sequence[AnyRecord]) -> None:
+        """The gate is reached: wake the sender, make room, or refuse *records*, the last ones."""
+        if self._why_closed:
+            self._withdraw(records, error := Closed(self._closed_message()))
+            raise error
+        if self._used() > self.buffer_limit:
+            self._overflow(records)
+        on_loop = threading.get_ident() == self._thread
+        self._open_gate(len(self.inbox) + self.limits.entities)
+        if on_loop:
+            self._sender.wake()
+        else:
+            self._call_loop(self._sender.wake)
+
+    def _call_loop(self, callback: Callable[[], object]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            self.shut("its event loop was closed without closing the session")
+
+    def _used(self) -> int:
+        return self.accumulator.cost + len(self.inbox) * METRIC_COST + self._text_cost
+
+    def _is_low(self) -> bool:
+        return self._used() <= HIGH_WATER * self.buffer_limit
+
+    def _open_gate(self, upto: int) -> None:
+        if not self._why_closed:
+            room = (self.buffer_limit - self.accumulator.cost - self._text_cost) // METRIC_COST
+            self.inbox.gate = max(0, min(upto, room))
+
+    def _overflow(self, records: Sequence[AnyRecord]) -> None:
+        if self.overflow == "drop" and all(type(record) is Metric for record in records):
+            error = BufferFull("the metric was dropped: the buffer is full (overflow='drop')")
+            self.dropped += self._withdraw(records, error)
+        elif threading.get_ident() == self._thread or not self._wait_for_room():
+            self._refuse(records)
+
+    def _refuse(self, records: Sequence[AnyRecord]) -> None:
+        message = (
+            f"{self.accumulator.unsettled + len(self.inbox)} records wait, which is all that "
+            f"buffer_limit={self.buffer_limit} bytes hold; `await run.drain()` waits for room"
+        )
+        error = BufferFull(message)
+        if self._withdraw(records, error):
+            raise error
+
+    def _wait_for_room(self) -> bool:
+        self._call_loop(self._sender.wake)
+        with self._room:
+            self._blocked += 1
+            try:
+                return self._room.wait_for(
+                    lambda: bool(self._why_closed) or self._used() <= self.buffer_limit,
+                    self.max_block,
+                )
+            finally:
+                self._blocked -= 1
+
+    def _withdraw(self, records: Sequence[AnyRecord], error: AdpError) -> int:
+        """Take back what still lies in the inbox; how many that were."""
+        with self._lock:
+            waiting = {id(record) for record in list(self.inbox)}
+            mine = [record for record in records if id(record) in waiting]
+            for record in mine:
+                self._text_cost -= cost_of(record) - METRIC_COST
+                record.place = GivenUp(error)
+        return len(mine)
+
+    def take_in(self, now: float) -> None:
+        """Move what lies in the inbox into the lanes.  For the loop's own thread."""
+        inbox = self.inbox
+        # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
+        was_asleep = inbox.gate == 0
+        if not self._why_closed:
+            inbox.gate = 0
+        if inbox:
+            # While the gate was open the records may have come at any time since the last look.
+            since = now if was_asleep else self._looked_at
+            self._move(since)
+        self._looked_at = now
+        if self.accumulator.unsettled:
+            self._open_gate(self.limits.entities - 1)
+
+    def _move(self, since: float) -> None:
+        with self._lock:
+            popleft = self.inbox.popleft
+            records = [popleft() for _ in range(len(self.inbox))]
+            self._text_cost = 0
+        self.accumulator.take_in(records, since)
+
+    # ------------------------------------------------------------------ who waits
+
+    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]:
+        """A record's `Receipt.__await__`."""
+        return self._wait(lane, record).__await__()
+
+    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None:
+        """A record's `Receipt.wait`."""
+        self.block_on(self._wait(lane, record), timeout)
+
+    def block_on(self, waiting: Coroutine[Any, Any, T], timeout: float | None) -> T:
+        """Let this thread wait for something that the event loop does."""
+        loop = self._loop
+        if loop is None or loop.is_closed() or threading.get_ident() == self._thread:
+            waiting.close()
+            message = self._closed_message() if loop is None or loop.is_closed() else _WOULD_BLOCK
+            raise Closed(message)
+        future = asyncio.run_coroutine_threadsafe(waiting, loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    async def _wait(self, lane: Lane, record: AnyRecord) -> None:
+        now = time.monotonic()
+        self.take_in(now)
+        if record.place is lane:
+            self.check_open()
+            self.accumulator.urge(lane, now)
+            self._sender.wake()
+            await self._settled_future(record)
+        record.place.wait_blocking(record, 0)
+
+    async def _settled_future(self, record: AnyRecord) -> None:
+        future = asyncio.get_running_loop().create_future()
+        futures = self._receipts.setdefault(id(record), [])
+        futures.append(future)
+        try:
+            await future
+        finally:
+            futures.remove(future)
+            if not futures:
+                self._receipts.pop(id(record), None)
+
+    async def _flush(self, lane: Lane) -> None:
+        flush = _Flush(lane.next_seq, asyncio.get_running_loop().create_future())
+        if lane.settled_until >= flush.until:
+            return
+        flushes = self._flushes.setdefault(lane, [])
+        flushes.append(flush)
+        try:
+            await flush.done
+        finally:
+            flushes.remove(flush)
+            if not flushes:
+                self._flushes.pop(lane, None)
+
+    def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+        """Records of *lane* have their end: tell those who wait for it."""
+        if self._receipts:
+            for record in records:
+                for future in self._receipts.get(id(record), ()):
+                    _resolve(future)
+        for flush in self._flushes.get(lane, ()):
+            if lane.settled_until >= flush.until:
+                _resolve(flush.done)
+        if self._drains and self._is_low():
+            drains, self._drains = self._drains, []
+            for future in drains:
+                _resolve(future)
+        if self._blocked and self._used() <= self.buffer_limit:
+            with self._room:
+                self._room.notify_all()
+        if not self.accumulator.unsettled:
+            self._all_settled.set()
+
+    def _raise_refused(self, lanes: Iterable[Lane]) -> None:
+        """Raise what was refused since the last time somebody was told."""
+        rejections: list[Rejection] = []
+        rejected = 0
+        for lane in lanes:
+            news = lane.refused_count - lane.reported
+            if news:
+                rejections.extend(list(lane.refused)[-news:])
+                rejected += news
+                lane.reported = lane.refused_count
+        if rejected:
+            raise delivery_error(rejections, rejected=rejected)
+
+    # ------------------------------------------------------------------ lifetime
+
+    def open(self) -> None:
+        """Start accepting and sending, in the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._why_closed = ""
+        self.inbox.gate = 0
+        self._task = asyncio.create_task(self._supervise(), name="adp_async sender")
+        _open_loggers.add(self)
+
+    async def _supervise(self) -> None:
+        try:
+            await self._sender.run()
+        except Exception as error:
+            logger.exception("the sender crashed; nothing is delivered any more")
+            self._crash = error
+            self.shut(f"its sender crashed with {type(error).__name__}")
+            self._abandon()
+            self._all_settled.set()
+
+    async def close(self, timeout: float) -> None:
+        """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
+
+        Raises `DeliveryError` when records were refused and nobody was told, or could not be
+        delivered in time.
+        """
+        if self._task is None:
+            return
+        task, self._task = self._task, None
+        self.shut("the session was left")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._deliver_all()
+        except TimeoutError:
+            logger.debug("time ran out while closing; %d left", self.accumulator.unsettled)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            left = self._abandon()
+            _open_loggers.discard(self)
+        self._raise_end(left)
+
+    async def _deliver_all(self) -> None:
+        now = time.monotonic()
+        self.take_in(now)
+        for lane in self.accumulator.lanes.values():
+            self.accumulator.urge(lane, now)
+        self._all_settled.clear()
+        self._sender.wake()
+        if self.accumulator.unsettled and self._crash is None:
+            await self._all_settled.wait()
+
+    def _raise_end(self, left: int) -> None:
+        lanes = self.accumulator.lanes.values()
+        try:
+            self._raise_refused(lanes)
+        except DeliveryError as refused:
+            if not left:
+                raise
+            raise delivery_error(
+                refused.rejections, rejected=refused.rejected, undelivered=left
+            ) from self._cause()
+        if left:
+            raise delivery_error([], undelivered=left) from self._cause()
+
+    def _cause(self) -> BaseException | None:
+        return self._crash or self._sender.trouble
+
+    def _abandon(self) -> int:
+        """Nothing is delivered any more: tell whoever waits; how many records that were."""
+        self.take_in(time.monotonic())
+        left = self.accumulator.unsettled
+        for lane, records in self.accumulator.abandon():
+            error = delivery_error([], undelivered=len(records), run_id=lane.run_id)
+            error.__cause__ = self._cause()
+            for record in records:
+                record.place = GivenUp(error)
+            self.settled(lane, records)
+        return left
+
+    def shut(self, why: str) -> None:
+        """Accept nothing more.  From any thread."""
+        self._why_closed = self._why_closed or why
+        self.inbox.gate = -1
+        with self._room:
+            self._room.notify_all()
+
+    def forked(self) -> None:
+        """In a forked child: everything here belongs to the parent, who will send it."""
+        # The parent's threads are gone, and one of them may have held a lock.
+        self._lock, self._room = threading.Lock(), threading.Condition()
+        self._why_closed = "it belongs to the parent process; open a session of this process's own"
+        self.inbox.clear()
+        self.inbox.gate = -1
+        self._loop = None
+
+    def check_open(self) -> None:
+        """Raise `Closed` unless this may be awaited here."""
+        if self._why_closed:
+            raise Closed(self._closed_message())
+        if asyncio.get_running_loop() is not self._loop:
+            message = "the session belongs to another event loop, the one it was opened in"
+            raise Closed(message)
+
+    def _closed_message(self) -> str:
+        return f"the session takes no records: {self._why_closed}"
+
+
+_WOULD_BLOCK = "waiting here would block the event loop; use `await` in its place"
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+_open_loggers: weakref.WeakSet[BatchLogger] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for each in list(_open_loggers):
+        each.forked()
+    _open_loggers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

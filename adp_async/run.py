@@ -1,0 +1,282 @@
+"""One run's handle: log into it, flush, finish."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import anyio
+
+from adp_async._sansio.records import BatchLimits, valid_key, valid_text
+from adp_async.entities.runs import RunTag
+from adp_async.errors import AdpError, DeliveryError
+from adp_async.logger import RunWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+    from types import TracebackType
+
+    from adp_async.api.runs import Runs
+    from adp_async.entities.runs import DatasetInput, RunStatus
+    from adp_async.logger import BatchLogger, Stats
+    from adp_async.settings import Settings
+
+logger = logging.getLogger("adp_async")
+
+EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Host(Protocol):
+    """What a run needs of its session."""
+
+    logger: BatchLogger
+    runs: Runs
+
+    @property
+    def settings(self) -> Settings: ...
+
+    async def experiment_id_of(self, name: str) -> str: ...
+
+
+class Run(RunWriter):
+    """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
+
+    *run_id*; *run_name* and *experiment_id* are None for an attached run, which doesn't ask.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        session: Host,
+        *,
+        run_name: str | None = None,
+        experiment_id: str | None = None,
+    ) -> None:
+        super().__init__(run_id, session.logger)
+        self._session = session
+        self.run_name = run_name
+        self.experiment_id = experiment_id
+        #: The status this handle has given the run, or None.
+        self.status: RunStatus | None = None
+
+    async def flush(self) -> None:
+        """Wait until the service has everything logged into this run so far.
+
+        Doesn't linger.  Raises `DeliveryError` naming what was refused and not yet reported.
+        There is no time limit: use ``asyncio.timeout``.
+        """
+        await self._log.flush(self.run_id)
+
+    async def drain(self) -> None:
+        """Wait until the session's buffer is below its high-water mark."""
+        await self._log.drain()
+
+    async def finish(self, status: RunStatus = "FINISHED") -> None:
+        """Flush, then give the run its *status* and end time.
+
+        Raises `DeliveryError` when records were refused; the status is set all the same.
+        """
+        try:
+            await self.flush()
+        finally:
+            await self._end(status)
+
+    async def _end(self, status: RunStatus) -> None:
+        end_time = time.time_ns() // 1_000_000
+        await self._session.runs.update(self.run_id, status=status, end_time=end_time)
+        self.status = status
+
+    async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
+        """Say which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
+        await self._session.runs.log_inputs(self.run_id, dataset_inputs=dataset_inputs)
+
+    def stats(self) -> Stats:
+        """Counts of this run as of now; from any thread."""
+        return self._log.stats(self.run_id)
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Flush and end the run, within ``close_timeout``; what leaving ``start_run`` does."""
+        timeout = self._session.settings.close_timeout
+        failures: list[AdpError] = []
+        with anyio.CancelScope(shield=True):
+            deadline = time.monotonic() + timeout
+            # The status is worth a part of the time, also when the flush needs all it can get.
+            await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
+            if self.status is None:
+                left = max(deadline - time.monotonic(), 0.1 * timeout)
+                await _within(left, self._end(status_of(error)), self._not_ended, failures)
+        _tell(error, failures)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        timeout = self._session.settings.close_timeout
+        failures: list[AdpError] = []
+        with anyio.CancelScope(shield=True):
+            await _within(timeout, self.flush(), self._undelivered, failures)
+        _tell(error, failures)
+
+    def _undelivered(self) -> DeliveryError:
+        left = self.stats().undelivered
+        message = f"run {self.run_id}: {left} records are not delivered yet; the session goes on"
+        return DeliveryError(message, undelivered=left, run_id=self.run_id)
+
+    def _not_ended(self) -> DeliveryError:
+        message = f"run {self.run_id}: its status could not be set in time"
+        return DeliveryError(message, run_id=self.run_id)
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        name = f" {self.run_name!r}" if self.run_name else ""
+        status = f"{self.status} | " if self.status else ""
+        return (
+            f"<Run {self.run_id}{name} | {status}{stats.delivered} delivered | "
+            f"{stats.undelivered} waiting | {sum(stats.rejected.values())} rejected>"
+        )
+
+    def _repr_html_(self) -> str:
+        stats = self.stats()
+        rows = {
+            "run": self.run_id,
+            "name": self.run_name or "",
+            "status": self.status or "RUNNING",
+            "delivered": stats.delivered,
+            "waiting": stats.undelivered,
+            "rejected": sum(stats.rejected.values()),
+        }
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+            for name, value in rows.items()
+        )
+        return f"<table>{cells}</table>"
+
+
+class StartedRun:
+    """What ``session.start_run`` returns: awaited or entered, it creates the run."""
+
+    def __init__(
+        self,
+        session: Host,
+        *,
+        experiment: str | None,
+        experiment_id: str | None,
+        run_name: str | None,
+        params: Mapping[str, object],
+        tags: Mapping[str, object],
+    ) -> None:
+        if experiment is not None and experiment_id is not None:
+            raise TypeError("give an experiment's name or its id, not both")
+        self._session = session
+        self._experiment = experiment
+        self._experiment_id = experiment_id
+        self._run_name = run_name
+        self._params = params
+        self._tags = _checked(run_name, params, tags, session.logger.accumulator.limits)
+        self._run: Run | None = None
+
+    def __await__(self) -> Generator[Any, None, Run]:
+        return self._create().__await__()
+
+    async def _create(self) -> Run:
+        session = self._session
+        experiment_id = self._experiment_id
+        if self._experiment is not None:
+            experiment_id = await session.experiment_id_of(self._experiment)
+        created = await session.runs.create(
+            experiment_id=experiment_id,
+            run_name=self._run_name,
+            start_time=time.time_ns() // 1_000_000,
+            tags=self._tags,
+        )
+        info = created.info
+        if info is None or not info.run_id:
+            raise AdpError("the service created a run and did not say its id")
+        run = Run(info.run_id, session, run_name=info.run_name, experiment_id=info.experiment_id)
+        if self._params:
+            run.log_params(self._params)
+        return run
+
+    async def __aenter__(self) -> Run:
+        self._run = await self._create()
+        return self._run
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._run is not None
+        await self._run.leave(error)
+
+
+def _checked(
+    run_name: str | None,
+    params: Mapping[str, object],
+    tags: Mapping[str, object],
+    limits: BatchLimits,
+) -> list[RunTag]:
+    """The tags as they are sent; raises `InvalidRecord` before anything is created."""
+    run_id = f"{run_name!r} (not yet created)"
+    for key, value in params.items():
+        valid_key(key, kind="param", run_id=run_id, limits=limits)
+        valid_text(value, kind="param", key=key, run_id=run_id, limits=limits)
+    return [
+        RunTag(
+            valid_key(key, kind="tag", run_id=run_id, limits=limits),
+            valid_text(value, kind="tag", key=key, run_id=run_id, limits=limits),
+        )
+        for key, value in tags.items()
+    ]
+
+
+def status_of(error: BaseException | None) -> EndStatus:
+    """How a run ends whose body ended with *error*."""
+    if error is None:
+        return "FINISHED"
+    if isinstance(error, SystemExit):
+        return "FINISHED" if error.code in (None, 0) else "FAILED"
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
+
+
+async def _within(
+    timeout: float,
+    doing: Coroutine[Any, Any, None],
+    too_late: Callable[[], DeliveryError],
+    failures: list[AdpError],
+) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await doing
+    except TimeoutError:
+        failures.append(too_late())
+    except AdpError as error:
+        failures.append(error)
+
+
+def _tell(error: BaseException | None, failures: list[AdpError]) -> None:
+    """Raise the first of *failures*, or say them behind the caller's own *error*."""
+    if error is None and failures:
+        first, *others = failures
+        for other in others:
+            first.add_note(f"also: {other}")
+        raise first
+    for failure in failures:
+        assert error is not None
+        tell_behind(error, failure)
+
+
+def tell_behind(error: BaseException, failure: AdpError) -> None:
+    """Say *failure* behind the caller's own *error*, which comes out bare."""
+    logger.warning("%s", failure)
+    error.add_note(f"adp_async: {type(failure).__name__}: {failure}")

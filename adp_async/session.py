@@ -1,0 +1,452 @@
+"""A session: its lifetime, and one signed call with its retries.
+
+Everything that leaves goes through `Session._attempt`, which is steps 1 to 4 of the drawing in
+`adp_async._sansio`: wait for the turn that all calls share, sign, send, read.  A direct call
+repeats that under the `RetryPolicy`; a batch of the logger is one attempt, and the sender decides
+what is next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+
+import anyio
+from attrs import define, field
+
+from adp_async._io.transport import AiohttpTransport
+from adp_async._sansio.codec import decode, encode
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
+from adp_async._sansio.messages import Request
+from adp_async._sansio.records import BatchLimits
+from adp_async._sansio.replies import read_reply
+from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
+from adp_async._sansio.throttle import Throttle
+from adp_async._sansio.verdicts import is_about_the_run
+from adp_async.api.experiments import Experiments
+from adp_async.api.logged_models import LoggedModels
+from adp_async.api.model_versions import ModelVersions
+from adp_async.api.registered_models import RegisteredModels
+from adp_async.api.runs import Runs
+from adp_async.auth import Authenticator
+from adp_async.entities.runs import Run as RunEntity
+from adp_async.errors import (
+    AdpError,
+    Closed,
+    NotAuthenticated,
+    NotFound,
+    RequestTimeout,
+    Throttled,
+)
+from adp_async.logger import BatchLogger
+from adp_async.run import Run, StartedRun, tell_behind
+from adp_async.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from adp_async._sansio.endpoints import Endpoint
+    from adp_async._sansio.messages import Reply
+    from adp_async.api._family import CallOptions
+    from adp_async.api.deployments import Deployments
+    from adp_async.settings import Knobs
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adp_async")
+
+
+class Session:
+    """A client of one AI Data Platform and workspace.
+
+    ``async with Session() as session`` takes its settings from the arguments, the environment and
+    OCI's config file; see `Settings` for every knob.  Nothing blocks here: the signer is loaded
+    and the connections are opened on entering (or by `open`), which may raise
+    `ConfigurationError`.
+
+    *runs*, *experiments*, *registered_models*, *model_versions*, *logged_models* and
+    *deployments* are the operations of the service; *logger* is the background logger; `call` is
+    the door for an operation that this library doesn't know yet.
+    """
+
+    def __init__(
+        self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
+    ) -> None:
+        given: dict[str, object] = {"platform_id": platform_id, "workspace": workspace, **knobs}
+        self._given = given
+        self._settings = settings = Settings.resolve(given)
+        self._auth = Authenticator(settings.auth)
+        self._transport = AiohttpTransport(
+            connect_timeout=settings.connect_timeout,
+            timeout=settings.timeout,
+            limit=settings.max_connections,
+        )
+        self._throttle = Throttle(settings.retry)
+        self._state = "it has not been entered"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._experiment_ids: dict[str, str] = {}
+        self._log_batch_url = ""
+        self.logger = BatchLogger(
+            post=self._post_batch,
+            run_is_gone=self._run_is_gone,
+            throttle=self._throttle,
+            limits=BatchLimits(),
+            linger=settings.linger,
+            max_in_flight=settings.max_in_flight,
+            buffer_limit=settings.buffer_limit,
+            max_block=settings.max_block,
+            overflow=settings.overflow,
+            policy=settings.retry,
+        )
+        self.runs = Runs(self)
+        self.experiments = Experiments(self)
+        self.registered_models = RegisteredModels(self)
+        self.model_versions = ModelVersions(self)
+        self.logged_models = LoggedModels(self)
+
+    @cached_property
+    def deployments(self) -> Deployments:
+        """Model deployments, their activities, logs and inferences."""
+        # Imported at first use: its classes would cost every import a fifth of its time.
+        from adp_async.api.deployments import Deployments
+
+        return Deployments(self)
+
+    @property
+    def settings(self) -> Settings:
+        """What the session works with; the endpoint of a region is known once it is open."""
+        return self._settings
+
+    def __repr__(self) -> str:
+        where = self._settings.endpoint or self._settings.region or "region of the credentials"
+        state = f"closed: {self._state}" if self._state else repr(self.logger).strip("<>")
+        return f"<Session {where} workspace {self._settings.workspace} | {state}>"
+
+    # ------------------------------------------------------------------ lifetime
+
+    async def open(self) -> Self:
+        """Load the signer and open the pool; what entering does.  Raises `ConfigurationError`."""
+        if self._loop is not None:
+            if self._state:
+                raise Closed(f"a session is opened once; {self._state}")
+            self._check_open()
+            return self
+        await self._auth.open()
+        try:
+            settings = self._settings
+            self._settings = await self._auth.run(settings.complete, self._auth.region)
+            await self._transport.open()
+        except BaseException:
+            await self._auth.close()
+            raise
+        self._loop = asyncio.get_running_loop()
+        self._state = ""
+        self.logger.open()
+        return self
+
+    async def close(self) -> None:
+        """Deliver what waits, for at most ``close_timeout`` seconds; what leaving does.
+
+        Raises `DeliveryError` when records were refused and nobody was told, or could not be
+        delivered in time.
+        """
+        if self._loop is None or self._state:
+            return
+        self._check_open()
+        # Being cancelled was the reason to come here; it must not keep us from tidying up.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.logger.close(self._settings.close_timeout)
+            finally:
+                self._state = "it was left"
+                await self._transport.close()
+                await self._auth.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
+        except AdpError as failure:
+            if error is None:
+                raise
+            tell_behind(error, failure)
+
+    def _check_open(self) -> None:
+        if self._state:
+            raise Closed(f"the session cannot be used: {self._state}")
+        self.logger.check_open()
+
+    # ------------------------------------------------------------------ runs
+
+    def start_run(
+        self,
+        experiment: str | None = None,
+        *,
+        experiment_id: str | None = None,
+        run_name: str | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+    ) -> StartedRun:
+        """Create a run: ``async with session.start_run(...) as run`` or ``run = await ...``.
+
+        *experiment* is found by its name, or created; without it and *experiment_id* the service
+        chooses its default.  Entered, the run ends with the body: FINISHED, FAILED when it
+        raised, KILLED when it was cancelled or interrupted.  Awaited, that is left to
+        `Run.finish`.  Raises `InvalidRecord` for *params* or *tags* before anything is created.
+        """
+        return StartedRun(
+            self,
+            experiment=experiment,
+            experiment_id=experiment_id,
+            run_name=run_name,
+            params=dict(params or {}),
+            tags=dict(tags or {}),
+        )
+
+    def attach_run(self, run_id: str) -> Run:
+        """A handle of a run that exists, without a request.
+
+        As a context manager it flushes and leaves the run's status alone.
+        """
+        return Run(run_id, self)
+
+    async def experiment_id_of(self, name: str) -> str:
+        """The id of the experiment called *name*, which is created unless it exists."""
+        known = self._experiment_ids.get(name)
+        if known is None:
+            known = self._experiment_ids[name] = await self._find_or_create(name)
+        return known
+
+    async def _find_or_create(self, name: str) -> str:
+        try:
+            return (await self.experiments.get_by_name(name)).experiment_id
+        except NotFound:
+            logger.debug("there is no experiment of that name yet")
+        try:
+            return await self.experiments.create(name)
+        except AdpError as refused:
+            # Somebody else may have created it in between.
+            try:
+                return (await self.experiments.get_by_name(name)).experiment_id
+            except NotFound:
+                raise refused from None
+
+    # ------------------------------------------------------------------ calls
+
+    @overload
+    async def call(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] = ...,
+        query: Mapping[str, object] = ...,
+        body: object = ...,
+        returning: type[T],
+        **options: Unpack[CallOptions],
+    ) -> T: ...
+
+    @overload
+    async def call(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] = ...,
+        query: Mapping[str, object] = ...,
+        body: object = ...,
+        returning: None = None,
+        **options: Unpack[CallOptions],
+    ) -> object: ...
+
+    async def call(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        returning: type[Any] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Any:
+        """One operation: signed, sent, tried again as its row allows, and its reply decoded.
+
+        *path* and *query* go into the URL, quoted; *body* is JSON, or bytes as they are.
+        *returning* is the class to read the reply as; without it plain JSON comes back, and None
+        for an empty reply.  Raises the error that the status means, `ConnectionFailed` and
+        `ConnectionLost`, `RequestTimeout` after *timeout* seconds (``call_timeout``), and
+        `UnreadableReply`.
+        """
+        reply = await self.fetch(endpoint, path=path, query=query, body=body, **options)
+        return decode(reply.body, returning or object, reply=reply, operation=endpoint.operation)
+
+    async def fetch(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """As `call`, but the reply as it came: status, headers and body."""
+        self._check_open()
+        request = self._request(endpoint, path or {}, query or {}, body, options)
+        timeout = options.get("timeout", self._settings.call_timeout)
+        call = _Call(endpoint, timeout, deadline=time.monotonic() + timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._persist(request, call)
+        except TimeoutError:
+            raise call.timed_out() from call.last_error
+        if on_reply := options.get("on_reply"):
+            on_reply(reply)
+        return reply
+
+    async def _persist(self, request: Request, call: _Call) -> Reply:
+        """Try until it works, or until trying again makes no sense."""
+        attempts = 0
+        while True:
+            try:
+                return await self._attempt(request)
+            except AdpError as error:
+                call.last_error = error
+                attempts += not isinstance(error, Throttled)  # time alone limits those
+                if not call.may_try_again(error, attempts, self._settings.retry.max_attempts):
+                    raise
+                wait = self._wait_after(error, attempts)
+                if time.monotonic() + wait > call.deadline:
+                    raise
+                logger.debug("%s: attempt %d: %s", request.operation, attempts, error)
+            await asyncio.sleep(wait)
+
+    def _wait_after(self, error: AdpError, attempts: int) -> float:
+        if isinstance(error, Throttled):
+            return self._throttle.delay(time.monotonic())
+        retry_after = getattr(error, "retry_after", None) or 0.0
+        policy = self._settings.retry
+        return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
+
+    async def _attempt(self, request: Request) -> Reply:
+        """One attempt; after a 401 that a refresh or the right time can mend, a second one."""
+        generation = self._auth.generation
+        try:
+            return await self._exchange(request)
+        except NotAuthenticated as error:
+            date = getattr(error, "server_date", None)
+            if not await self._auth.recover(error, generation=generation, server_date=date):
+                raise
+        return await self._exchange(request)
+
+    async def _exchange(self, request: Request) -> Reply:
+        throttle = self._throttle
+        while (delay := throttle.delay(time.monotonic())) > 0.0:  # noqa: ASYNC110 - time, no event
+            await asyncio.sleep(delay)
+        departed = time.monotonic()
+        throttle.depart(departed)
+        signed = await self._auth.sign(request)  # every attempt: the date is signed too
+        reply = await self._transport.send(signed)
+        try:
+            read_reply(reply, request.operation)
+        except Throttled as error:
+            throttle.refused(
+                departed=departed,
+                now=time.monotonic(),
+                jitter=random.random(),  # noqa: S311
+                retry_after=error.retry_after,
+            )
+            raise
+        except NotAuthenticated as error:
+            error.server_date = reply.headers.get("date")
+            raise
+        throttle.succeeded(time.monotonic())
+        return reply
+
+    def _request(
+        self,
+        endpoint: Endpoint,
+        path: Mapping[str, str],
+        query: Mapping[str, object],
+        body: object,
+        options: CallOptions,
+    ) -> Request:
+        settings = self._settings
+        url = url_of(
+            endpoint, settings.base_url, settings.platform_id, settings.workspace, path, query
+        )
+        payload = None
+        if body is not None or endpoint.method != "GET":
+            payload = body if isinstance(body, bytes) else encode({} if body is None else body)
+        headers = _headers(endpoint, options, has_body=payload is not None)
+        return Request(endpoint.method, url, headers, payload, endpoint.operation)
+
+    # ------------------------------------------------------------------ what the sender needs
+
+    async def _post_batch(self, body: bytes, retry_token: str) -> None:
+        if not self._log_batch_url:
+            self._log_batch_url = self._request(LOG_BATCH, {}, {}, b"", {}).url
+        headers = {
+            "accept": "application/json",
+            "content-type": "application/json",
+            "opc-request-id": uuid.uuid4().hex,
+            "opc-retry-token": retry_token,
+        }
+        url, operation = self._log_batch_url, LOG_BATCH.operation
+        await self._attempt(Request("POST", url, headers, body, operation))
+
+    async def _run_is_gone(self, run_id: str) -> bool:
+        """Whether the run takes no records at all: deleted, or not there."""
+        request = self._request(GET_RUN, {}, {"run_id": run_id}, None, {})
+        try:
+            reply = await self._attempt(request)
+        except NotFound as error:
+            return is_about_the_run(error, run_id)
+        found = decode(reply.body, dict[str, RunEntity], reply=reply)
+        info = found["run"].info
+        return info is not None and info.lifecycle_stage == "deleted"
+
+
+@define
+class _Call:
+    """One direct call: what bounds it and what has gone wrong so far."""
+
+    endpoint: Endpoint
+    timeout: float
+    deadline: float
+    last_error: AdpError | None = field(default=None, init=False)
+
+    def may_try_again(self, error: AdpError, attempts: int, max_attempts: int) -> bool:
+        if not error.retriable or attempts >= max_attempts:
+            return False
+        return self.endpoint.may_be_resent or not error.maybe_applied
+
+    def timed_out(self) -> RequestTimeout:
+        after = f", after {self.last_error}" if self.last_error else ""
+        operation = self.endpoint.operation
+        return RequestTimeout(f"{operation}: no reply within {self.timeout:g} s{after}")
+
+
+def _headers(endpoint: Endpoint, options: CallOptions, *, has_body: bool) -> dict[str, str]:
+    headers = {"accept": "application/json"}
+    if has_body:
+        headers["content-type"] = "application/json"
+    headers["opc-request-id"] = check_request_id(options.get("request_id") or uuid.uuid4().hex)
+    if "retry_token" in options and not endpoint.takes_retry_token:
+        raise ValueError(f"{endpoint.operation} takes no retry token")
+    if endpoint.takes_retry_token:
+        token = options.get("retry_token") or uuid.uuid4().hex
+        headers["opc-retry-token"] = check_retry_token(token)
+    if "principal" in options:
+        headers["dh-user-principal"] = check_principal(options["principal"])
+    return headers

@@ -1,0 +1,172 @@
+"""The platforms that tests run against, and a client that signs with Oracle's own signer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import msgspec
+import pytest
+from attrs import define, field, frozen
+from yarl import URL
+
+from adp_async.local import LocalPlatform
+from adp_async.local.identity import generate_key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    from adp_async.local import Gateway
+
+
+@contextmanager
+def in_background(platform: LocalPlatform) -> Iterator[LocalPlatform]:
+    """Run *platform* in a thread and loop of its own: tests have a loop each."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="local-platform", daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(platform.start(), loop).result()
+        try:
+            yield platform
+        finally:
+            asyncio.run_coroutine_threadsafe(platform.close(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def api_key() -> RSAPrivateKey:
+    """One key for all platforms of the run, since making one takes its time."""
+    return generate_key()
+
+
+@pytest.fixture(scope="session")
+def platform(api_key: RSAPrivateKey) -> Iterator[LocalPlatform]:
+    """A platform with a real MLflow, started once, in a thread of its own."""
+    with in_background(LocalPlatform(key=api_key)) as platform:
+        yield platform
+
+
+@pytest.fixture
+def gateway(platform: LocalPlatform) -> Iterator[Gateway]:
+    """The gateway of `platform`; its knobs are put back after the test."""
+    platform.gateway.reset()
+    yield platform.gateway
+    platform.gateway.reset()
+
+
+@pytest.fixture
+async def bare_platform(api_key: RSAPrivateKey, tmp_path: Path) -> AsyncIterator[LocalPlatform]:
+    """A platform without MLflow on the test's own loop: starts at once, for faults and time."""
+    async with LocalPlatform(tmp_path / "platform", mlflow=False, key=api_key) as platform:
+        yield platform
+
+
+@frozen
+class SignedReply:
+    """Status, headers and JSON of a reply."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def code(self) -> str:
+        return str(self.json["code"])
+
+
+@define(slots=False)
+class _Signable:
+    """What an OCI signer reads, and where it writes."""
+
+    method: str
+    url: str
+    path_url: str
+    headers: dict[str, str]
+    body: bytes | None = None
+
+
+@define
+class SignedClient:
+    """Sends requests signed by ``oci.signer.Signer``, independently of our own session."""
+
+    platform: LocalPlatform
+    http: aiohttp.ClientSession
+    signer: Any = field(repr=False)
+
+    def url(self, path: str, *, workspace: bool = True, platform_id: str = "") -> str:
+        base = f"{self.platform.endpoint}/20260430/aiDataPlatforms"
+        scope = f"/workspaces/{self.platform.workspace}" if workspace else ""
+        return f"{base}/{platform_id or self.platform.platform_id}{scope}/mlops/api/2.0/{path}"
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        workspace: bool = True,
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> SignedReply:
+        content = None
+        if method == "POST":
+            content = body if isinstance(body, bytes) else msgspec.json.encode(body or {})
+        url = self.url(path, workspace=workspace, **options)
+        signed = self.sign(method, url, content, headers or {})
+        return await self.send(method, url, content, signed)
+
+    def sign(
+        self, method: str, url: str, body: bytes | None, headers: dict[str, str]
+    ) -> dict[str, str]:
+        raw = URL(url, encoded=True)
+        headers = {"host": f"{raw.host}:{raw.port}", **headers}
+        if body is not None:
+            headers |= {"content-type": "application/json", "content-length": str(len(body))}
+        signable = _Signable(method, url, raw.raw_path_qs, headers, body)
+        self.signer(signable)
+        return signable.headers
+
+    async def send(
+        self, method: str, url: str, body: bytes | None, headers: dict[str, str]
+    ) -> SignedReply:
+        address = URL(url, encoded=True)
+        async with self.http.request(method, address, data=body, headers=headers) as response:
+            names = {name.lower(): value for name, value in response.headers.items()}
+            return SignedReply(response.status, names, await response.read())
+
+
+def make_signer(platform: LocalPlatform) -> Any:
+    import oci
+
+    config = oci.config.from_file(str(platform.config_file), platform.profile)
+    return oci.signer.Signer.from_config(config)
+
+
+@pytest.fixture
+async def client(platform: LocalPlatform, gateway: Gateway) -> AsyncIterator[SignedClient]:
+    """A signed client of the platform with the real MLflow."""
+    async with aiohttp.ClientSession() as http:
+        yield SignedClient(platform, http, make_signer(platform))
+
+
+@pytest.fixture
+async def bare_client(bare_platform: LocalPlatform) -> AsyncIterator[SignedClient]:
+    """A signed client of the platform without MLflow."""
+    async with aiohttp.ClientSession() as http:
+        yield SignedClient(bare_platform, http, make_signer(bare_platform))

@@ -1,0 +1,568 @@
+"""Loading what signs: every mode, and every way a configuration can be wrong."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import oci.auth.signers
+import oci.signer
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from adp_async._sansio.messages import Request
+from adp_async._sansio.signing import Signable
+from adp_async.auth import (
+    ApiKey,
+    CustomSigner,
+    DelegationToken,
+    InstancePrincipal,
+    ResourcePrincipal,
+    SessionToken,
+    WorkloadIdentity,
+    auth_from,
+)
+from adp_async.errors import ConfigurationError
+
+TENANCY = "ocid1.tenancy.oc1..aaaaaaaatenancy"
+USER = "ocid1.user.oc1..aaaaaaaauser"
+FINGERPRINT = ":".join(["a1"] * 16)
+PASSPHRASE = "sésame"  # not ASCII, on purpose
+DATE = "Sun, 05 Jan 2014 21:31:40 GMT"
+
+
+def pem_of(key, passphrase: str | None = None) -> str:
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase.encode())
+        if passphrase
+        else serialization.NoEncryption()
+    )
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    ).decode()
+
+
+@pytest.fixture(scope="module")
+def key():
+    return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture(scope="module")
+def pem(key):
+    return pem_of(key)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A home of one's own, and none of the variables of the machine."""
+    for name in list(os.environ):
+        if name.startswith(("OCI_", "AIDP_", "ADP_ASYNC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def write_config(home, pem):
+    """Write a config file with one profile; a value of None leaves a line out."""
+
+    def write(name: str = "config", profile: str = "DEFAULT", **changes: object) -> Path:
+        key_file = home / "key.pem"
+        if not key_file.exists():
+            key_file.write_text(pem)
+        values = {
+            "tenancy": TENANCY,
+            "user": USER,
+            "fingerprint": FINGERPRINT,
+            "key_file": key_file,
+            "region": "eu-frankfurt-1",
+        }
+        values |= changes
+        lines = [f"{key}={value}" for key, value in values.items() if value is not None]
+        file = home / name
+        file.write_text("\n".join([f"[{profile}]", *lines, ""]))
+        return file
+
+    return write
+
+
+def key_id(signer) -> str:
+    signable = Signable.of(Request("GET", "https://example.com/"), date=DATE)
+    signer(signable)
+    return signable.headers["authorization"].partition('keyId="')[2].partition('"')[0]
+
+
+# API keys
+
+
+def test_api_key_of_a_profile(write_config):
+    """The signer is OCI's own and carries tenancy, user and fingerprint."""
+    auth = ApiKey(write_config(profile="other"), "other")
+
+    signer = auth.load()
+
+    assert isinstance(signer, oci.signer.Signer)
+    assert key_id(signer) == f"{TENANCY}/{USER}/{FINGERPRINT}"
+    assert auth.region(signer) == "eu-frankfurt-1"
+
+
+def test_the_environment_names_file_and_profile(write_config, monkeypatch):
+    """OCI_CONFIG_FILE and OCI_CLI_PROFILE stand in for the arguments."""
+    monkeypatch.setenv("OCI_CONFIG_FILE", str(write_config("elsewhere", "mine")))
+    monkeypatch.setenv("OCI_CLI_PROFILE", "mine")
+
+    assert key_id(ApiKey().load()).startswith(TENANCY)
+
+
+def test_the_default_place(write_config, home):
+    """Without either it is ~/.oci/config, profile DEFAULT."""
+    (home / ".oci").mkdir()
+    write_config(".oci/config")
+
+    assert key_id(ApiKey().load()).startswith(TENANCY)
+
+
+def test_a_profile_inherits_from_default(write_config):
+    """What a profile doesn't say is taken from DEFAULT, as OCI's own tools do."""
+    config = write_config()
+    config.write_text(f"{config.read_text()}\n[mine]\nuser={USER}x\n")
+
+    assert key_id(ApiKey(config, "mine").load()) == f"{TENANCY}/{USER}x/{FINGERPRINT}"
+
+
+def test_arguments_replace_lines(write_config):
+    """An explicit user replaces that of the profile."""
+    auth = ApiKey(write_config(), user=f"{USER}x")
+
+    assert key_id(auth.load()) == f"{TENANCY}/{USER}x/{FINGERPRINT}"
+
+
+def test_all_arguments_need_no_file(pem, home):
+    """With tenancy, user, fingerprint and key given, no config file has to exist."""
+    (home / "own.pem").write_text(pem)
+    given = {"tenancy": TENANCY, "user": USER, "fingerprint": FINGERPRINT.upper()}
+    expected = f"{TENANCY}/{USER}/{FINGERPRINT}"
+
+    by_content = ApiKey(key_content=pem, **given)
+    by_file = ApiKey(key_file=home / "own.pem", **given)
+
+    assert key_id(by_content.load()) == expected
+    assert key_id(by_file.load()) == expected
+    assert by_content.region(by_content.load()) is None
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_passphrase(write_config, home, key, from_file):
+    """An encrypted key opens with the profile's pass_phrase, or with the argument."""
+    (home / "key.pem").write_text(pem_of(key, PASSPHRASE))
+    config = write_config(pass_phrase=PASSPHRASE if from_file else None)
+    auth = ApiKey(config, passphrase=None if from_file else PASSPHRASE)
+
+    assert key_id(auth.load()).startswith(TENANCY)
+
+
+def test_a_passphrase_too_many_does_no_harm(write_config):
+    """DEFAULT may have a pass_phrase that another profile's key doesn't need."""
+    assert ApiKey(write_config(pass_phrase="left over")).load()
+
+
+def test_a_group_readable_key_is_taken(write_config, home):
+    """Permissions are the user's own business."""
+    config = write_config()
+    (home / "key.pem").chmod(0o644)
+
+    assert ApiKey(config).load()
+
+
+def test_text_after_the_key(write_config, home, pem):
+    """OCI's console appends a label to the key it gives out."""
+    (home / "key.pem").write_text(f"{pem}OCI_API_KEY\n")
+
+    assert ApiKey(write_config()).load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "expected"),
+    [
+        ({"tenancy": None}, "tenancy", "is missing"),
+        ({"user": ""}, "user", "is missing"),
+        ({"tenancy": "my tenancy"}, "tenancy", "'my tenancy' is no OCID"),
+        ({"user": "ocid1.user"}, "user", "'ocid1.user' is no OCID"),
+        ({"fingerprint": None}, "fingerprint", "is missing"),
+        ({"fingerprint": "a1:b2"}, "fingerprint", "'a1:b2' is no fingerprint"),
+        ({"key_file": None}, "key_file", "is missing"),
+        ({"key_file": "/nowhere/key.pem"}, "key_file", "cannot be read: No such file"),
+        ({"user": None, "security_token_file": "t"}, "user", "auth='security_token'"),
+    ],
+)
+def test_wrong_lines(write_config, changes, setting, expected):
+    """The error names the setting, what is wrong, the file and profile, and the fix."""
+    config = write_config(**changes)
+
+    with pytest.raises(ConfigurationError) as raised:
+        ApiKey(config).load()
+
+    message = str(raised.value)
+    assert message.startswith(f"{setting}: ")
+    assert expected in message
+    assert f"profile 'DEFAULT' of {config}" in message
+    assert message.endswith(".")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_wrong_arguments(write_config, pem, complete):
+    """A wrong argument is not blamed on the file."""
+    good = {"user": USER, "fingerprint": FINGERPRINT, "key_content": pem} if complete else {}
+
+    with pytest.raises(ConfigurationError, match=r"^tenancy: .*looked in the argument tenancy"):
+        ApiKey(write_config(), tenancy="mine", **good).load()
+
+
+def test_a_directory_is_no_key(write_config, home):
+    """A key_file that cannot be read says why."""
+    with pytest.raises(ConfigurationError, match=r"key_file: cannot be read: Is a directory"):
+        ApiKey(write_config(key_file=home)).load()
+
+
+def test_wrong_keys(write_config, home, key):
+    """Each kind of wrong key is told from the others."""
+    public = key.public_key()
+    pkix = serialization.PublicFormat.SubjectPublicKeyInfo
+    wrong = {
+        "is a public key": public.public_bytes(serialization.Encoding.PEM, pkix).decode(),
+        "is a public key,": public.public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        ).decode(),
+        "is encrypted and no passphrase is given": pem_of(key, PASSPHRASE),
+        "is no private key": "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----",
+        "is no private key in PEM": "",
+        "is no RSA key": pem_of(ec.generate_private_key(ec.SECP256R1())),
+    }
+    config = write_config()
+    for expected, content in wrong.items():
+        (home / "key.pem").write_text(content)
+        with pytest.raises(ConfigurationError, match=f"^key_file: {expected}") as raised:
+            ApiKey(config).load()
+        assert str(home / "key.pem") in str(raised.value)
+
+
+def test_wrong_passphrase(write_config, home, key):
+    """A wrong passphrase is called that, and isn't repeated."""
+    (home / "key.pem").write_text(pem_of(key, PASSPHRASE))
+
+    with pytest.raises(ConfigurationError, match="does not open with the given") as raised:
+        ApiKey(write_config(), passphrase="guess").load()
+
+    assert "guess" not in str(raised.value)
+
+
+def test_key_content_is_called_that(write_config):
+    """A wrong key_content is looked for where it was given."""
+    with pytest.raises(ConfigurationError, match="looked in the argument key_content"):
+        ApiKey(write_config(), key_content="nonsense").load()
+
+
+# The config file itself
+
+
+def test_no_config_file(home, monkeypatch):
+    """The error says which file, and who named it."""
+    with pytest.raises(ConfigurationError, match=rf"{home}/\.oci/config, OCI's default place"):
+        ApiKey().load()
+    monkeypatch.setenv("OCI_CONFIG_FILE", "/nowhere")
+    with pytest.raises(ConfigurationError, match=r"/nowhere, the environment's OCI_CONFIG_FILE"):
+        ApiKey().load()
+    with pytest.raises(ConfigurationError, match=r"/nothing, the argument config_file.*oci setup"):
+        ApiKey("/nothing").load()
+
+
+def test_no_such_profile(write_config):
+    """The error lists the profiles that are there."""
+    with pytest.raises(ConfigurationError, match=r"profile: 'mine' does not exist.*has: DEFAULT"):
+        ApiKey(write_config(), "mine").load()
+
+
+def test_an_empty_config_file(home):
+    """An empty file has no profile at all."""
+    (home / "config").touch()
+
+    with pytest.raises(ConfigurationError, match=r"'DEFAULT' does not exist.*has: none at all"):
+        ApiKey(home / "config").load()
+
+
+def test_a_directory_is_no_config_file(home):
+    """A config file that cannot be read says why."""
+    with pytest.raises(ConfigurationError, match=r"config_file: cannot be read: Is a directory"):
+        ApiKey(home).load()
+
+
+@pytest.mark.parametrize(
+    "content", [b"pass_phrase=hidden", b"[DEFAULT]\nhidden\n", b"[DEFAULT]\nuser=hidden\xff"]
+)
+def test_what_is_no_ini_file(home, content):
+    """The error doesn't quote the file, whose lines may be secrets, nor does its context."""
+    (home / "config").write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match="is no INI file") as raised:
+        ApiKey(home / "config").load()
+
+    assert "hidden" not in str(raised.value)
+    assert raised.value.__suppress_context__
+
+
+# Session tokens
+
+
+@pytest.fixture
+def token_file(home):
+    file = home / "token"
+    file.write_text("token-one\n")
+    return file
+
+
+def test_session_token(write_config, token_file):
+    """The key id is the token, stripped, behind ST$."""
+    auth = SessionToken(write_config(user=None, security_token_file=token_file))
+
+    signer = auth.load()
+
+    assert key_id(signer) == "ST$token-one"
+    assert auth.region(signer) == "eu-frankfurt-1"
+
+
+def test_a_changed_token_file_is_read_again(write_config, token_file):
+    """At most once a second a look is taken, and a new token signs from then on."""
+    auth = SessionToken(write_config(security_token_file=token_file))
+    signer = auth.load()
+    clock = SimpleNamespace(now=100.0)
+    signer._clock = lambda: clock.now
+
+    assert key_id(signer) == "ST$token-one"
+    token_file.write_text("token-two-longer")
+    assert key_id(signer) == "ST$token-one"
+    clock.now += 1.0
+    assert key_id(signer) == "ST$token-two-longer"
+    assert signer.renewals == 1
+
+
+def test_a_replaced_token_file_is_noticed(write_config, token_file, home):
+    """A file of the same size and time, moved over the old one, is another file."""
+    signer = SessionToken(write_config(security_token_file=token_file)).load()
+    found = token_file.stat()
+    (home / "new").write_text("token-two\n")
+    os.utime(home / "new", ns=(found.st_atime_ns, found.st_mtime_ns))
+    (home / "new").replace(token_file)
+
+    assert key_id(signer) == "ST$token-two"
+
+
+def test_a_changed_key_file_is_read_again(write_config, token_file, home, pem):
+    """The key belongs to the token; a new one is taken, too."""
+    signer = SessionToken(write_config(security_token_file=token_file)).load()
+    (home / "key.pem").write_text(pem + "\n")
+
+    key_id(signer)
+
+    assert signer.renewals == 1
+
+
+def test_after_a_401_the_files_are_looked_at_at_once(write_config, token_file):
+    """A refresh doesn't wait for the next look, and says whether there was anything new."""
+    signer = SessionToken(write_config(security_token_file=token_file)).load()
+    key_id(signer)
+
+    assert signer.refresh_security_token() is False
+    token_file.write_text("token-two")
+    assert signer.refresh_security_token() is True
+    assert key_id(signer) == "ST$token-two"
+
+
+def test_after_a_401_times_of_files_are_not_believed(write_config, token_file):
+    """On a file system that counts in seconds a new token may look like the old file."""
+    signer = SessionToken(write_config(security_token_file=token_file)).load()
+    found = token_file.stat()
+    token_file.write_text("token-two\n")
+    os.utime(token_file, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    assert signer.refresh_security_token() is True
+    assert key_id(signer) == "ST$token-two"
+
+
+def test_a_half_written_token_keeps_the_old_one(write_config, token_file, caplog):
+    """Between truncation and writing the old token goes on, with one warning."""
+    signer = SessionToken(write_config(security_token_file=token_file)).load()
+    clock = SimpleNamespace(now=100.0)
+    signer._clock = lambda: clock.now
+    caplog.set_level(logging.INFO, "adp_async")
+
+    token_file.write_text("")
+    for _ in range(3):
+        clock.now += 1.0
+        assert key_id(signer) == "ST$token-one"
+    token_file.write_text("token-two")
+    clock.now += 1.0
+
+    assert key_id(signer) == "ST$token-two"
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "token-" not in caplog.text
+
+
+def test_a_missing_token_file_keeps_the_old_one(write_config, token_file):
+    """A token file that is gone for a moment is no reason to stop."""
+    signer = SessionToken(write_config(security_token_file=token_file)).load()
+    token_file.unlink()
+
+    assert key_id(signer) == "ST$token-one"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "cannot be read: No such file"), (" \n", "holds no token")]
+)
+def test_wrong_token_files(write_config, token_file, content, expected):
+    """The error names the setting, the file, the profile that named it, and the fix."""
+    token_file.unlink() if content is None else token_file.write_text(content)
+    config = write_config(security_token_file=token_file)
+
+    with pytest.raises(ConfigurationError, match=f"security_token_file: {expected}") as raised:
+        SessionToken(config).load()
+
+    assert f"{token_file}, named by profile 'DEFAULT' of {config}" in str(raised.value)
+
+
+def test_a_profile_without_a_token(write_config):
+    """The fix is the command that makes one."""
+    with pytest.raises(ConfigurationError, match=r"security_token_file: is missing.*authenticate"):
+        SessionToken(write_config()).load()
+
+
+# The modes that OCI itself vouches for
+
+
+@pytest.mark.parametrize(
+    ("auth", "factory"),
+    [
+        (InstancePrincipal(), "InstancePrincipalsSecurityTokenSigner"),
+        (DelegationToken("obo"), "InstancePrincipalsDelegationTokenSigner"),
+        (ResourcePrincipal(), "get_resource_principals_signer"),
+        (WorkloadIdentity(), "get_oke_workload_identity_resource_principal_signer"),
+    ],
+)
+def test_principals(monkeypatch, auth, factory):
+    """Each principal is built by OCI's own factory, and knows its region."""
+    built = SimpleNamespace(region="us-ashburn-1")
+    seen = []
+    monkeypatch.setattr(oci.auth.signers, factory, lambda **given: seen.append(given) or built)
+
+    assert auth.load() is built
+    assert auth.region(built) == "us-ashburn-1"
+    assert seen == [
+        {"delegation_token": "obo"} if factory.endswith("DelegationTokenSigner") else {}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("auth", "fix"),
+    [(ResourcePrincipal(), "OCI_RESOURCE_PRINCIPAL_"), (WorkloadIdentity(), "OKE cluster")],
+)
+def test_principals_elsewhere(monkeypatch, auth, fix):
+    """Away from OCI the error says where the mode works; OCI's own error is its cause."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+    with pytest.raises(ConfigurationError, match=f"auth: '{auth.mode}' gave no.*{fix}") as raised:
+        auth.load()
+
+    assert raised.value.__cause__ is not None
+
+
+def test_delegation_token_of_a_file(monkeypatch, write_config, token_file):
+    """Without a token the profile's delegation_token_file is read, as in Cloud Shell."""
+    seen = {}
+    name = "InstancePrincipalsDelegationTokenSigner"
+    monkeypatch.setattr(oci.auth.signers, name, lambda **given: seen.update(given) or object())
+
+    DelegationToken(config_file=write_config(delegation_token_file=token_file)).load()
+
+    assert seen == {"delegation_token": "token-one"}
+
+
+def test_a_delegation_token_is_signed(monkeypatch, key):
+    """The opc-obo-token that the signer adds is among the signed headers and is sent."""
+    signer_class = oci.auth.signers.InstancePrincipalsDelegationTokenSigner
+    signer = signer_class.__new__(signer_class)
+    signer.delegation_token = "obo"
+    signer._reset_signers = lambda: None
+    generic = ["date", "(request-target)", "host", "opc-obo-token"]
+    signer.create_signers("ST$t", key, generic, [])
+    request = Request("GET", "https://example.com/")
+    signable = Signable.of(request, date=DATE)
+
+    signer(signable)
+    headers = signable.signed(request).headers
+
+    assert headers["opc-obo-token"] == "obo"
+    assert 'headers="date (request-target) host opc-obo-token"' in headers["authorization"]
+
+
+# From what a user writes
+
+
+def test_auth_from():
+    """A class, a mode's name, a signer, or what OCI_CLI_AUTH says."""
+
+    def signer(request):
+        return request
+
+    key = ApiKey("somewhere")
+    assert auth_from(key, {}) is key
+    assert auth_from(None, {}) == ApiKey()
+    assert auth_from(None, {"OCI_CLI_AUTH": "security_token"}) == SessionToken()
+    assert auth_from("instance_obo_user", {"OCI_CLI_AUTH": "api_key"}) == DelegationToken()
+    assert auth_from(signer, {}).load() is signer
+    modes = ("instance_principal", "resource_principal", "oke_workload_identity")
+    classes = (InstancePrincipal, ResourcePrincipal, WorkloadIdentity)
+    assert tuple(type(auth_from(mode, {})) for mode in modes) == classes
+
+
+@pytest.mark.parametrize(
+    ("value", "environ", "looked"),
+    [
+        ("apikey", {}, "the argument auth"),
+        (None, {"OCI_CLI_AUTH": "apikey"}, "the environment's OCI_CLI_AUTH"),
+        (7, {}, "the argument auth"),
+        (ApiKey, {}, "the argument auth"),
+    ],
+)
+def test_unknown_auth(value, environ, looked):
+    """What is none of that names the modes there are."""
+    with pytest.raises(ConfigurationError, match=f"looked in {looked}.*api_key, security_token"):
+        auth_from(value, environ)
+
+
+def test_reprs_hide_secrets():
+    """No repr shows a passphrase, a key, a token or a signer's insides."""
+
+    class Mine:
+        def __call__(self, request):
+            """Sign nothing."""
+
+        def __repr__(self):
+            return "hidden"
+
+    secretive = [
+        ApiKey("file", passphrase="hidden", key_content="hidden"),
+        SessionToken("file", passphrase="hidden"),
+        DelegationToken("hidden"),
+        CustomSigner(Mine()),
+    ]
+
+    assert "hidden" not in repr(secretive)
+    assert repr(secretive[-1]) == "CustomSigner(signer=<Mine>)"
+
+
+def test_importing_auth_leaves_oci_alone():
+    """oci takes its time to import, and is imported when a signer is loaded."""
+    code = "import sys, adp_async.auth, adp_async.settings; sys.exit('oci' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

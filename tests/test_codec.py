@@ -1,0 +1,342 @@
+"""Entities and JSON, both ways: what is lenient, what is refused, and how it is told."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import attrs
+import pytest
+from api_samples import MODELS, SCHEMAS, class_of, entity, filled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adp_async import entities
+from adp_async._sansio import codec
+from adp_async._sansio.codec import decode, encode, wire_name
+from adp_async._sansio.messages import Reply
+from adp_async.entities import (
+    Dataset,
+    DatasetInput,
+    DeploymentLogSummary,
+    Experiment,
+    Metric,
+    ModelVersion,
+    Param,
+    Run,
+    RunInfo,
+    RunTag,
+)
+from adp_async.entities._fields import ABSENT
+from adp_async.entities.runs import MetricPage, RunReply
+from adp_async.errors import UnreadableReply
+
+WITH_CLASS = [schema for schema in MODELS if class_of(schema)]
+
+#: Fields of ours that no schema has, and where they come from.
+OF_OUR_OWN = {"PermissionPage.next_page_token": "the reply's opc-next-page header"}
+
+METRIC = {"key": "loss", "value": 0.5, "timestamp": 7, "step": 1}
+
+
+def read(value: object, type_: Any) -> Any:
+    return decode(json.dumps(value).encode(), type_)
+
+
+def complaint(value: object, type_: Any) -> str:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    reply = Reply(200, {"opc-request-id": "id/1"}, body)
+    with pytest.raises(UnreadableReply) as caught:
+        decode(body, type_, reply=reply, operation="search_runs")
+    error = caught.value
+    assert (error.status, error.request_id, error.operation) == (200, "id/1", "search_runs")
+    assert error.maybe_applied
+    assert error.__cause__ is None
+    return str(error)
+
+
+# the schemas
+
+
+def test_every_schema_has_its_place() -> None:
+    """All 162 schemas are an entity, a method's arguments, or what a method returns."""
+    assert set(SCHEMAS) == set(MODELS)
+    assert len(SCHEMAS) == 162
+
+
+@pytest.mark.parametrize("schema", WITH_CLASS)
+def test_an_entity_has_the_fields_of_its_schema(schema: str) -> None:
+    """The same names on the wire; what the schema requires has no default, the rest has."""
+    class_ = class_of(schema)
+    assert class_ is not None
+    ours = {
+        wire_name(class_.__name__, field.name): field
+        for field in attrs.fields(class_)
+        if f"{class_.__name__}.{field.name}" not in OF_OUR_OWN
+    }
+    published = MODELS[schema]["fields"]
+
+    assert set(ours) == set(published)
+    for name, field in ours.items():
+        may_be_left_out = field.default is not attrs.NOTHING or ABSENT in field.metadata
+        assert may_be_left_out or published[name].get("required"), name
+
+
+@pytest.mark.parametrize("schema", WITH_CLASS)
+def test_a_whole_entity_survives_the_round_trip(schema: str) -> None:
+    """What a filled reply is read into is written as that reply again."""
+    sample = filled(schema)
+
+    assert json.loads(encode(entity(schema, sample))) == sample
+
+
+@pytest.mark.parametrize("schema", WITH_CLASS)
+def test_the_required_fields_are_enough(schema: str) -> None:
+    """A reply with only what it must have is read, also when the rest is null."""
+    sparse = filled(schema, required_only=True)
+    nulls = dict.fromkeys(MODELS[schema]["fields"]) | sparse
+
+    assert entity(schema, sparse) == pytest.approx(entity(schema, nulls), nan_ok=True)
+
+
+@pytest.mark.parametrize("schema", WITH_CLASS)
+def test_fields_and_enum_values_of_tomorrow_are_survived(schema: str) -> None:
+    """Unknown fields are skipped at every depth, unknown enum values stay the text they are."""
+    sample = filled(schema)
+
+    read_today = entity(schema, of_tomorrow(schema, sample))
+
+    for name, told in MODELS[schema]["fields"].items():
+        attribute = next(
+            field.name
+            for field in attrs.fields(type(read_today))
+            if wire_name(type(read_today).__name__, field.name) == name
+        )
+        value = getattr(read_today, attribute)
+        if told.get("enum"):
+            assert value in ("TOMORROW", ("TOMORROW", "TOMORROW"))
+
+
+def of_tomorrow(schema: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """A filled reply with a new field in every object and a new value in every enum."""
+    changed: dict[str, Any] = {"field_of_tomorrow": {"deep": [1, {"er": None}]}}
+    for name, value in sample.items():
+        told = MODELS[schema]["fields"][name]
+        inner = told["type"].removeprefix("list[").removesuffix("]")
+        many = isinstance(value, list)
+        if told.get("enum"):
+            changed[name] = ["TOMORROW"] * len(value) if many else "TOMORROW"
+        elif inner in MODELS:
+            deeper = [of_tomorrow(inner, one) for one in (value if many else [value])]
+            changed[name] = deeper if many else deeper[0]
+        else:
+            changed[name] = value
+    return changed
+
+
+def test_entities_are_frozen() -> None:
+    """A fact cannot be changed behind the back of who else has it."""
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Param("a", "b").value = "c"  # type: ignore[misc]
+
+
+# writing
+
+
+def test_what_is_not_given_is_left_out() -> None:
+    """None and an empty optional sequence are not written; zero and empty text are."""
+    data = Dataset("d", "digest", "local", "file")
+
+    assert encode(DatasetInput(data)) == (
+        b'{"dataset":{"name":"d","digest":"digest","source_type":"local","source":"file"}}'
+    )
+    assert encode(Metric("m", 0, 0)) == b'{"key":"m","value":0.0,"timestamp":0,"step":0}'
+    assert encode(RunTag("k", "")) == b'{"key":"k","value":""}'
+
+
+def test_required_sequences_are_written_even_when_empty() -> None:
+    """To give nothing is something to say where the schema requires the field."""
+    page = entities.RunPage(runs=())
+
+    assert encode(page) == b'{"runs":[]}'
+
+
+def test_sequences_may_be_lists() -> None:
+    """An entity takes any sequence and keeps a tuple."""
+    data = Dataset("d", "digest", "local", "file")
+    tags = [entities.InputTag("context", "train")]
+
+    assert DatasetInput(data, tags).tags == tuple(tags)
+    assert entities.PermissionAssignees("USER", ["ada"]).targets == ("ada",)
+
+
+@pytest.mark.parametrize(
+    ("value", "json_text"),
+    [
+        (math.nan, b'"NaN"'),
+        (math.inf, b'"Infinity"'),
+        (-math.inf, b'"-Infinity"'),
+        (0.1, b"0.1"),
+        (1e300, b"1e300"),
+        (-0.0, b"-0.0"),
+    ],
+)
+def test_floats_that_json_has_not_become_text(value: float, json_text: bytes) -> None:
+    """At every depth, in entities and in plain mappings; never null."""
+    assert encode({"a": [value]}) == b'{"a":[' + json_text + b"]}"
+    assert b'"value":' + json_text in encode({"metrics": [Metric("m", value, 1)]})
+
+
+def test_a_metric_takes_whatever_float_takes() -> None:
+    """A numpy scalar is a value like any other, and is not kept."""
+    numpy = pytest.importorskip("numpy")
+
+    assert type(Metric("m", numpy.float32(0.5), 1).value) is float
+
+
+def test_moments_are_written_in_utc() -> None:
+    """RFC 3339 with a Z, whatever the time zone it was given in."""
+    moment = datetime(2026, 1, 2, 3, 4, 5, 600_000, tzinfo=timezone(timedelta(hours=2)))
+
+    assert encode({"at": moment}) == b'{"at":"2026-01-02T01:04:05.600000Z"}'
+
+
+def test_a_naive_moment_is_refused() -> None:
+    """Nobody can know which moment it is."""
+    with pytest.raises(ValueError, match="no time zone"):
+        encode({"at": datetime(2026, 1, 2)})
+
+
+def test_names_in_plain_mappings_are_left_alone() -> None:
+    """Whoever calls `session.call` writes the names of the wire."""
+    assert encode({"workspace_key": None}) == b'{"workspace_key":null}'
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [(7, 7), ("7", 7), (7.0, 7), (-(2**63), -(2**63)), ("9223372036854775807", 2**63 - 1)],
+)
+def test_integers_may_come_as_text(given: object, value: int) -> None:
+    """MLflow writes an int64 as a string; none is rounded on the way."""
+    assert read(METRIC | {"step": given}, Metric).step == value
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        (1, 1.0),
+        ("0.5", 0.5),
+        ("Infinity", math.inf),
+        ("-Infinity", -math.inf),
+        (2**60, float(2**60)),
+    ],
+)
+def test_floats_may_come_as_text_or_integers(given: object, value: float) -> None:
+    """The spellings that JSON forces on a service."""
+    assert read(METRIC | {"value": given}, Metric).value == value
+
+
+@pytest.mark.parametrize("nan", [b'"NaN"', b"NaN", b"null"])
+def test_nan_is_read_however_it_is_written(nan: bytes) -> None:
+    """As text, as the bare word some encoders write, and as the null of the others."""
+    body = b'{"key":"m","timestamp":1,"value":%b}' % nan
+
+    assert math.isnan(decode(body, Metric).value)
+
+
+@given(
+    st.floats(), st.integers(-(2**63), 2**63 - 1), st.text(st.characters(exclude_categories=["Cs"]))
+)
+def test_any_metric_survives(value: float, step: int, key: str) -> None:
+    """Every double and every int64 come back as they went."""
+    metric = Metric(key, value, step, step)
+    back = decode(encode(metric), Metric)
+
+    assert (back.key, back.timestamp, back.step) == (key, step, step)
+    assert back.value == value or (math.isnan(back.value) and math.isnan(value))
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05", "2026-01-02T04:04:05.000+01:00"]
+)
+def test_moments_come_out_with_a_time_zone(text: str) -> None:
+    """Whatever the service writes; what has no zone is the service's, so UTC."""
+    record = filled("DeploymentLogSummary") | {"timestamp": text}
+
+    moment = read(record, DeploymentLogSummary).timestamp
+
+    assert moment == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert moment.utcoffset() is not None
+
+
+def test_what_a_reply_leaves_out() -> None:
+    """Optional fields are None, sequences (), the parts of a run empty, its ids empty text."""
+    run = read({"run": {}}, RunReply).run
+
+    assert run == Run()
+    assert run.info == RunInfo(run_id="", status=None)
+    assert run.data.metrics == ()
+    assert read({}, ModelVersion).aliases == ()
+    assert read({"experiment_id": "1", "name": "n"}, Experiment).artifact_location is None
+    assert read({}, RunTag) == RunTag("", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "told"),
+    [
+        ({"metrics": [METRIC, METRIC | {"value": []}]}, MetricPage, "a number @ MetricPage.metrics[1]."),
+        ({"metrics": [METRIC | {"step": 1.5}]}, MetricPage, "an integer @ MetricPage.metrics[0]."),
+        ({"metrics": [METRIC | {"step": True}]}, MetricPage, "an integer @ MetricPage.metrics[0]."),
+        ({"metrics": [METRIC | {"value": False}]}, MetricPage, "a number @"),
+        ({"metrics": "abc"}, MetricPage, "a list @ MetricPage.metrics"),
+        ({"metrics": {"a": 1}}, MetricPage, "a list @ MetricPage.metrics"),
+        ({"metrics": [7]}, MetricPage, "an object @ MetricPage.metrics[0]"),
+        ([], MetricPage, "an object @ MetricPage"),
+        (7, MetricPage, "an object @ MetricPage"),
+        (None, MetricPage, "an object @ MetricPage"),
+        ({"run": {"info": {"run_id": 7}}}, RunReply, "text @ RunReply.run.info.run_id"),
+        ({"run": {"info": {"start_time": "soon"}}}, RunReply, "RunReply.run.info.start_time"),
+        ({"run": {"info": []}}, RunReply, "an object @ RunReply.run.info"),
+        ({}, RunReply, "missing @ RunReply.run"),
+        ({"run": None}, RunReply, "missing @ RunReply.run"),
+        ({"experiment_id": "1"}, Experiment, "missing @ Experiment.name"),
+        (b"", RunReply, "the body is empty"),
+        (b" \n", RunReply, "the body is empty"),
+        (b"<html>", RunReply, "the body is no JSON (6 bytes)"),
+        (b'{"run":', RunReply, "the body is no JSON (7 bytes)"),
+        (b"\xff\xfe", RunReply, "the body is no JSON (2 bytes)"),
+        (b"[" * 100_000, RunReply, "the body is no JSON (100000 bytes)"),
+        (b"<html>", object, "the body is no JSON (6 bytes)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_reply_is_told_by_field(value: object, type_: Any, told: str) -> None:
+    """The error says what was expected where, and which request it was."""
+    message = complaint(value, type_)
+
+    assert told in message
+    assert "id/1" in message
+
+
+def test_a_complaint_never_shows_a_value() -> None:
+    """The value may be a secret of the user's; its place is enough."""
+    secrets = {"key": ["hush1"], "value": "hush2", "timestamp": "hush3", "step": {"hush4": 1}}
+
+    assert "hush" not in complaint({"metrics": [secrets]}, MetricPage)
+    assert "hush" not in complaint(b'{"key": hush5', MetricPage)
+
+
+def test_plain_json_for_an_operation_of_tomorrow() -> None:
+    """`object` gives what JSON has, and None for an empty body."""
+    assert decode(b'{"a":[1,null]}', object) == {"a": [1, None]}
+    assert decode(b"", object) is None
+
+
+def test_examples_in_the_docstrings() -> None:
+    """The examples say what happens."""
+    assert doctest.testmod(codec).failed == 0

@@ -1,0 +1,186 @@
+"""What each status and body means."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adp_async._sansio.messages import Reply
+from adp_async._sansio.replies import read_reply
+from adp_async.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    NotAuthenticated,
+    NotFound,
+    PayloadTooLarge,
+    ServiceError,
+    ServiceFault,
+    Throttled,
+)
+
+
+def error_of(
+    status: int, body: bytes = b'{"code":"Code","message":"Why."}', **headers: str
+) -> ServiceError:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    with pytest.raises(ServiceError) as caught:
+        read_reply(Reply(status, named, body), "update_experiment_run")
+    return caught.value
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_2xx_is_the_reply_itself(status: int) -> None:
+    """A good reply comes back as it is, whatever its body."""
+    reply = Reply(status, {}, b"not looked at")
+
+    assert read_reply(reply, "op") is reply
+
+
+@pytest.mark.parametrize(
+    ("status", "class_", "retriable", "maybe_applied"),
+    [
+        (100, ServiceError, False, False),
+        (301, ServiceError, False, False),
+        (307, ServiceError, False, False),
+        (400, BadRequest, False, False),
+        (401, NotAuthenticated, False, False),
+        (402, BadRequest, False, False),
+        (403, Forbidden, False, False),
+        (404, NotFound, False, False),
+        (405, BadRequest, False, False),
+        (408, BadRequest, True, False),
+        (409, Conflict, False, False),
+        (412, BadRequest, False, False),
+        (413, PayloadTooLarge, False, False),
+        (422, BadRequest, False, False),
+        (429, Throttled, True, False),
+        (499, BadRequest, False, False),
+        (500, ServiceFault, True, True),
+        (501, ServiceFault, False, False),
+        (502, ServiceFault, True, True),
+        (503, ServiceFault, True, True),
+        (504, ServiceFault, True, True),
+        (599, ServiceFault, True, True),
+        (600, ServiceError, False, False),
+    ],
+)
+def test_status_decides_the_class_and_what_can_be_done(
+    status: int, class_: type, retriable: bool, maybe_applied: bool
+) -> None:
+    """Every status has its class, and the class or the exception knows whether to ask again."""
+    error = error_of(status)
+
+    assert type(error) is class_
+    assert (error.retriable, error.maybe_applied) == (retriable, maybe_applied)
+    assert error.status == status
+
+
+@pytest.mark.parametrize(
+    ("code", "retriable"),
+    [
+        ("IncorrectState", True),
+        ("LockConflict", True),
+        ("InvalidatedRetryToken", False),
+        ("RESOURCE_ALREADY_EXISTS", False),
+        ("", False),
+    ],
+)
+def test_two_conflicts_pass_by_themselves(code: str, retriable: bool) -> None:
+    """A 409 is worth another try only with the two codes that say so."""
+    body = json.dumps({"code": code, "message": "m"}).encode()
+
+    assert error_of(409, body).retriable is retriable
+
+
+@pytest.mark.parametrize("code", ["TooManyRequests", "QuotaExceeded", "Anything"])
+def test_429_is_retriable_with_any_code(code: str) -> None:
+    """Nobody publishes the codes of a 429, so none is looked at."""
+    assert error_of(429, json.dumps({"code": code, "message": ""}).encode()).retriable
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b'{"code":"NotFound","message":"No run."}', "NotFound", "No run."),
+        (b'{"error_code":"INVALID","message":"Bad."}', "INVALID", "Bad."),
+        (b'{"code":"A","error_code":"B","message":"Both."}', "A", "Both."),
+        (b'{"code":"Alone"}', "Alone", ""),
+        (b'{"message":"Alone"}', "", "Alone"),
+        (b'{"code":7,"message":["x"]}', "", '{"code":7,"message":["x"]}'),
+        (b'{"detail":"other"}', "", '{"detail":"other"}'),
+        (b"[1]", "", "[1]"),
+        (b"null", "", "null"),
+        (b"", "", ""),
+        (b"   ", "", ""),
+        (b"<html><head><title>502 Bad</title></head><body><h1>Oh</h1></body>", "", "502 Bad Oh"),
+        (b"<style>a{}</style>x<script>y</script>", "", "x"),
+        (b"plain\r\ntext\x00\x1b[31m", "", "plain text [31m"),
+        (b"\xff\xfe broken", "", "\ufffd\ufffd broken"),
+        (b'{"code":"Cut","mess', "", '{"code":"Cut","mess'),
+        (b"[" * 5_000, "", "[" * 200),
+    ],
+)
+def test_any_body_is_survived(body: bytes, code: str, message: str) -> None:
+    """The service's, MLflow's, a proxy's, a broken one: a code and a message, or an excerpt."""
+    error = error_of(500, body)
+
+    assert (error.code, error.message) == (code, message)
+
+
+def test_an_excerpt_is_short() -> None:
+    """At most 200 characters of a body that is no error of the service."""
+    assert len(error_of(500, b"word " * 10_000).message) == 200
+
+
+def test_a_message_cannot_forge_a_log_line() -> None:
+    """Control characters and line breaks of a message become spaces."""
+    body = json.dumps({"code": "A\nB", "message": "one\r\ntwo\x1b[0m\u2028three"}).encode()
+    error = error_of(400, body)
+
+    assert error.code == "A B"
+    assert error.message == "one two [0m three"
+
+
+def test_a_redirect_is_not_followed_and_says_so() -> None:
+    """A redirect would replay the signature at another target."""
+    error = error_of(302, b"<a href='x'>here</a>", location="https://elsewhere.example")
+
+    assert "redirects are not followed" in error.message
+    assert "elsewhere" not in str(error)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry_after": "7"}, 7.0),
+        ({"retry_after": "soon"}, None),
+        (
+            {
+                "retry_after": "Thu, 05 Mar 2026 10:00:20 GMT",
+                "date": "Thu, 05 Mar 2026 10:00:00 GMT",
+            },
+            20.0,
+        ),
+    ],
+)
+def test_retry_after_is_read(status: int, headers: dict[str, str], seconds: float | None) -> None:
+    """Seconds, or a date taken relative to the reply's own."""
+    error = error_of(status, **headers)
+
+    assert isinstance(error, (Throttled, ServiceFault))
+    assert error.retry_after == seconds
+
+
+def test_an_error_names_operation_and_request_id() -> None:
+    """What Oracle's support asks for is in the message."""
+    error = error_of(404, opc_request_id="client/service/part")
+
+    assert error.request_id == "client/service/part"
+    assert error.operation == "update_experiment_run"
+    assert str(error) == (
+        "update_experiment_run: 404 Code: Why. (opc-request-id client/service/part)"
+    )
