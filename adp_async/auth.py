@@ -12,15 +12,14 @@ import asyncio
 import configparser
 import logging
 import os
-import queue
 import re
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 from attrs import evolve, field, frozen
 
+from adp_async._io.worker import Worker
 from adp_async._sansio.signing import Signable, corrected_skew, http_date
 from adp_async.errors import Closed, ConfigurationError, NotAuthenticated
 
@@ -539,56 +538,6 @@ def auth_from(value: Auth | Signer | str | None, environ: Mapping[str, str]) -> 
 
 _CANNOT_SIGN: Final = "CannotSign"
 
-_Job: TypeAlias = "tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]"
-
-
-class _Worker:
-    """One daemon thread that does the jobs of one event loop in turn.
-
-    Not an executor: the interpreter waits for an executor's threads when it ends, and a refresh
-    can hang for minutes; it also costs six times as much a job.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    def do(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put((future, function, arguments))
-        return future
-
-    def stop(self) -> None:
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, function, arguments = job
-            if not future.cancelled():
-                _do(future, function, arguments)
-            # Nothing is kept alive while waiting for the next job.
-            del job, future, function, arguments
-
-
-def _do(future: asyncio.Future[Any], function: Callable[..., Any], arguments: Any) -> None:
-    try:
-        result = function(*arguments)
-    except BaseException as error:  # it belongs to whoever awaits the future
-        _answer(future, future.set_exception, error)
-    else:
-        _answer(future, future.set_result, result)
-
-
-def _answer(future: asyncio.Future[Any], settle: Callable[[Any], None], outcome: object) -> None:
-    def answer() -> None:
-        if not future.done():
-            settle(outcome)
-
-    try:
-        future.get_loop().call_soon_threadsafe(answer)
-    except RuntimeError:
-        logger.debug("a signature was ready after its event loop had been closed")
-
 
 class Authenticator:
     """Signs the requests of one session, and renews what it signs with.
@@ -600,7 +549,7 @@ class Authenticator:
     def __init__(self, auth: Auth, *, clock: Callable[[], float] = time.time) -> None:
         self._auth = auth
         self._clock = clock
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._signer: Signer | None = None
         self._refreshing: asyncio.Future[bool] | None = None
         self._recoveries = 0
@@ -621,7 +570,7 @@ class Authenticator:
         """Load the signer.  Raises `ConfigurationError`, and can then be tried again."""
         if self._worker is not None:
             return
-        self._worker = _Worker("adp_async signer")
+        self._worker = Worker("adp_async signer")
         try:
             await self._worker.do(self._load)
         except BaseException:
@@ -670,7 +619,7 @@ class Authenticator:
         except Exception as cause:
             raise _refresh_failed(error, cause) from cause
 
-    def _working(self) -> _Worker:
+    def _working(self) -> Worker:
         if self._worker is None:
             message = "the authenticator is not open"
             raise Closed(message)

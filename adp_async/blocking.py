@@ -11,7 +11,6 @@ import atexit
 import logging
 import os
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import adp_async.session
@@ -64,9 +63,12 @@ class _Portal:
         if os.getpid() != self._pid:
             doing.close()
             raise Closed("the session belongs to the parent process; open one in this process")
-        if self.loop.is_closed() or threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread:
             doing.close()
-            raise Closed("the session was left, or this is its own thread")
+            raise Closed("waiting here would block the session's own event loop")
+        if self.loop.is_closed():
+            doing.close()
+            raise Closed("the session was left")
         future = asyncio.run_coroutine_threadsafe(doing, self.loop)
         try:
             return future.result(timeout)
@@ -162,8 +164,11 @@ class StartedRun(Run):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._session if self._owns_session else nullcontext():
+        if not self._owns_session:
             self._session.call(self._run.leave(error))
+        elif self._session.is_open:  # unless `finish` has closed it
+            with self._session:
+                self._session.call(self._run.leave(error))
 
 
 class AttachedRun(Run):
@@ -179,8 +184,9 @@ class AttachedRun(Run):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._session:
-            super().__exit__(kind, error, traceback)
+        if self._session.is_open:  # unless `close` was called
+            with self._session:
+                super().__exit__(kind, error, traceback)
 
 
 class Session:
@@ -208,12 +214,13 @@ class Session:
             portal.stop()
             raise
         self._portal = portal
-        _at_exit(self._close_at_exit)
+        _open_sessions.add(self)
         return self
 
     def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread."""
         portal, self._portal = self._portal, None
+        _open_sessions.discard(self)
         if portal is None:
             return
         try:
@@ -257,13 +264,6 @@ class Session:
         """A handle of a run that exists, without a request; ``with`` only flushes."""
         return Run(self.session.attach_run(run_id), self)
 
-    def _close_at_exit(self) -> None:
-        try:
-            self.close()
-        except AdpError as failure:
-            # Nobody is left to catch it.
-            logger.warning("%s", failure)
-
     def __enter__(self) -> Self:
         return self.open()
 
@@ -280,8 +280,30 @@ class Session:
                 raise
             tell_behind(error, failure)
 
+    @property
+    def is_open(self) -> bool:
+        return self._portal is not None
+
     def __repr__(self) -> str:
         return f"<blocking {repr(self.session).strip('<>')}>"
+
+
+_open_sessions: set[Session] = set()
+
+
+def _close_at_exit() -> None:
+    for session in list(_open_sessions):
+        try:
+            session.close()
+        except AdpError as failure:
+            # Nobody is left to catch it.
+            logger.warning("%s", failure)
+
+
+_at_exit(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    # A forked child has no business with its parent's sessions.
+    os.register_at_fork(after_in_child=_open_sessions.clear)
 
 
 def start_run(

@@ -98,7 +98,8 @@ class ServiceError(AdpError):
         code = f" {self.code}" if self.code else ""
         text = f": {self.message}" if self.message else ""
         request = f" (opc-request-id {self.request_id})" if self.request_id else ""
-        return f"{what}{self.status}{code}{text}{request}"
+        status = str(self.status) if self.status else "no status"
+        return f"{what}{status}{code}{text}{request}"
 
 
 class BadRequest(ServiceError):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import define, field, frozen
 
+from adp_async._io.keeper import SpoolKeeper
 from adp_async._io.sender import Sender
 from adp_async._sansio.accumulator import Accumulator, delivery_error
 from adp_async._sansio.records import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from adp_async._io.sender import Post
+    from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
     from adp_async._sansio.throttle import Throttle
@@ -140,6 +142,9 @@ class RunWriter:
     """``log_*`` of one run: plain calls from any thread, O(1), never a wait for the network."""
 
     def __init__(self, run_id: str, log: BatchLogger) -> None:
+        if not isinstance(run_id, str) or not run_id:
+            message = f"a run id is a str that is not empty, not {run_id!r:.80}"
+            raise ValueError(message)
         self._run_id = run_id
         self._log = log
         self._lane = log.accumulator.lane(run_id)
@@ -283,6 +288,7 @@ class BatchLogger:
     known_keys: dict[str, str] = field(factory=dict, init=False)
     dropped: int = field(default=0, init=False)
     _sender: Sender = field(init=False)
+    _keeper: SpoolKeeper | None = field(default=None, init=False)
     _task: asyncio.Task[None] | None = field(default=None, init=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
     _thread: int = field(default=0, init=False)
@@ -293,9 +299,12 @@ class BatchLogger:
     _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
     _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
     _crash: Exception | None = field(default=None, init=False)
+    #: Records that were given up when it crashed.
+    _lost: int = field(default=0, init=False)
     _looked_at: float = field(default=0.0, init=False)
     #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
     _text_cost: int = field(default=0, init=False)
+    _has_withdrawn: bool = field(default=False, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _room: threading.Condition = field(factory=threading.Condition, init=False)
     _blocked: int = field(default=0, init=False)
@@ -388,40 +397,49 @@ class BatchLogger:
         if run_id is not None:
             return self._stats_of_run(run_id)
         accumulator, sender = self.accumulator, self._sender
-        inbox = len(self.inbox)
+        inbox = self._in_inbox()
         rejected = dict(accumulator.rejected)
         waiting = accumulator.waiting + inbox
         settled = accumulator.delivered + sum(rejected.values())
+        held = waiting + accumulator.in_flight + accumulator.spooled
         return Stats(
-            accepted=settled + waiting + accumulator.in_flight + self.dropped,
+            accepted=settled + held + self.dropped,
             delivered=accumulator.delivered,
             rejected=rejected,
             dropped=self.dropped,
             waiting=waiting,
             in_flight=accumulator.in_flight,
+            spooled=accumulator.spooled,
             requests=sender.requests,
             retries=sender.retries,
             throttled=self.throttle.throttled,
             oldest=self._oldest(list(accumulator.lanes.values())),
         )
 
+    def _in_inbox(self) -> int:
+        if not self._has_withdrawn:
+            return len(self.inbox)
+        return sum(not isinstance(record.place, GivenUp) for record in list(self.inbox))
+
     def _stats_of_run(self, run_id: str) -> Stats:
         lane = self.accumulator.lane(run_id)
         inbox = sum(record.place is lane for record in list(self.inbox))
         in_flight = sum(span.open for span in lane.spans) - sum(
-            len(batch.records) for batch, _ in lane.sealed
+            len(batch.records) for batch, _ in list(lane.sealed)
         )
-        waiting = lane.unsettled - in_flight + inbox
+        spooled = lane.spooled
+        waiting = lane.unsettled - in_flight - spooled + inbox
         causes: dict[str, int] = {}
         for rejection in list(lane.refused):
             name = type(rejection.cause).__name__
             causes[name] = causes.get(name, 0) + 1
         return Stats(
-            accepted=lane.delivered + lane.refused_count + waiting + in_flight,
+            accepted=lane.delivered + lane.refused_count + waiting + in_flight + spooled,
             delivered=lane.delivered,
             rejected=causes,
             waiting=waiting,
             in_flight=in_flight,
+            spooled=spooled,
             requests=self._sender.requests,
             retries=self._sender.retries,
             throttled=self.throttle.throttled,
@@ -429,8 +447,9 @@ class BatchLogger:
         )
 
     def _oldest(self, lanes: list[Lane]) -> float:
-        marks = [lane.marks[0][1] for lane in lanes if lane.marks]
-        return max(0.0, time.monotonic() - min(marks)) if marks else 0.0
+        # Copies, taken at once: another thread may ask while the loop's own changes them.
+        firsts = [marks[0][1] for lane in lanes if (marks := list(lane.marks))]
+        return max(0.0, time.monotonic() - min(firsts)) if firsts else 0.0
 
     def __repr__(self) -> str:
         accumulator = self.accumulator
@@ -453,9 +472,6 @@ class BatchLogger:
         """The ``log_*`` of one run."""
         writer = self._writers.get(run_id)
         if writer is None:
-            if not isinstance(run_id, str) or not run_id:
-                message = f"a run id is a str that is not empty, not {run_id!r:.80}"
-                raise ValueError(message)
             if len(self._writers) >= KEPT_WRITERS:
                 self._forget_idle()
             writer = self._writers[run_id] = RunWriter(run_id, self)
@@ -487,8 +503,13 @@ class BatchLogger:
 
     def look_up(self, records: Sequence[AnyRecord]) -> None:
         """The gate is reached: wake the sender, make room, or refuse *records*, the last ones."""
+        if self._loop is not None and self._loop.is_closed():
+            self.shut("its event loop ended, and the session was not left before")
         if self._why_closed:
             self._withdraw(records, error := Closed(self._closed_message()))
+            # Nobody will take them out any more.
+            while self.inbox and isinstance(self.inbox[-1].place, GivenUp):
+                self.inbox.pop()
             raise error
         if self._used() > self.buffer_limit:
             self._overflow(records)
@@ -518,11 +539,24 @@ class BatchLogger:
             self.inbox.gate = max(0, min(upto, room))
 
     def _overflow(self, records: Sequence[AnyRecord]) -> None:
+        is_on_loop = threading.get_ident() == self._thread
+        if self._keeper is not None and self._keeper.failure is None:
+            has_room = self._spill_here() if is_on_loop else self._wait_for_room()
+            if has_room:
+                return
         if self.overflow == "drop" and all(type(record) is Metric for record in records):
             error = BufferFull("the metric was dropped: the buffer is full (overflow='drop')")
             self.dropped += self._withdraw(records, error)
-        elif threading.get_ident() == self._thread or not self._wait_for_room():
+        elif is_on_loop or not self._wait_for_room():
             self._refuse(records)
+
+    def _spill_here(self) -> bool:
+        """Let the disk take what memory can't hold, while the event loop waits for it."""
+        assert self._keeper is not None
+        self.take_in(time.monotonic())
+        self._keeper.commit_here()
+        self._keeper.let_go()
+        return self._used() <= self.buffer_limit
 
     def _refuse(self, records: Sequence[AnyRecord]) -> None:
         message = (
@@ -534,7 +568,7 @@ class BatchLogger:
             raise error
 
     def _wait_for_room(self) -> bool:
-        self._call_loop(self._sender.wake)
+        self._call_loop(self._hurry)
         with self._room:
             self._blocked += 1
             try:
@@ -545,6 +579,12 @@ class BatchLogger:
             finally:
                 self._blocked -= 1
 
+    def _hurry(self) -> None:
+        self.take_in(time.monotonic())
+        if self._keeper is not None:
+            self._keeper.hurry()
+        self._sender.wake()
+
     def _withdraw(self, records: Sequence[AnyRecord], error: AdpError) -> int:
         """Take back what still lies in the inbox; how many that were."""
         with self._lock:
@@ -553,6 +593,7 @@ class BatchLogger:
             for record in mine:
                 self._text_cost -= cost_of(record) - METRIC_COST
                 record.place = GivenUp(error)
+                self._has_withdrawn = True
         return len(mine)
 
     def take_in(self, now: float) -> None:
@@ -575,7 +616,11 @@ class BatchLogger:
             popleft = self.inbox.popleft
             records = [popleft() for _ in range(len(self.inbox))]
             self._text_cost = 0
-        self.accumulator.take_in(records, since)
+            if self._has_withdrawn:
+                records = [record for record in records if not isinstance(record.place, GivenUp)]
+                self._has_withdrawn = False
+        if records:
+            self.accumulator.take_in(records, since)
 
     # ------------------------------------------------------------------ who waits
 
@@ -644,6 +689,13 @@ class BatchLogger:
         for flush in self._flushes.get(lane, ()):
             if lane.settled_until >= flush.until:
                 _resolve(flush.done)
+        if self._keeper is not None and self.accumulator.spooled:
+            self._keeper.wake()
+        self._tell_room()
+        if not self.accumulator.unsettled:
+            self._all_settled.set()
+
+    def _tell_room(self) -> None:
         if self._drains and self._is_low():
             drains, self._drains = self._drains, []
             for future in drains:
@@ -651,8 +703,11 @@ class BatchLogger:
         if self._blocked and self._used() <= self.buffer_limit:
             with self._room:
                 self._room.notify_all()
-        if not self.accumulator.unsettled:
-            self._all_settled.set()
+
+    def _made_room(self) -> None:
+        """Records went to the disk, or came back from it."""
+        self._tell_room()
+        self._sender.wake()
 
     def _raise_refused(self, lanes: Iterable[Lane]) -> None:
         """Raise what was refused since the last time somebody was told."""
@@ -669,24 +724,54 @@ class BatchLogger:
 
     # ------------------------------------------------------------------ lifetime
 
-    def open(self) -> None:
-        """Start accepting and sending, in the running event loop."""
+    def open(self, spool: Spool | None = None, interval: float = 0.2) -> None:
+        """Start accepting and sending, in the running event loop; *spool* outlives the process."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._why_closed = ""
         self.inbox.gate = 0
+        if spool is not None:
+            self._keeper = self._keep(spool, interval)
         self._task = asyncio.create_task(self._supervise(), name="adp_async sender")
         _open_loggers.add(self)
 
+    def _keep(self, spool: Spool, interval: float) -> SpoolKeeper:
+        keeper = SpoolKeeper(
+            accumulator=self.accumulator,
+            spool=spool,
+            interval=interval,
+            memory_limit=self.buffer_limit,
+            take_in=self.take_in,
+            changed=self._made_room,
+            trouble=lambda: str(self._sender.trouble or ""),
+        )
+        self._sender.before_barrier = keeper.commit
+        return keeper
+
     async def _supervise(self) -> None:
+        """Run the sender, and the keeper of the spool beside it, until cancelled."""
+        runs = [self._sender.run()] + ([self._keeper.run()] if self._keeper else [])
+        tasks = [asyncio.create_task(run) for run in runs]
         try:
-            await self._sender.run()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
         except Exception as error:
             logger.exception("the sender crashed; nothing is delivered any more")
             self._crash = error
             self.shut(f"its sender crashed with {type(error).__name__}")
-            self._abandon()
+            self._lost = self._abandon()
             self._all_settled.set()
+        except asyncio.CancelledError:
+            if self._task is not None:  # it wasn't `close`, so the loop is being torn down
+                self.shut("its event loop ended, and the session was not left before")
+                if lost := self._abandon():
+                    logger.warning("%d records were not delivered: %s", lost, self._why_closed)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self, timeout: float) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
@@ -706,9 +791,23 @@ class BatchLogger:
         finally:
             task.cancel()
             await asyncio.wait([task])
-            left = self._abandon()
+            spooled = await self._close_spool()
+            left = self._lost + self._abandon()
             _open_loggers.discard(self)
+        if left and left == spooled:
+            assert self._keeper is not None
+            message = "%d records are not delivered yet; the next session delivers them from %s"
+            logger.warning(message, left, self._keeper.spool.path)
+            left = 0
         self._raise_end(left)
+
+    async def _close_spool(self) -> int:
+        """How many of the records that are left are on disk now, and so are not lost."""
+        if self._keeper is None:
+            return 0
+        self.take_in(time.monotonic())
+        await self._keeper.close()
+        return 0 if self._keeper.failure else self.accumulator.unsettled
 
     async def _deliver_all(self) -> None:
         now = time.monotonic()
@@ -740,8 +839,10 @@ class BatchLogger:
         """Nothing is delivered any more: tell whoever waits; how many records that were."""
         self.take_in(time.monotonic())
         left = self.accumulator.unsettled
+        in_spool = " (the spool has them)" if self._keeper and not self._keeper.failure else ""
         for lane, records in self.accumulator.abandon():
             error = delivery_error([], undelivered=len(records), run_id=lane.run_id)
+            error.add_note(f"left behind when the session ended{in_spool}")
             error.__cause__ = self._cause()
             for record in records:
                 record.place = GivenUp(error)
@@ -763,10 +864,19 @@ class BatchLogger:
         self.inbox.clear()
         self.inbox.gate = -1
         self._loop = None
+        if self._keeper is not None:
+            # The file is the parent's: closing it here could take its lock away.
+            _parents_own.append(self._keeper)
 
     def check_open(self) -> None:
         """Raise `Closed` unless this may be awaited here."""
         if self._why_closed:
+            raise Closed(self._closed_message())
+        self.check_loop()
+
+    def check_loop(self) -> None:
+        """Raise `Closed` on another event loop than its own, and in a forked child."""
+        if self._loop is None:
             raise Closed(self._closed_message())
         if asyncio.get_running_loop() is not self._loop:
             message = "the session belongs to another event loop, the one it was opened in"
@@ -783,6 +893,9 @@ def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
+
+#: Kept for good in a forked child, so that nothing closes them there.
+_parents_own: list[SpoolKeeper] = []
 
 _open_loggers: weakref.WeakSet[BatchLogger] = weakref.WeakSet()
 

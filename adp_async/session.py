@@ -13,12 +13,15 @@ import logging
 import random
 import time
 import uuid
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import anyio
 from attrs import define, field
 
+from adp_async._io.recovery import Recovery, open_orphans
+from adp_async._io.spool import Identity, Spool, SpoolError, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
@@ -34,7 +37,7 @@ from adp_async.api.model_versions import ModelVersions
 from adp_async.api.registered_models import RegisteredModels
 from adp_async.api.runs import Runs
 from adp_async.auth import Authenticator
-from adp_async.entities.runs import Run as RunEntity
+from adp_async.entities.runs import RunReply
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -48,9 +51,10 @@ from adp_async.run import Run, StartedRun, tell_behind
 from adp_async.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from adp_async._io.recovery import Orphan
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async.api._family import CallOptions
@@ -60,6 +64,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger("adp_async")
+
+#: A wrong clock hides that a token has expired: both can be mended in one attempt.
+MENDINGS = 2
 
 
 class Session:
@@ -90,8 +97,10 @@ class Session:
         self._throttle = Throttle(settings.retry)
         self._state = "it has not been entered"
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._lifetime = asyncio.Lock()  # opening and closing, whoever does it
         self._experiment_ids: dict[str, str] = {}
         self._log_batch_url = ""
+        self._recovering: asyncio.Task[None] | None = None
         self.logger = BatchLogger(
             post=self._post_batch,
             run_is_gone=self._run_is_gone,
@@ -132,11 +141,15 @@ class Session:
 
     async def open(self) -> Self:
         """Load the signer and open the pool; what entering does.  Raises `ConfigurationError`."""
-        if self._loop is not None:
-            if self._state:
+        async with self._lifetime:
+            if self._loop is None:
+                await self._open()
+            elif self._state:
                 raise Closed(f"a session is opened once; {self._state}")
-            self._check_open()
-            return self
+        self._check_open()
+        return self
+
+    async def _open(self) -> None:
         await self._auth.open()
         try:
             settings = self._settings
@@ -147,8 +160,9 @@ class Session:
             raise
         self._loop = asyncio.get_running_loop()
         self._state = ""
-        self.logger.open()
-        return self
+        self.logger.open(await self._make_spool(), self._settings.spool_interval)
+        if self._settings.spool is not False and self._settings.recover:
+            self._recovering = asyncio.create_task(self._recover(), name="adp_async recovery")
 
     async def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds; what leaving does.
@@ -158,15 +172,29 @@ class Session:
         """
         if self._loop is None or self._state:
             return
-        self._check_open()
+        self.logger.check_loop()
         # Being cancelled was the reason to come here; it must not keep us from tidying up.
         with anyio.CancelScope(shield=True):
-            try:
-                await self.logger.close(self._settings.close_timeout)
-            finally:
-                self._state = "it was left"
-                await self._transport.close()
-                await self._auth.close()
+            async with self._lifetime:
+                if not self._state:
+                    await self._close()
+
+    async def _close(self) -> None:
+        try:
+            await self.logger.close(self._settings.close_timeout)
+        finally:
+            self._state = "it was left"
+            await self._stop_recovering()
+            await self._transport.close()
+            await self._auth.close()
+
+    async def _stop_recovering(self) -> None:
+        task, self._recovering = self._recovering, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("recovery failed; what it had is still on disk", exc_info=error)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -188,6 +216,69 @@ class Session:
         if self._state:
             raise Closed(f"the session cannot be used: {self._state}")
         self.logger.check_open()
+
+    # ------------------------------------------------------------------ what outlives a process
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where spools lie: what ``spool=`` names, or the user's state folder."""
+        spool = self._settings.spool
+        return default_spool_folder() if isinstance(spool, bool) else Path(spool)
+
+    @property
+    def _identity(self) -> Identity:
+        settings = self._settings
+        return Identity(settings.base_url, settings.platform_id, settings.workspace or "")
+
+    async def _make_spool(self) -> Spool | None:
+        if self._settings.spool is False:
+            return None
+        limit = self._settings.spool_limit
+        create = partial(Spool.create, self.spool_folder, self._identity, limit=limit)
+        try:
+            return await self._auth.run(create)
+        except SpoolError as error:
+            logger.warning("accepted records are only in memory: %s", error)
+            return None
+
+    async def _recover(self) -> None:
+        """Deliver what processes that died have left for this platform and workspace."""
+        limit = self._settings.spool_limit
+        find = partial(open_orphans, self.spool_folder, identity=self._identity, limit=limit)
+        try:
+            orphans = await self._auth.run(find)
+        except SpoolError as error:
+            logger.warning("%s", error)
+            return
+        if orphans:
+            message = "%d records of %d processes that ended are being delivered from %s"
+            count = sum(orphan.records for orphan in orphans)
+            logger.warning(message, count, len(orphans), self.spool_folder)
+            await self.recover(orphans)
+
+    async def recover(
+        self, orphans: Sequence[Orphan], on_progress: Callable[[Recovery], None] | None = None
+    ) -> None:
+        """Deliver what `open_orphans` found, one after the other; *on_progress* hears of it."""
+        left = list(orphans)
+        try:
+            while left:
+                recovery = Recovery(
+                    left.pop(0),
+                    self._post_batch,
+                    self._run_is_gone,
+                    self._throttle,
+                    BatchLimits(),
+                    self._settings.retry,
+                    on_progress=on_progress,
+                )
+                await recovery.run()
+                delivered, rejected = recovery.counts
+                path = recovery.orphan.spool.path
+                logger.info("%s: %d records delivered, %d rejected", path, delivered, rejected)
+        finally:
+            for orphan in left:
+                orphan.spool.let_go()
 
     # ------------------------------------------------------------------ runs
 
@@ -219,8 +310,10 @@ class Session:
     def attach_run(self, run_id: str) -> Run:
         """A handle of a run that exists, without a request.
 
-        As a context manager it flushes and leaves the run's status alone.
+        As a context manager it flushes and leaves the run's status alone.  Raises
+        `ConfigurationError` without a workspace, which runs belong to.
         """
+        self._settings.required_workspace()
         return Run(run_id, self)
 
     async def experiment_id_of(self, name: str) -> str:
@@ -339,14 +432,15 @@ class Session:
         return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
 
     async def _attempt(self, request: Request) -> Reply:
-        """One attempt; after a 401 that a refresh or the right time can mend, a second one."""
-        generation = self._auth.generation
-        try:
-            return await self._exchange(request)
-        except NotAuthenticated as error:
-            date = getattr(error, "server_date", None)
-            if not await self._auth.recover(error, generation=generation, server_date=date):
-                raise
+        """One attempt; and once more after a 401 that the right time or a refresh can mend."""
+        for _ in range(MENDINGS):
+            generation = self._auth.generation
+            try:
+                return await self._exchange(request)
+            except NotAuthenticated as error:
+                date = error.server_date
+                if not await self._auth.recover(error, generation=generation, server_date=date):
+                    raise
         return await self._exchange(request)
 
     async def _exchange(self, request: Request) -> Reply:
@@ -412,9 +506,8 @@ class Session:
             reply = await self._attempt(request)
         except NotFound as error:
             return is_about_the_run(error, run_id)
-        found = decode(reply.body, dict[str, RunEntity], reply=reply)
-        info = found["run"].info
-        return info is not None and info.lifecycle_stage == "deleted"
+        found = decode(reply.body, RunReply, reply=reply, operation=GET_RUN.operation)
+        return found.run.info.lifecycle_stage == "deleted"
 
 
 @define

@@ -220,13 +220,14 @@ def _check(knob: attrs.Attribute[Any], value: object, looked: str) -> None:
         raise misconfigured(knob.name, str(error), looked=looked, fix=_fix(knob)) from None
 
 
-def _variable(knob: attrs.Attribute[Any]) -> str:
+def variable_of(knob: attrs.Attribute[Any]) -> str:
+    """The environment variable of one field of `Settings`."""
     return knob.metadata["variable"] or f"ADP_ASYNC_{knob.name.upper()}"
 
 
 def _fix(knob: attrs.Attribute[Any]) -> str:
     known: str = knob.metadata["fix"]
-    return known or f"Pass {knob.name}=, or set {_variable(knob)} in the environment."
+    return known or f"Pass {knob.name}=, or set {variable_of(knob)} in the environment."
 
 
 @frozen
@@ -345,7 +346,7 @@ class Settings:
         for name, knob in knobs.items():
             if name in given:
                 values[name] = given[name]
-            elif (text := environ.get(_variable(knob))) and "read" in knob.metadata:
+            elif (text := environ.get(variable_of(knob))) and "read" in knob.metadata:
                 values[name] = _from_environment(knob, text.strip())
         if "platform_id" not in values:
             raise _missing(knobs["platform_id"])
@@ -384,7 +385,7 @@ class Settings:
 
 
 def _from_environment(knob: attrs.Attribute[Any], text: str) -> Any:
-    looked = f"the environment's {_variable(knob)}"
+    looked = f"the environment's {variable_of(knob)}"
     try:
         value = knob.metadata["read"](text)
     except ValueError:
@@ -396,7 +397,7 @@ def _from_environment(knob: attrs.Attribute[Any], text: str) -> Any:
 
 
 def _missing(knob: attrs.Attribute[Any]) -> ConfigurationError:
-    looked = f"the argument {knob.name} and the environment's {_variable(knob)}"
+    looked = f"the argument {knob.name} and the environment's {variable_of(knob)}"
     return misconfigured(knob.name, "is missing", looked=looked, fix=_fix(knob))
 
 

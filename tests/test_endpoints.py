@@ -45,6 +45,21 @@ def test_all_68_operations_have_a_row() -> None:
     assert {row.operation for row in ENDPOINTS} == set(OPERATIONS)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "may_be"),
+    [
+        (endpoints.GET_RUN, True),
+        (endpoints.SEARCH_RUNS, True),
+        (endpoints.CREATE_RUN, True),
+        (endpoints.ACTIVATE_DEPLOYMENT, False),
+        (endpoints.MANAGE_REGISTERED_MODEL_PERMISSION, False),
+    ],
+)
+def test_what_may_be_sent_again(endpoint: Endpoint, may_be: bool) -> None:
+    """What only reads, and what has a retry token, does no harm the second time."""
+    assert endpoint.may_be_resent is may_be
+
+
 def test_path_stands_in_for_the_name_of_an_operation() -> None:
     """A row that a user makes for an operation of tomorrow needs no name."""
     assert Endpoint("GET", "mlflow/tomorrow").operation == "mlflow/tomorrow"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from adp_async._sansio.throttle import Throttle
 
 logger = logging.getLogger("adp_async")
+
+#: Seconds between two looks at what came while nothing can leave, however short the linger.
+SHORTEST_PAUSE: Final = 0.01
 
 
 class Post(Protocol):
@@ -47,6 +50,8 @@ class Sender:
     take_in: Callable[[float], None]
     clock: Callable[[], float]
     max_in_flight: int = 4
+    #: Awaited before a batch with params or tags leaves: what it overwrites must not come back.
+    before_barrier: Callable[[], Awaitable[None]] | None = None
     jitter: Callable[[], float] = random.random
     requests: int = field(default=0, init=False)
     retries: int = field(default=0, init=False)
@@ -56,6 +61,8 @@ class Sender:
     _resume_at: float = field(default=0.0, init=False)
     _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _posts: set[asyncio.Task[None]] = field(factory=set, init=False)
+    #: Batches without an answer yet; also those whose task was cancelled before its first step.
+    _under_way: set[RecordBatch] = field(factory=set, init=False)
 
     def wake(self) -> None:
         """Look again now.  For the loop's own thread."""
@@ -91,7 +98,8 @@ class Sender:
     def _next_look(self, now: float) -> float:
         """When there may be something to do, if nothing happens before."""
         # Records that came since are not seen yet, and must not wait for longer than a linger.
-        look = now + self.accumulator.linger if self.accumulator.unsettled else float("inf")
+        pause = max(self.accumulator.linger, SHORTEST_PAUSE)
+        look = now + pause if self.accumulator.unsettled else float("inf")
         if self._room(now) > 0 or self._waits_until(now) > now:
             deadline = self.accumulator.next_deadline()
             if deadline is not None:
@@ -115,6 +123,7 @@ class Sender:
     def _start(self, batch: RecordBatch) -> None:
         task = asyncio.create_task(self._deliver(batch), name=f"adp_async batch {batch.run_id}")
         self._posts.add(task)
+        self._under_way.add(batch)
 
     def _raise_crash(self) -> None:
         done = [task for task in self._posts if task.done()]
@@ -127,20 +136,29 @@ class Sender:
             task.cancel()
         await asyncio.gather(*self._posts, return_exceptions=True)
         self._posts.clear()
+        # Nobody knows what became of them: they wait again.
+        for batch in self._under_way:
+            self.accumulator.retry_later(batch, self.clock(), self.clock())
+        self._under_way.clear()
 
     async def _deliver(self, batch: RecordBatch) -> None:
         try:
             self.requests += 1
-            await self.post(batch.body, batch.retry_token)
-        except AdpError as error:
-            await self._failed(batch, error)
-        except BaseException:
-            self.accumulator.retry_later(batch, self.clock(), self.clock())
-            raise
-        else:
-            self._succeeded(batch)
+            error, action = await self._ask(batch)
+            self._under_way.discard(batch)
+            self._judge(batch, error, action)
         finally:
             self.wake()
+
+    async def _ask(self, batch: RecordBatch) -> tuple[AdpError | None, Action]:
+        try:
+            await self.post(batch.body, batch.retry_token)
+        except AdpError as error:
+            action = action_for(error, batch.run_id)
+            if action is Action.SPLIT and await self._is_gone(batch):
+                action = Action.GIVE_UP
+            return error, action
+        return None, Action.DELIVERED
 
     def _succeeded(self, batch: RecordBatch) -> None:
         if self.trouble is not None:
@@ -151,16 +169,14 @@ class Sender:
         self.accumulator.succeed(batch, self.clock())
         logger.debug("run %s: delivered a batch of %d", batch.run_id, len(batch.records))
 
-    async def _failed(self, batch: RecordBatch, error: AdpError) -> None:
-        action = action_for(error, batch.run_id)
+    def _judge(self, batch: RecordBatch, error: AdpError | None, action: Action) -> None:
+        if error is None or action is Action.DELIVERED:
+            self._succeeded(batch)
+            return
         logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
-        if action is Action.SPLIT and await self._is_gone(batch):
-            action = Action.GIVE_UP
         now = self.clock()
         refused_before = batch.lane.refused_count
         match action:
-            case Action.DELIVERED:
-                self._succeeded(batch)
             case Action.WAIT_TURN:
                 self.retries += 1
                 self.accumulator.retry_later(batch, now, now)

@@ -15,8 +15,10 @@ All of this belongs to one thread.  Nothing here knows the time, draws a random 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, evolve, field, frozen
@@ -36,7 +38,7 @@ from adp_async._sansio.records import (
 from adp_async.errors import AdpError, DeliveryError, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from adp_async._sansio.records import AnyRecord
 
@@ -45,6 +47,9 @@ SMALLEST_BODY_LIMIT = 16 * 1024
 
 #: Refused records that a lane keeps by name.
 KEPT_REJECTIONS = 1000
+
+#: Records that are read from the disk at once.
+RELOADED = 10_000
 
 
 class Span:
@@ -93,6 +98,8 @@ class Lane:
         "delivered",
         "entry",
         "failures",
+        "head_seq",
+        "held",
         "in_flight",
         "marks",
         "next_seq",
@@ -104,7 +111,9 @@ class Lane:
         "run_id",
         "sealed",
         "spans",
+        "spilled",
         "suspects",
+        "tail",
         "text_cost",
         "text_seqs",
         "urgent_until",
@@ -115,7 +124,14 @@ class Lane:
         #: Who can wait for a record of this lane; None in a test of the core.
         self.board = board
         self.queue: deque[AnyRecord] = deque()
+        #: The sequence number of the queue's first record, and of the next one to come.
+        self.head_seq = 0
         self.next_seq = 0
+        #: Behind the queue: ranges of records that are only on disk, and those that came since.
+        self.spilled: deque[tuple[int, int]] = deque()
+        self.tail: deque[AnyRecord] = deque()
+        #: Spilled records whose receipt somebody has, by their sequence number.
+        self.held: dict[int, AnyRecord] = {}
         #: (sequence number, time): records from there on came at that time.
         self.marks: deque[tuple[int, float]] = deque()
         #: Params and tags in the queue: how many, where, and their memory.
@@ -141,23 +157,24 @@ class Lane:
         self.entry = 0
 
     @property
-    def head_seq(self) -> int:
-        """The first record that is not sealed yet."""
-        return self.next_seq - len(self.queue)
-
-    @property
     def settled_until(self) -> int:
         """Every record before this one has its end."""
         return min((span.first for span in self.spans), default=self.head_seq)
 
     @property
     def is_idle(self) -> bool:
-        return not (self.queue or self.spans)
+        return not (self.queue or self.spans or self.spilled or self.tail)
+
+    @property
+    def spooled(self) -> int:
+        """Records that are only on disk."""
+        return sum(last - first for first, last in self.spilled)
 
     @property
     def unsettled(self) -> int:
         """Records that have no end yet, in flight or not."""
-        return len(self.queue) + sum(span.open for span in self.spans)
+        sealed = sum(span.open for span in self.spans)
+        return len(self.queue) + len(self.tail) + self.spooled + sealed
 
     def __repr__(self) -> str:
         return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
@@ -188,6 +205,18 @@ class Board(Protocol):
     def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None: ...
 
 
+class Notes(Protocol):
+    """Who writes down what is taken in, sealed and settled: the journal of the spool."""
+
+    def took(self, lane: Lane, first: int, records: Sequence[AnyRecord]) -> None: ...
+
+    def sealed(self, batch: RecordBatch) -> None: ...
+
+    def settled(self, lane: Lane, span: Span) -> None: ...
+
+    def refused(self, rejections: Sequence[Rejection], records: Sequence[AnyRecord]) -> None: ...
+
+
 def _no_token() -> str:
     return ""
 
@@ -203,11 +232,14 @@ class Accumulator:
     limits: BatchLimits = field(factory=BatchLimits)
     new_token: Callable[[], str] = _no_token
     board: Board | None = None
+    journal: Notes | None = None
     lanes: dict[str, Lane] = field(factory=dict, init=False)
     #: Records in the lanes that are not in flight, and those that are.
     waiting: int = field(default=0, init=False)
     in_flight: int = field(default=0, init=False)
-    #: Memory of both, in bytes.
+    #: Records that are only on disk.
+    spooled: int = field(default=0, init=False)
+    #: Memory of those that are not, in bytes.
     cost: int = field(default=0, init=False)
     batches_in_flight: int = field(default=0, init=False)
     delivered: int = field(default=0, init=False)
@@ -219,7 +251,7 @@ class Accumulator:
     @property
     def unsettled(self) -> int:
         """Records that have no end yet."""
-        return self.waiting + self.in_flight
+        return self.waiting + self.in_flight + self.spooled
 
     # Taking in
 
@@ -234,42 +266,47 @@ class Accumulator:
         record.place = self.lane(run_id)
         self.take_in((record,), now)
 
-    def take_in(self, records: Iterable[AnyRecord], now: float) -> None:
+    def take_in(self, records: Sequence[AnyRecord], now: float) -> None:
         """Take records in, each of which has its lane as its *place*."""
-        lane: Lane | None = None
-        append: Callable[[AnyRecord], None] | None = None
-        taken = 0
+        if len(lanes := set(map(_PLACE, records))) == 1:
+            self._grew(lanes.pop(), records, now)
+            return
+        groups: dict[Lane, list[AnyRecord]] = {}
         for record in records:
-            if record.place is not lane:
-                if type(record.place) is not Lane:
-                    continue  # withdrawn
-                if lane is not None:
-                    self._grew(lane, taken, now)
-                lane = record.place
-                append = lane.queue.append  # type: ignore[union-attr]
-                taken = 0
-            if type(record) is not Metric:
-                self._count_text(lane, record, taken)  # type: ignore[arg-type]
-            append(record)  # type: ignore[misc]
-            taken += 1
-        if lane is not None:
-            self._grew(lane, taken, now)
+            groups.setdefault(record.place, []).append(record)
+        for lane, group in groups.items():
+            self._grew(lane, group, now)
 
-    def _count_text(self, lane: Lane, record: Param | RunTag, offset: int) -> None:
-        extra = cost_of(record) - METRIC_COST
-        lane.count[type(record)] += 1
-        lane.text_seqs.append(lane.next_seq + offset)
-        lane.text_cost += extra
-        self.cost += extra
-
-    def _grew(self, lane: Lane, taken: int, now: float) -> None:
-        self.waiting += taken
-        self.cost += taken * METRIC_COST
-        if not lane.marks or lane.marks[-1][1] != now:
-            lane.marks.append((lane.next_seq, now))
-        lane.next_seq += taken
+    def _grew(self, lane: Lane, records: Sequence[AnyRecord], now: float) -> None:
+        first = lane.next_seq
+        lane.next_seq += len(records)
+        self._count(records)
+        if lane.spilled:
+            lane.tail.extend(records)
+        else:
+            if not lane.marks or lane.marks[-1][1] != now:
+                lane.marks.append((first, now))
+            self._enqueue(lane, records, first)
+        if self.journal is not None:
+            self.journal.took(lane, first, records)
         self.lanes.setdefault(lane.run_id, lane)
         self._schedule(lane, now)
+
+    def _count(self, records: Sequence[AnyRecord], sign: int = 1) -> None:
+        self.waiting += sign * len(records)
+        self.cost += sign * _cost_of_all(records)
+
+    def _enqueue(self, lane: Lane, records: Sequence[AnyRecord], first: int) -> None:
+        lane.queue.extend(records)
+        if _has_text(records):
+            for seq, record in enumerate(records, first):
+                if type(record) is not Metric:
+                    self._count_text(lane, record, seq)
+
+    def _count_text(self, lane: Lane, record: AnyRecord, seq: int) -> None:
+        lane.count[type(record)] += 1
+        lane.text_seqs.append(seq)
+        lane.text_cost += cost_of(record) - METRIC_COST
 
     # Being ready
 
@@ -313,6 +350,8 @@ class Accumulator:
             return None if batch.is_barrier and lane.in_flight else not_before
         if not lane.queue or (lane.in_flight and self._next_is_barrier(lane)):
             return None
+        if lane.spilled and not self.is_full(lane):
+            return None  # more of it comes from the disk
         if lane.urgent_until > lane.head_seq or self.is_full(lane):
             # Once ready it keeps its place in the line.
             return now if lane.ready_at is None else min(now, lane.ready_at)
@@ -361,6 +400,8 @@ class Accumulator:
         for part, body in fitting:
             batch = self._batch(lane, part, body, span, is_whole=len(fitting) == 1)
             lane.sealed.append((batch, now))
+            if self.journal is not None and batch.is_whole:
+                self.journal.sealed(batch)
 
     def _cut(self, lane: Lane) -> list[AnyRecord]:
         if lane.text_seqs:
@@ -369,6 +410,7 @@ class Accumulator:
             count = min(len(lane.queue), self.limits.metrics, self.limits.entities)
             popleft = lane.queue.popleft
             records = [popleft() for _ in range(count)]
+        lane.head_seq += len(records)
         while len(lane.marks) > 1 and lane.marks[1][0] <= lane.head_seq:
             lane.marks.popleft()
         if not lane.queue:
@@ -484,6 +526,8 @@ class Accumulator:
         self.rejected[type(error).__name__] += len(refused)
         for record, rejection in zip(batch.records, refused, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
+        if self.journal is not None:
+            self.journal.refused(refused, batch.records)
         self._settle(batch, now)
 
     def abandon(self) -> list[tuple[Lane, list[AnyRecord]]]:
@@ -491,15 +535,123 @@ class Accumulator:
         left = []
         for lane in self.lanes.values():
             records = [record for batch, _ in lane.sealed for record in batch.records]
-            records.extend(lane.queue)
-            if records:
+            records += [*lane.queue, *lane.held.values(), *lane.tail]
+            if lane.unsettled:
                 left.append((lane, records))
-            lane.queue.clear()
-            lane.sealed.clear()
-            lane.spans.clear()
-        self.waiting = self.cost = 0
+            for each in (lane.queue, lane.sealed, lane.spans, lane.spilled, lane.tail, lane.held):
+                each.clear()
+        self.waiting = self.spooled = self.cost = 0
         self._line.clear()
         return left
+
+    # What is on disk only
+
+    def spill(self, lane: Lane, *, keep: int, journaled_until: int) -> int:
+        """Let go of journaled records but for the queue's first *keep*; how many that were."""
+        if lane.spilled:
+            return self._spill_tail(lane, journaled_until)
+        start = lane.head_seq + keep
+        if journaled_until <= start:
+            return 0
+        lane.tail.extendleft(lane.queue.pop() for _ in range(lane.next_seq - journaled_until))
+        spilled = [lane.queue.pop() for _ in range(journaled_until - start)]
+        spilled.reverse()
+        while lane.text_seqs and lane.text_seqs[-1] >= start:
+            lane.text_seqs.pop()
+        for record in (*spilled, *lane.tail):
+            if type(record) is not Metric:
+                lane.count[type(record)] -= 1
+                lane.text_cost -= cost_of(record) - METRIC_COST
+        lane.spilled.append((start, journaled_until))
+        return self._let_go(lane, spilled, start)
+
+    def _spill_tail(self, lane: Lane, journaled_until: int) -> int:
+        first, last = lane.spilled.pop()
+        count = max(0, journaled_until - last)
+        lane.spilled.append((first, last + count))
+        return self._let_go(lane, [lane.tail.popleft() for _ in range(count)], last)
+
+    def _let_go(self, lane: Lane, records: list[AnyRecord], first: int) -> int:
+        self._count(records, -1)
+        self.spooled += len(records)
+        # The list, the loop's variable and the argument refer to a record; more is a receipt.
+        for seq, record in enumerate(records, first):
+            if sys.getrefcount(record) > 3:
+                lane.held[seq] = record
+        return len(records)
+
+    def next_spilled(self, lane: Lane) -> tuple[int, int] | None:
+        """The records that should be read from the disk next; None while enough wait here."""
+        if not lane.spilled or len(lane.queue) >= self.limits.entities:
+            return None
+        first, last = lane.spilled[0]
+        if lane.queue and first != lane.head_seq + len(lane.queue):
+            return None  # there is a hole: what comes next has its place after the queue's end
+        return first, min(last, first + RELOADED)
+
+    def reload(self, lane: Lane, first: int, records: list[AnyRecord], now: float) -> None:
+        """What `next_spilled` named has been read: it waits here again."""
+        start, last = lane.spilled.popleft()
+        assert start == first, "records come back in their order"
+        if not lane.queue:
+            lane.head_seq = first
+        upto = first + len(records)
+        if upto < last:
+            lane.spilled.appendleft((upto, last))
+        if lane.held:
+            records = [lane.held.pop(seq, record) for seq, record in enumerate(records, first)]
+        for record in records:
+            record.place = lane
+        self.spooled -= len(records)
+        self._count(records)
+        lane.marks.append((first, now))
+        self._enqueue(lane, records, first)
+        if not lane.spilled and lane.tail:
+            self._enqueue(lane, list(lane.tail), upto)
+            lane.tail.clear()
+        self._schedule(lane, now)
+
+    def lose_spilled(self, lane: Lane, error: AdpError, now: float) -> None:
+        """The next range on disk can't be read: it stays there, and is counted as rejected."""
+        first, last = lane.spilled.popleft()
+        self.spooled -= last - first
+        self.rejected[type(error).__name__] += last - first
+        lane.refused_count += last - first
+        for seq in [seq for seq in lane.held if first <= seq < last]:
+            lane.held.pop(seq).place = GivenUp(error)
+        if not lane.queue:
+            lane.head_seq = last
+        if not lane.spilled and lane.tail:
+            if not lane.queue:
+                lane.marks.clear()
+            lane.marks.append((last, now))
+            self._enqueue(lane, list(lane.tail), last)
+            lane.tail.clear()
+        self._schedule(lane, now)
+        if self.board is not None:
+            self.board.settled(lane, ())
+
+    def restore(
+        self,
+        run_id: str,
+        spilled: Sequence[tuple[int, int]],
+        sealed: Sequence[tuple[int, str, list[AnyRecord]]],
+    ) -> None:
+        """A run of a process that died: ranges on disk, and (first, token, records) of batches."""
+        lane = self.lane(run_id)
+        lane.spilled.extend(spilled)
+        self.spooled += lane.spooled
+        for first, token, records in sealed:
+            span = Span(first, first + len(records))
+            lane.spans.append(span)
+            body = _encode(lane, records)
+            batch = evolve(self._batch(lane, records, body, span, is_whole=True), retry_token=token)
+            lane.sealed.append((batch, 0.0))
+            self._count(records)
+        ends = [last for _, last in spilled] + [span.last for span in lane.spans]
+        lane.next_seq = max(ends)
+        lane.head_seq = spilled[0][0] if spilled else lane.next_seq
+        self._schedule(lane, 0.0)
 
     def _suspect(self, lane: Lane, name: tuple[type, str], refusals: int) -> None:
         if name in lane.suspects or len(lane.suspects) < KEPT_REJECTIONS:
@@ -525,12 +677,12 @@ class Accumulator:
     def _settle(self, batch: RecordBatch, now: float) -> None:
         lane, records = batch.lane, batch.records
         self._land(batch)
-        self.cost -= len(records) * METRIC_COST
-        if batch.is_barrier:
-            self.cost -= sum(cost_of(record) - METRIC_COST for record in records)
+        self.cost -= _cost_of_all(records)
         batch.span.open -= len(records)
         if not batch.span.open:
             lane.spans.remove(batch.span)
+            if self.journal is not None:
+                self.journal.settled(lane, batch.span)
         self._schedule(lane, now)
         if self.board is not None:
             self.board.settled(lane, records)
@@ -540,6 +692,19 @@ class Accumulator:
         batch.lane.barrier_in_flight = False
         self.batches_in_flight -= 1
         self.in_flight -= len(batch.records)
+
+
+_PLACE = attrgetter("place")
+
+
+def _has_text(records: Sequence[AnyRecord]) -> bool:
+    return set(map(type, records)) != {Metric}
+
+
+def _cost_of_all(records: Sequence[AnyRecord]) -> int:
+    if _has_text(records):
+        return sum(map(cost_of, records))
+    return len(records) * METRIC_COST
 
 
 def _encode(lane: Lane, records: list[AnyRecord]) -> bytes:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import msgspec
@@ -175,13 +175,18 @@ def _converter(*, detailed: bool = False) -> Converter:
     converter = Converter(detailed_validation=detailed)
     for type_, hook in _SCALARS.items():
         converter.register_structure_hook(type_, hook)
-    converter.register_structure_hook_func(lambda type_: type_ is object, lambda raw, _: raw)
+    converter.register_structure_hook_func(_is_as_it_comes, lambda raw, _: raw)
     converter.register_structure_hook_factory(_is_sequence, _sequence_reader(converter))
     converter.register_structure_hook_factory(attrs.has, _entity_reader(converter))
     converter.register_unstructure_hook_factory(attrs.has, _entity_writer(converter))
     converter.register_unstructure_hook(float, _wire_float)
     converter.register_unstructure_hook(datetime, rfc3339)
     return converter
+
+
+def _is_as_it_comes(type_: Any) -> bool:
+    # A Literal too: an enum value of tomorrow is text that we don't know yet, no error.
+    return type_ is object or get_origin(type_) is Literal
 
 
 def _is_sequence(type_: Any) -> bool:
@@ -204,11 +209,7 @@ def _sequence_reader(converter: Converter) -> Callable[[Any], _Hook]:
 def _entity_reader(converter: Converter) -> Callable[[Any], _Hook]:
     def reader_of(type_: Any) -> _Hook:
         read_whole = make_dict_structure_fn(type_, converter, **_overrides(type_))
-        when_absent = {
-            field.name: field.metadata[ABSENT]
-            for field in attrs.fields(type_)
-            if ABSENT in field.metadata
-        }
+        when_absent = _when_absent(type_)
 
         def read(raw: Any, _: Any) -> Any:
             _checked(raw, dict)
@@ -222,6 +223,18 @@ def _entity_reader(converter: Converter) -> Callable[[Any], _Hook]:
         return read
 
     return reader_of
+
+
+def _when_absent(type_: Any) -> dict[str, object]:
+    """What to read instead of a field that is left out although somebody requires it.
+
+    MLflow leaves empty lists out, also the one that a page is all about.
+    """
+    instead: dict[str, object] = {}
+    for field in attrs.fields(type_):
+        if ABSENT in field.metadata or _is_sequence(field.type):
+            instead[wire_name(type_.__name__, field.name)] = field.metadata.get(ABSENT, [])
+    return instead
 
 
 def _entity_writer(converter: Converter) -> Callable[[Any], Callable[[Any], Any]]:

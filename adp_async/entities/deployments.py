@@ -32,7 +32,7 @@ class DeploymentOAuthDetails:
     """Whose tokens a deployment accepts."""
 
     issuer_claim: str
-    audience_claim: tuple[str, ...] = field(converter=tuple)
+    audience_claim: tuple[str, ...] = field(converter=tuple[str, ...])
     jwks_uri: str
 
 

@@ -213,13 +213,17 @@ class LocalPlatform:
         return self._gateway
 
     def session(self, **overrides: Any) -> Session:
-        """A `adp_async.Session` for this platform, not entered yet."""
+        """An `adp_async.Session` for this platform, not entered yet.
+
+        Its spool lies in the platform's directory, and so is gone with it.
+        """
         from adp_async import Session
         from adp_async.auth import ApiKey
 
         settings: dict[str, Any] = {
             "endpoint": self.endpoint,
             "auth": ApiKey(config_file=self.config_file, profile=self.profile),
+            "spool": self._path("spool"),
         }
         return Session(self.platform_id, self.workspace, **(settings | overrides))
 

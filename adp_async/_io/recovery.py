@@ -1,0 +1,168 @@
+"""Delivers what processes that died have left in their spools."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from adp_async._io.keeper import SpoolKeeper
+from adp_async._io.sender import Sender
+from adp_async._io.spool import Spool, SpoolBusy, SpoolError, find_spools
+from adp_async._sansio.accumulator import Accumulator
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from pathlib import Path
+
+    from adp_async._io.sender import Post
+    from adp_async._io.spool import Identity, Piece
+    from adp_async._sansio.accumulator import Lane
+    from adp_async._sansio.records import AnyRecord, BatchLimits
+    from adp_async._sansio.retry import RetryPolicy
+    from adp_async._sansio.throttle import Throttle
+
+logger = logging.getLogger("adp_async")
+
+#: Memory that the records of one recovered spool may take.
+MEMORY_LIMIT = 32 * 2**20
+#: Batches of recovered records on their way at once: the session's own come first.
+MAX_IN_FLIGHT = 2
+
+
+@define(eq=False)
+class Orphan:
+    """A spool whose process is gone, opened by us, with what it still has to deliver."""
+
+    spool: Spool
+    pieces: list[Piece]
+
+    @property
+    def records(self) -> int:
+        spilled = sum(last - first for piece in self.pieces for first, last in piece.spilled)
+        return spilled + sum(len(each[2]) for piece in self.pieces for each in piece.sealed)
+
+
+def open_orphans(
+    folder: Path, *, identity: Identity | None, limit: int, only: Path | None = None
+) -> list[Orphan]:
+    """The spools in *folder* that have something to deliver for *identity*.  Blocks.
+
+    One that is in use, newer, damaged or of another platform is left as it is; all but the first
+    and the last are warned of.
+    """
+    orphans: list[Orphan] = []
+    for path in [only] if only else find_spools(folder):
+        try:
+            orphan = _open(path, identity, limit)
+        except SpoolBusy:
+            logger.debug("%s belongs to a running process", path)
+        except SpoolError as error:
+            logger.warning("%s", error)
+        else:
+            orphans += [orphan] if orphan else []
+    return orphans
+
+
+def _open(path: Path, identity: Identity | None, limit: int) -> Orphan | None:
+    spool = Spool.open(path, limit=limit)
+    try:
+        if identity is not None and not spool.identity.is_same_place(identity):
+            spool.let_go()
+            return None
+        orphan = Orphan(spool, spool.pieces())
+    except BaseException:
+        spool.let_go()
+        raise
+    if not orphan.records:
+        spool.close()
+        return None
+    return orphan
+
+
+@define(eq=False)
+class Recovery:
+    """Delivers one orphan: an accumulator and a sender of its own, with the batches it had."""
+
+    orphan: Orphan
+    post: Post
+    run_is_gone: Callable[[str], Awaitable[bool]]
+    throttle: Throttle
+    limits: BatchLimits
+    policy: RetryPolicy
+    accumulator: Accumulator = field(init=False)
+    #: Told after every batch.
+    on_progress: Callable[[Recovery], None] | None = None
+    _keeper: SpoolKeeper = field(init=False)
+    _sender: Sender = field(init=False)
+    _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.accumulator = Accumulator(
+            linger=0.0, limits=self.limits, new_token=lambda: uuid.uuid4().hex, board=self
+        )
+        for piece in self.orphan.pieces:
+            self.accumulator.restore(piece.run_id, piece.spilled, piece.sealed)
+        self._sender = Sender(
+            accumulator=self.accumulator,
+            throttle=self.throttle,
+            policy=self.policy,
+            post=self.post,
+            run_is_gone=self.run_is_gone,
+            take_in=lambda now: None,
+            clock=time.monotonic,
+            max_in_flight=MAX_IN_FLIGHT,
+        )
+        self._keeper = SpoolKeeper(
+            accumulator=self.accumulator,
+            spool=self.orphan.spool,
+            interval=1.0,
+            memory_limit=MEMORY_LIMIT,
+            take_in=lambda now: None,
+            changed=self._sender.wake,
+            trouble=lambda: str(self._sender.trouble or ""),
+        )
+        for lane in self.accumulator.lanes.values():
+            self._keeper.journal.restored(lane)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Records delivered so far, and rejected."""
+        return self.accumulator.delivered, sum(self.accumulator.rejected.values())
+
+    async def run(self) -> None:
+        """Deliver all of it.  What remains when this is cancelled stays in the spool."""
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._sender.run()),
+            asyncio.create_task(self._keeper.run()),
+        ]
+        settled: asyncio.Task[Any] = asyncio.create_task(self._all_settled.wait())
+        try:
+            await asyncio.wait([*tasks, settled], return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()  # a crash is heard
+        finally:
+            for task in [*tasks, settled]:
+                task.cancel()
+            await asyncio.gather(*tasks, settled, return_exceptions=True)
+            await self._keeper.close()
+
+    # The accumulator's board
+
+    def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+        self._keeper.wake()
+        if self.on_progress is not None:
+            self.on_progress(self)
+        if not self.accumulator.unsettled:
+            self._all_settled.set()
+
+    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]:
+        raise NotImplementedError("nobody has a receipt of another process")
+
+    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None:
+        raise NotImplementedError("nobody has a receipt of another process")

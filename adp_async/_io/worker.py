@@ -1,0 +1,66 @@
+"""One daemon thread that does the blocking jobs of one event loop in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adp_async")
+
+_Job: TypeAlias = "tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]"
+
+
+class Worker:
+    """Does its jobs one after the other, in the order they came.
+
+    Not an executor: the interpreter waits for an executor's threads when it ends, and a refresh
+    can hang for minutes; it also costs six times as much a job.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def do(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put((future, function, arguments))
+        return future
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, function, arguments = job
+            if not future.cancelled():
+                _do(future, function, arguments)
+            # Nothing is kept alive while waiting for the next job.
+            del job, future, function, arguments
+
+
+def _do(future: asyncio.Future[Any], function: Callable[..., Any], arguments: Any) -> None:
+    try:
+        result = function(*arguments)
+    except BaseException as error:  # it belongs to whoever awaits the future
+        _answer(future, future.set_exception, error)
+    else:
+        _answer(future, future.set_result, result)
+
+
+def _answer(future: asyncio.Future[Any], settle: Callable[[Any], None], outcome: object) -> None:
+    def answer() -> None:
+        if not future.done():
+            settle(outcome)
+
+    try:
+        future.get_loop().call_soon_threadsafe(answer)
+    except RuntimeError:
+        logger.debug("a job was done after its event loop had been closed")

@@ -1,0 +1,130 @@
+"""The commands and their options, each a thin door to the module that does it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import adp_async
+from adp_async.cli.mistakes import in_one_line
+
+app = typer.Typer(
+    help="Experiment tracking on Oracle AI Data Platform.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"adp-async {adp_async.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def adp_async_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Experiment tracking on Oracle AI Data Platform."""
+
+
+Directory = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Where database, key and artifacts are kept; without it they are gone at the end.",
+    ),
+]
+Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+]
+
+
+@app.command("demo")
+@in_one_line
+def demo_command(
+    points: Annotated[
+        int, typer.Option(min=1, help="Train until at least this many metric points are logged.")
+    ] = 20_000,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="Train for this long instead.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the platform up afterwards, until Ctrl-C.")
+    ] = False,
+    directory: Directory = None,
+    port: Port = 0,
+) -> None:
+    """Train a classifier on a platform of this machine and check every point that arrived.
+
+    Needs no account: signed requests go through a local gateway into a real MLflow.
+    """
+    from adp_async.cli.demo import Bounds, run_demo
+
+    bounds = Bounds(points=points, seconds=seconds)
+    raise typer.Exit(run_demo(bounds, keep=keep, directory=directory, port=port))
+
+
+@app.command("serve")
+@in_one_line
+def serve_command(
+    port: Port = 0,
+    directory: Directory = None,
+    quota: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Requests a second; those beyond are answered 429."),
+    ] = None,
+    mlflow: Annotated[
+        bool,
+        typer.Option(help="Without it a stand-in that starts at once and knows only runs."),
+    ] = True,
+) -> None:
+    """Keep a whole platform up on this machine, until Ctrl-C."""
+    from adp_async.cli.serve import serve
+
+    serve(port=port, directory=directory, quota=quota, mlflow=mlflow)
+
+
+@app.command("doctor")
+@in_one_line
+def doctor_command(
+    platform_id: Annotated[
+        str | None, typer.Option(help="In place of AIDP_INSTANCE_ID: the platform's OCID.")
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(help="In place of AIDP_WORKSPACE: the workspace's key.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="In place of AIDP_ENDPOINT: the base URL.")
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option(help="In place of OCI_REGION, such as us-ashburn-1.")
+    ] = None,
+    auth: Annotated[
+        str | None, typer.Option(help="In place of OCI_CLI_AUTH, such as api_key.")
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option(help="In place of OCI_CONFIG_FILE: OCI's config file.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="In place of OCI_CLI_PROFILE: the profile in it.")
+    ] = None,
+) -> None:
+    """Check settings, credentials, network and clock, one after the other."""
+    from adp_async.cli.doctor import Given, run_doctor
+
+    given = Given(
+        platform_id=platform_id,
+        workspace=workspace,
+        endpoint=endpoint,
+        region=region,
+        auth=auth,
+        config_file=config_file,
+        profile=profile,
+    )
+    raise typer.Exit(run_doctor(given))

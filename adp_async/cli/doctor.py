@@ -1,0 +1,347 @@
+"""``adp-async doctor``: what stands between this machine and the service, step by step.
+
+Each step is said as soon as it is known: what is right, what is wrong, and the fix.  Names and
+places are shown, never what is in a key, a token or a passphrase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from contextlib import aclosing, suppress
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import attrs
+from attrs import define, field, frozen
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+import adp_async
+from adp_async import RetryPolicy, Session
+from adp_async._io.spool import default_spool_folder
+from adp_async.auth import ApiKey, Auth, SessionToken, auth_from, read_profile
+from adp_async.errors import (
+    AdpError,
+    ConfigurationError,
+    ConnectionFailed,
+    Forbidden,
+    NotAuthenticated,
+    NotFound,
+    RequestTimeout,
+    ServiceFault,
+    Throttled,
+    UnreadableReply,
+)
+from adp_async.settings import Settings, variable_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from adp_async._sansio.messages import Reply
+
+__all__ = ["Finding", "Given", "examine", "run_doctor"]
+
+State = Literal["ok", "warning", "wrong", "skipped"]
+
+#: The service refuses a signature whose date is further off than 5 minutes.
+CLOCK_WORTH_SAYING: Final = 60.0
+CALL_TIMEOUT: Final = 20.0
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+#: An OCID to check other settings with when the platform's own is missing or wrong.
+_ANY_OCID: Final = "ocid1.aidataplatform.oc1.iad.any"
+_SIGNS: Final[dict[State, tuple[str, str]]] = {
+    "ok": ("ok", "green"),
+    "warning": ("look", "yellow"),
+    "wrong": ("WRONG", "bold red"),
+    "skipped": ("-", "dim"),
+}
+
+
+@frozen
+class Given:
+    """What stood on the command line; None is what didn't."""
+
+    platform_id: str | None = None
+    workspace: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    auth: str | None = None
+    config_file: Path | None = None
+    profile: str | None = None
+
+    def arguments(self) -> dict[str, object]:
+        """The arguments of a `Session` that they mean."""
+        names = ("platform_id", "workspace", "endpoint", "region", "auth")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def authentication(self) -> Auth:
+        """How to sign; raises `ConfigurationError`."""
+        auth = auth_from(self.auth, os.environ)
+        places = {"config_file": self.config_file, "profile": self.profile}
+        chosen = {name: value for name, value in places.items() if value is not None}
+        known = {each.name for each in attrs.fields(type(auth))} if attrs.has(type(auth)) else set()
+        if not chosen.keys() <= known:
+            message = f"auth: {auth.mode} has no config file and profile; leave those options out"
+            raise ConfigurationError(message)
+        return attrs.evolve(auth, **chosen) if chosen else auth  # type: ignore[misc]
+
+
+@frozen
+class Finding:
+    """What one step found: *told* is the fact, *fix* what to do about it."""
+
+    step: str
+    state: State
+    told: str
+    fix: str = ""
+
+
+def run_doctor(given: Given) -> int:
+    """Examine and print; the exit code, 1 if anything is wrong."""
+    console = Console(highlight=False)
+    # What the library would warn of is one of the findings.
+    logging.getLogger("adp_async").addHandler(logging.NullHandler())
+    return asyncio.run(_print_all(console, examine(given)))
+
+
+async def _print_all(console: Console, findings: AsyncIterator[Finding]) -> int:
+    wrong = 0
+    async for finding in findings:
+        wrong += finding.state == "wrong"
+        _print(console, finding)
+    console.print()
+    if wrong:
+        console.print(f"{wrong} of these must be put right.", style="bold red")
+    else:
+        console.print("All is well: a session will work with these settings.", style="bold green")
+    return 1 if wrong else 0
+
+
+def _print(console: Console, finding: Finding) -> None:
+    sign, style = _SIGNS[finding.state]
+    line = Text.assemble((f"{sign:>6} ", style), (f"{finding.step:<12} ", "bold"), finding.told)
+    console.print(line, soft_wrap=True)
+    if finding.fix:
+        console.print(Padding(Text(finding.fix), (0, 0, 0, 20)))
+
+
+# The steps ---------------------------------------------------------------------------------------
+
+
+async def examine(given: Given) -> AsyncIterator[Finding]:
+    """All steps in turn; those that need what an earlier one couldn't find are skipped."""
+    yield Finding("version", "ok", f"adp_async {adp_async.__version__}")
+    problems = list(_problems(given))
+    for problem in problems:
+        yield Finding("settings", "wrong", problem)
+    if problems:
+        yield Finding("service", "skipped", "not asked: the settings come first")
+        return
+    auth = given.authentication()
+    settings = Settings.resolve({**given.arguments(), "auth": auth})
+    for finding in _sources(settings, given):
+        yield finding
+    yield _spool(settings)
+    async for finding in _outside(given, settings):
+        yield finding
+
+
+async def _outside(given: Given, settings: Settings) -> AsyncIterator[Finding]:
+    """What takes key files, the network and the service."""
+    for finding in _files(settings.auth):
+        yield finding
+    try:
+        settings, told = await asyncio.to_thread(_completed, settings)
+    except ConfigurationError as error:
+        yield Finding("credentials", "wrong", str(error))
+        yield Finding("service", "skipped", "not asked: nothing can be signed")
+        return
+    yield Finding("credentials", "ok", told)
+    yield Finding("address", "ok", settings.base_url)
+    yield await asyncio.to_thread(_network, settings.base_url)
+    visit = _Visit(given, settings)
+    yield await visit.call()
+    yield visit.clock()
+
+
+def _problems(given: Given) -> Iterator[str]:
+    """Every setting that is wrong, not only the first."""
+    try:
+        given.authentication()
+    except ConfigurationError as error:
+        yield str(error)
+    arguments = given.arguments()
+    for knob in attrs.fields(Settings):
+        if knob.name == "auth":
+            continue
+        variable = variable_of(knob)
+        alone: dict[str, object] = {"auth": ApiKey(), knob.name: arguments.get(knob.name)}
+        if knob.name != "platform_id":
+            alone["platform_id"] = _ANY_OCID
+        try:
+            Settings.resolve(alone, {variable: os.environ.get(variable, "")})
+        except ConfigurationError as error:
+            yield str(error)
+
+
+def _sources(settings: Settings, given: Given) -> Iterator[Finding]:
+    """Where each setting comes from; of the knobs only those that somebody has set."""
+    if settings.workspace is None:
+        fix = "Set AIDP_WORKSPACE; without it only operations of the whole platform work."
+        yield Finding("workspace", "warning", "none", fix)
+    for knob in attrs.fields(Settings):
+        source = _source(knob, given)
+        if knob.name == "auth":
+            yield Finding("auth", "ok", f"{settings.auth.mode}  ({source or 'default'})")
+        elif source:
+            yield Finding(knob.name, "ok", f"{getattr(settings, knob.name)}  ({source})")
+
+
+def _source(knob: attrs.Attribute[object], given: Given) -> str:
+    if knob.name in given.arguments():
+        return f"--{knob.name.replace('_', '-')}"
+    variable = variable_of(knob)
+    return f"environment, {variable}" if os.environ.get(variable) else ""
+
+
+def _spool(settings: Settings) -> Finding:
+    """Whether records can be journaled."""
+    if settings.spool is False:
+        return Finding("spool", "warning", "off: what a killed process held is lost")
+    folder = default_spool_folder() if settings.spool is True else Path(settings.spool)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        fix = "Make it writable, set ADP_ASYNC_SPOOL to another folder, or to off."
+        return Finding("spool", "wrong", f"{folder} cannot be written: {error.strerror}", fix)
+    told = f"{folder}, {free / 2**30:.1f} GiB free"
+    if free < settings.spool_limit:
+        fix = "An outage of hours may need more: ADP_ASYNC_SPOOL names another folder."
+        return Finding("spool", "warning", told, fix)
+    return Finding("spool", "ok", told)
+
+
+def _files(auth: Auth) -> Iterator[Finding]:
+    """The profile, and whether others can read what it names."""
+    if not isinstance(auth, ApiKey | SessionToken):
+        return
+    try:
+        profile = read_profile(auth.config_file, auth.profile)
+    except ConfigurationError:
+        return  # loading the credentials will say so, unless they don't need the file
+    yield Finding("config file", "ok", profile.where)
+    for key in ("key_file", "security_token_file"):
+        file = Path(profile.get(key)).expanduser()
+        if profile.get(key) and file.exists() and file.stat().st_mode & _OTHERS:
+            told = f"{file} is open to other users of this machine"
+            yield Finding(key, "warning", told, f"chmod 600 {file}")
+
+
+def _completed(settings: Settings) -> tuple[Settings, str]:
+    """With the endpoint of the credentials' region; loads them, which blocks."""
+    began = time.perf_counter()
+    signer = settings.auth.load()
+    settings = settings.complete(settings.auth.region(signer))
+    took = time.perf_counter() - began
+    return settings, f"{type(signer).__name__} loaded in {took:.1f} s"
+
+
+def _network(address: str) -> Finding:
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if getproxies().get(parts.scheme) and not proxy_bypass(host):
+        # The address of a proxy may hold a password.
+        return Finding("network", "ok", "through the proxy that the environment names")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        with socket.create_connection((host, port), timeout=10.0) as connection:
+            told = f"connected to {connection.getpeername()[0]}, port {port}"
+            return Finding("network", "ok", told)
+    except socket.gaierror as error:
+        fix = "Check region and endpoint, then the network: DNS, VPN, proxy (HTTPS_PROXY)."
+        return Finding("network", "wrong", f"{host} has no address: {error.strerror}", fix)
+    except OSError as error:
+        fix = "Check the endpoint, then firewall and proxy (HTTPS_PROXY)."
+        why = error.strerror or "no answer within 10 s"
+        return Finding("network", "wrong", f"{host}, port {port}: {why}", fix)
+
+
+@define
+class _Visit:
+    """One signed call that changes nothing, and what its reply says of the clock."""
+
+    given: Given
+    settings: Settings
+    #: How far our clock is behind the service's, in seconds; None when no reply has said.
+    _behind: float | None = field(default=None, init=False)
+
+    async def call(self) -> Finding:
+        scope = f"workspace {self.settings.workspace}" if self.settings.workspace else "platform"
+        try:
+            await self._search()
+        except Throttled:
+            return Finding("service", "warning", "accepted the signature, but throttles (429)")
+        except AdpError as error:
+            if isinstance(error, NotAuthenticated):
+                self._hear(error.server_date)
+            return Finding("service", "wrong", " ".join(str(error).split()), _fix(error))
+        return Finding("service", "ok", f"answered a signed search in the {scope}")
+
+    async def _search(self) -> None:
+        known = {"auth": self.settings.auth, "spool": False, "recover": False}
+        arguments: dict[str, Any] = {**self.given.arguments(), **known}
+        async with Session(**arguments, retry=RetryPolicy(max_attempts=2)) as session:
+            family = session.experiments if self.settings.workspace else session.registered_models
+            found = family.search(max_results=1, timeout=CALL_TIMEOUT, on_reply=self._read)
+            async with aclosing(found.pages()) as pages:
+                await anext(pages)
+
+    def _read(self, reply: Reply) -> None:
+        self._hear(reply.headers.get("date"))
+
+    def _hear(self, date: str | None) -> None:
+        with suppress(TypeError, ValueError):  # no date, or none that can be read
+            self._behind = parsedate_to_datetime(date or "").timestamp() - time.time()
+
+    def clock(self) -> Finding:
+        behind = self._behind
+        if behind is None:
+            return Finding("clock", "skipped", "no reply has told the service's time")
+        if abs(behind) < CLOCK_WORTH_SAYING:
+            return Finding("clock", "ok", "agrees with the service's")
+        told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"
+        fix = "A session corrects for it after one refused request; better to set the clock."
+        return Finding("clock", "warning", told, fix)
+
+
+def _fix(error: AdpError) -> str:
+    for kind, fix in _FIXES.items():
+        if isinstance(error, kind):
+            return fix
+    return ""
+
+
+_FIXES: Final[dict[type[AdpError], str]] = {
+    NotAuthenticated: "Compare user, tenancy and fingerprint of the profile with the API keys of "
+    "that user in OCI's console; a session token may have to be renewed.",
+    NotFound: "Check platform and workspace. OCI says this as well when a policy is missing that "
+    "lets this user see them.",
+    Forbidden: "A policy must allow this user to use the platform.",
+    ConnectionFailed: "See the network above; for TLS, whether a proxy shows its own certificate.",
+    RequestTimeout: "The endpoint takes connections and doesn't answer: is it the service's?",
+    UnreadableReply: "Something answers there that is not the service: check the endpoint.",
+    ServiceFault: "The service is in trouble; the request id is what Oracle's support asks for.",
+}

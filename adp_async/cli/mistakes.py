@@ -1,0 +1,60 @@
+"""What a person can do wrong ends in one line on standard error, never in a traceback."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
+
+import typer
+
+from adp_async.errors import AdpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+
+__all__ = ["Terminated", "in_one_line", "say"]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: everything it started is put away."""
+
+
+def in_one_line(command: Callable[P, None]) -> Callable[P, None]:
+    """*command* with its errors said in a line; 1 is the exit code then, 130 and 143 at signals."""
+
+    @functools.wraps(command)
+    def told(*arguments: P.args, **options: P.kwargs) -> None:
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            command(*arguments, **options)
+        except AdpError as error:
+            _fail(str(error))
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}")
+        except Terminated:
+            raise typer.Exit(128 + signal.SIGTERM) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(128 + signal.SIGINT) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return told
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"adp-async: {message}\n")
+
+
+def _fail(message: str) -> NoReturn:
+    say(message)
+    raise typer.Exit(1) from None
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated

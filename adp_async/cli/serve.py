@@ -1,0 +1,102 @@
+"""``adp-async serve``: the local platform, up until Ctrl-C."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from adp_async.cli.background import running_platform
+from adp_async.errors import AdpError
+from adp_async.local import Quota
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adp_async.local import LocalPlatform
+
+__all__ = ["environment", "python_lines", "serve", "wait_for_the_end"]
+
+
+def serve(
+    *, port: int = 0, directory: Path | None = None, quota: float | None = None, mlflow: bool = True
+) -> None:
+    """Keep a platform up, say how to reach it, and end with Ctrl-C or SIGTERM."""
+    console = Console(highlight=False)
+    with running_platform(console, directory=directory, port=port, mlflow=mlflow) as platform:
+        if quota is not None:
+            platform.gateway.quota = Quota(quota)
+        show(console, platform)
+        wait_for_the_end(console, platform)
+
+
+def wait_for_the_end(console: Console, platform: LocalPlatform) -> None:
+    """Return at Ctrl-C or SIGTERM; raise when MLflow ends by itself."""
+    console.print("\nCtrl-C ends it.")
+    try:
+        while platform.mlflow_server is None or platform.mlflow_server.is_running:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        console.print("stopping")
+        return
+    message = "MLflow's process ended by itself"
+    raise AdpError(message)
+
+
+def show(console: Console, platform: LocalPlatform) -> None:
+    """Everything that is needed to use *platform*."""
+    console.print(_facts(platform))
+    console.print("\n[bold]in Python[/]\n")
+    _print_as_it_is(console, python_lines(platform))
+    console.print("\n[bold]or in a shell, for everything started from it[/]\n")
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment(platform).items()]
+    _print_as_it_is(console, [f"export {assignment}" for assignment in assignments])
+
+
+def _facts(platform: LocalPlatform) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("endpoint", platform.endpoint)
+    table.add_row("platform", platform.platform_id)
+    table.add_row("workspace", platform.workspace)
+    table.add_row("config file", f"{platform.config_file}, profile {platform.profile}")
+    table.add_row("MLflow's page", platform.mlflow_url or "none: started without MLflow")
+    return table
+
+
+def python_lines(platform: LocalPlatform) -> list[str]:
+    """Three lines that log a metric, wherever they are pasted."""
+    arguments = ", ".join(
+        (
+            f"platform_id={platform.platform_id!r}",
+            f"workspace={platform.workspace!r}",
+            f"endpoint={platform.endpoint!r}",
+            f"auth=adp_async.ApiKey({str(platform.config_file)!r})",
+        )
+    )
+    return [
+        "import adp_async",
+        f"platform = dict({arguments})",
+        "with adp_async.blocking.start_run('first', **platform) as run: run.log_metric('loss', .5)",
+    ]
+
+
+def environment(platform: LocalPlatform) -> dict[str, str]:
+    """The variables that lead a session without arguments to *platform*."""
+    return {
+        "AIDP_ENDPOINT": platform.endpoint,
+        "AIDP_INSTANCE_ID": platform.platform_id,
+        "AIDP_WORKSPACE": platform.workspace,
+        "OCI_CONFIG_FILE": str(platform.config_file),
+        "OCI_CLI_PROFILE": platform.profile,
+    }
+
+
+def _print_as_it_is(console: Console, lines: list[str]) -> None:
+    # Lines to copy: not wrapped, and nothing in them is markup.
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
