@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import copyreg
 import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+import attrs
+from attrs import field, frozen
+
 import adp_async.session
 from adp_async.errors import AdpError, Closed
 from adp_async.logger import RunWriter
+from adp_async.run import Run as AsyncRun
 from adp_async.run import tell_behind
 
 if TYPE_CHECKING:
@@ -24,14 +29,13 @@ if TYPE_CHECKING:
 
     from adp_async.entities.runs import DatasetInput, RunStatus
     from adp_async.logger import Stats
-    from adp_async.run import Run as AsyncRun
-    from adp_async.settings import Knobs
+    from adp_async.settings import Knobs, Settings
 
 T = TypeVar("T")
 
 logger = logging.getLogger("adp_async")
 
-__all__ = ["AttachedRun", "Run", "Session", "StartedRun", "attach_run", "start_run"]
+__all__ = ["AttachedRun", "Run", "RunAddress", "Session", "StartedRun", "attach_run", "start_run"]
 
 
 # A connection that has to be made at exit asks an executor for the host's address, and those stop
@@ -92,6 +96,11 @@ class Run(RunWriter):
     @property
     def run_name(self) -> str | None:
         return self._run.run_name
+
+    @property
+    def settings(self) -> Settings:
+        """What the run's session works with."""
+        return self._run.settings
 
     @property
     def experiment_id(self) -> str | None:
@@ -304,6 +313,62 @@ _at_exit(_close_at_exit)
 if hasattr(os, "register_at_fork"):
     # A forked child has no business with its parent's sessions.
     os.register_at_fork(after_in_child=_open_sessions.clear)
+
+
+@frozen
+class RunAddress:
+    """Where a run is, for another process: pickle it, and `attach` there.
+
+    A pickled run is its address as well: it arrives as a handle with a session of the process it
+    arrives in.  *settings* are those of the session it comes from; what they hold of credentials
+    is where to find them, unless they were given outright.
+    """
+
+    run_id: str
+    settings: Settings = field(repr=False)
+
+    def attach(self) -> Run:
+        """A handle of the run, with a session that this process has once for all its runs.
+
+        That session ends with the process, and then delivers what waits.
+        """
+        return _session_of_this_process(self.settings).attach_run(self.run_id)
+
+
+_sessions: dict[Settings, Session] = {}
+_sessions_lock = threading.Lock()
+
+
+def _session_of_this_process(settings: Settings) -> Session:
+    with _sessions_lock:
+        session = _sessions.get(settings)
+        if session is None:
+            given = attrs.asdict(settings, recurse=False)
+            session = _sessions[settings] = Session(**given).open()
+        return session
+
+
+def _forget_parents_sessions() -> None:
+    global _sessions_lock  # the parent may have held it
+    _sessions_lock = threading.Lock()
+    _sessions.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents_sessions)
+
+
+def _reduce(run: Any) -> tuple[Callable[[RunAddress], Run], tuple[RunAddress]]:
+    return RunAddress.attach, (address_of(run),)
+
+
+def address_of(run: AsyncRun | Run) -> RunAddress:
+    """The address of *run*, for another process."""
+    return RunAddress(run.run_id, run.settings)
+
+
+for _kind in (AsyncRun, Run, StartedRun, AttachedRun):
+    copyreg.pickle(_kind, _reduce)
 
 
 def start_run(

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import define, field, frozen
 
-from adp_async._io.keeper import SpoolKeeper
 from adp_async._io.sender import Sender
 from adp_async._sansio.accumulator import Accumulator, delivery_error
 from adp_async._sansio.records import (
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     )
     from typing import Literal
 
+    from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.sender import Post
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Lane
@@ -449,6 +449,7 @@ class BatchLogger:
     def _oldest(self, lanes: list[Lane]) -> float:
         # Copies, taken at once: another thread may ask while the loop's own changes them.
         firsts = [marks[0][1] for lane in lanes if (marks := list(lane.marks))]
+        firsts += [span.since for lane in lanes for span in list(lane.spans)]
         return max(0.0, time.monotonic() - min(firsts)) if firsts else 0.0
 
     def __repr__(self) -> str:
@@ -736,6 +737,8 @@ class BatchLogger:
         _open_loggers.add(self)
 
     def _keep(self, spool: Spool, interval: float) -> SpoolKeeper:
+        from adp_async._io.keeper import SpoolKeeper
+
         keeper = SpoolKeeper(
             accumulator=self.accumulator,
             spool=spool,

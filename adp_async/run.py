@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import anyio
 
 from adp_async._sansio.records import BatchLimits, valid_key, valid_text
-from adp_async.entities.runs import RunTag
 from adp_async.errors import AdpError, DeliveryError
 from adp_async.logger import RunWriter
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from adp_async.api.runs import Runs
-    from adp_async.entities.runs import DatasetInput, RunStatus
+    from adp_async.entities.runs import DatasetInput, RunStatus, RunTag
     from adp_async.logger import BatchLogger, Stats
     from adp_async.settings import Settings
 
@@ -33,7 +32,9 @@ class Host(Protocol):
     """What a run needs of its session."""
 
     logger: BatchLogger
-    runs: Runs
+
+    @property
+    def runs(self) -> Runs: ...
 
     @property
     def settings(self) -> Settings: ...
@@ -61,6 +62,11 @@ class Run(RunWriter):
         self.experiment_id = experiment_id
         #: The status this handle has given the run, or None.
         self.status: RunStatus | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """What the run's session works with."""
+        return self._session.settings
 
     async def flush(self) -> None:
         """Wait until the service has everything logged into this run so far.
@@ -227,6 +233,8 @@ def _checked(
     limits: BatchLimits,
 ) -> list[RunTag]:
     """The tags as they are sent; raises `InvalidRecord` before anything is created."""
+    from adp_async.entities.runs import RunTag
+
     run_id = f"{run_name!r} (not yet created)"
     for key, value in params.items():
         valid_key(key, kind="param", run_id=run_id, limits=limits)

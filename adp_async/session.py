@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 import anyio
 from attrs import define, field
 
-from adp_async._io.recovery import Recovery, open_orphans
-from adp_async._io.spool import Identity, Spool, SpoolError, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
@@ -31,13 +29,7 @@ from adp_async._sansio.replies import read_reply
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.verdicts import is_about_the_run
-from adp_async.api.experiments import Experiments
-from adp_async.api.logged_models import LoggedModels
-from adp_async.api.model_versions import ModelVersions
-from adp_async.api.registered_models import RegisteredModels
-from adp_async.api.runs import Runs
 from adp_async.auth import Authenticator
-from adp_async.entities.runs import RunReply
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -54,18 +46,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from adp_async._io.recovery import Orphan
+    from adp_async._io.recovery import Orphan, Recovery
+    from adp_async._io.spool import Identity, Spool
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async.api._family import CallOptions
     from adp_async.api.deployments import Deployments
+    from adp_async.api.experiments import Experiments
+    from adp_async.api.logged_models import LoggedModels
+    from adp_async.api.model_versions import ModelVersions
+    from adp_async.api.registered_models import RegisteredModels
+    from adp_async.api.runs import Runs
     from adp_async.settings import Knobs
 
 T = TypeVar("T")
 
 logger = logging.getLogger("adp_async")
 
-#: A wrong clock hides that a token has expired: both can be mended in one attempt.
+#: A wrong clock hides that a token has expired: each can be mended once in an attempt.
 MENDINGS = 2
 
 
@@ -113,16 +111,47 @@ class Session:
             overflow=settings.overflow,
             policy=settings.retry,
         )
-        self.runs = Runs(self)
-        self.experiments = Experiments(self)
-        self.registered_models = RegisteredModels(self)
-        self.model_versions = ModelVersions(self)
-        self.logged_models = LoggedModels(self)
+
+    # The families are imported at their first use: their classes are a third of the import's time.
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Runs, and what is logged into them."""
+        from adp_async.api.runs import Runs
+
+        return Runs(self)
+
+    @cached_property
+    def experiments(self) -> Experiments:
+        """Experiments and their tags."""
+        from adp_async.api.experiments import Experiments
+
+        return Experiments(self)
+
+    @cached_property
+    def registered_models(self) -> RegisteredModels:
+        """Registered models, their tags and permissions."""
+        from adp_async.api.registered_models import RegisteredModels
+
+        return RegisteredModels(self)
+
+    @cached_property
+    def model_versions(self) -> ModelVersions:
+        """Versions of registered models."""
+        from adp_async.api.model_versions import ModelVersions
+
+        return ModelVersions(self)
+
+    @cached_property
+    def logged_models(self) -> LoggedModels:
+        """Models as runs have logged them."""
+        from adp_async.api.logged_models import LoggedModels
+
+        return LoggedModels(self)
 
     @cached_property
     def deployments(self) -> Deployments:
         """Model deployments, their activities, logs and inferences."""
-        # Imported at first use: its classes would cost every import a fifth of its time.
         from adp_async.api.deployments import Deployments
 
         return Deployments(self)
@@ -218,21 +247,28 @@ class Session:
         self.logger.check_open()
 
     # ------------------------------------------------------------------ what outlives a process
+    # (imported when there is a spool: SQLite and its tables are a quarter of the import's time)
 
     @property
     def spool_folder(self) -> Path:
         """Where spools lie: what ``spool=`` names, or the user's state folder."""
+        from adp_async._io.spool import default_spool_folder
+
         spool = self._settings.spool
         return default_spool_folder() if isinstance(spool, bool) else Path(spool)
 
     @property
     def _identity(self) -> Identity:
+        from adp_async._io.spool import Identity
+
         settings = self._settings
         return Identity(settings.base_url, settings.platform_id, settings.workspace or "")
 
     async def _make_spool(self) -> Spool | None:
         if self._settings.spool is False:
             return None
+        from adp_async._io.spool import Spool, SpoolError
+
         limit = self._settings.spool_limit
         create = partial(Spool.create, self.spool_folder, self._identity, limit=limit)
         try:
@@ -243,6 +279,9 @@ class Session:
 
     async def _recover(self) -> None:
         """Deliver what processes that died have left for this platform and workspace."""
+        from adp_async._io.recovery import open_orphans
+        from adp_async._io.spool import SpoolError
+
         limit = self._settings.spool_limit
         find = partial(open_orphans, self.spool_folder, identity=self._identity, limit=limit)
         try:
@@ -260,6 +299,8 @@ class Session:
         self, orphans: Sequence[Orphan], on_progress: Callable[[Recovery], None] | None = None
     ) -> None:
         """Deliver what `open_orphans` found, one after the other; *on_progress* hears of it."""
+        from adp_async._io.recovery import Recovery
+
         left = list(orphans)
         try:
             while left:
@@ -433,11 +474,14 @@ class Session:
 
     async def _attempt(self, request: Request) -> Reply:
         """One attempt; and once more after a 401 that the right time or a refresh can mend."""
-        for _ in range(MENDINGS):
+        skew = self._auth.skew
+        for mending in range(MENDINGS):
             generation = self._auth.generation
             try:
                 return await self._exchange(request)
             except NotAuthenticated as error:
+                if mending and self._auth.skew == skew:
+                    raise  # it was refreshed, and still isn't good
                 date = error.server_date
                 if not await self._auth.recover(error, generation=generation, server_date=date):
                     raise
@@ -506,6 +550,8 @@ class Session:
             reply = await self._attempt(request)
         except NotFound as error:
             return is_about_the_run(error, run_id)
+        from adp_async.entities.runs import RunReply
+
         found = decode(reply.body, RunReply, reply=reply, operation=GET_RUN.operation)
         return found.run.info.lifecycle_stage == "deleted"
 
@@ -534,11 +580,11 @@ def _headers(endpoint: Endpoint, options: CallOptions, *, has_body: bool) -> dic
     headers = {"accept": "application/json"}
     if has_body:
         headers["content-type"] = "application/json"
-    headers["opc-request-id"] = check_request_id(options.get("request_id") or uuid.uuid4().hex)
+    headers["opc-request-id"] = check_request_id(options.get("request_id", uuid.uuid4().hex))
     if "retry_token" in options and not endpoint.takes_retry_token:
         raise ValueError(f"{endpoint.operation} takes no retry token")
     if endpoint.takes_retry_token:
-        token = options.get("retry_token") or uuid.uuid4().hex
+        token = options.get("retry_token", uuid.uuid4().hex)
         headers["opc-retry-token"] = check_retry_token(token)
     if "principal" in options:
         headers["dh-user-principal"] = check_principal(options["principal"])

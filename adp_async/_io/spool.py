@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import platformdirs
 from attrs import define, field, frozen
 
 from adp_async._sansio.records import KINDS, Metric, Param, RunTag
@@ -143,6 +142,8 @@ class Contents:
 
 def default_spool_folder() -> Path:
     """The user's state folder, as each system has it."""
+    import platformdirs
+
     return Path(platformdirs.user_state_dir("adp_async", appauthor=False)) / "spool"
 
 

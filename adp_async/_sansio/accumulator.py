@@ -48,19 +48,28 @@ SMALLEST_BODY_LIMIT = 16 * 1024
 #: Refused records that a lane keeps by name.
 KEPT_REJECTIONS = 1000
 
+#: Records of a key that never got through which must be refused alone before others of that key
+#: are given up together; and how many keys that did get through a lane remembers.
+ENOUGH_REFUSALS = 10
+PROVEN_KEYS = 10_000
+
 #: Records that are read from the disk at once.
 RELOADED = 10_000
 
 
 class Span:
-    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet."""
+    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet.
 
-    __slots__ = ("first", "last", "open")
+    *since* is when the first of them came.
+    """
 
-    def __init__(self, first: int, last: int) -> None:
+    __slots__ = ("first", "last", "open", "since")
+
+    def __init__(self, first: int, last: int, since: float = 0.0) -> None:
         self.first = first
         self.last = last
         self.open = last - first
+        self.since = since
 
     def __repr__(self) -> str:
         return f"<Span {self.first}-{self.last} | {self.open} open>"
@@ -101,8 +110,10 @@ class Lane:
         "head_seq",
         "held",
         "in_flight",
+        "left_at",
         "marks",
         "next_seq",
+        "proven",
         "queue",
         "ready_at",
         "refused",
@@ -146,6 +157,8 @@ class Lane:
         self.urgent_until = 0
         #: How often a record of that kind and key was refused alone; such travel apart.
         self.suspects: dict[tuple[type, str], int] = {}
+        #: Keys of which a record was delivered: if another is refused, the key is not to blame.
+        self.proven: set[str] = set()
         #: Attempts that failed since the last one that did not.
         self.failures = 0
         self.delivered = 0
@@ -155,6 +168,8 @@ class Lane:
         self.reported = 0
         self.ready_at: float | None = None
         self.entry = 0
+        #: When its last batch left: it is not ready before that, however old its records are.
+        self.left_at = float("-inf")
 
     @property
     def settled_until(self) -> int:
@@ -347,7 +362,7 @@ class Accumulator:
             return None
         if lane.sealed:
             batch, not_before = lane.sealed[0]
-            return None if batch.is_barrier and lane.in_flight else not_before
+            return None if batch.is_barrier and lane.in_flight else max(not_before, lane.left_at)
         if not lane.queue or (lane.in_flight and self._next_is_barrier(lane)):
             return None
         if lane.spilled and not self.is_full(lane):
@@ -355,7 +370,7 @@ class Accumulator:
         if lane.urgent_until > lane.head_seq or self.is_full(lane):
             # Once ready it keeps its place in the line.
             return now if lane.ready_at is None else min(now, lane.ready_at)
-        return lane.marks[0][1] + self.linger
+        return max(lane.marks[0][1] + self.linger, lane.left_at)
 
     def _next_is_barrier(self, lane: Lane) -> bool:
         """Whether a batch cut now would hold params or tags."""
@@ -374,6 +389,7 @@ class Accumulator:
             lane = self._line[0][2]
             lane.ready_at = None
             lane.entry = 0
+            lane.left_at = now
             batches.append(self._depart(lane, now))
             self._schedule(lane, now)
         return batches
@@ -391,9 +407,9 @@ class Accumulator:
 
     def _seal(self, lane: Lane, now: float) -> None:
         """Cut what fits one request from the head of the queue, and seal it."""
-        first = lane.head_seq
+        first, since = lane.head_seq, lane.marks[0][1]
         records = self._cut(lane)
-        span = Span(first, first + len(records))
+        span = Span(first, first + len(records), since)
         lane.spans.append(span)
         parts = self._set_apart(lane, records)
         fitting = [fit for part in parts for fit in self._fit(lane, part)]
@@ -474,6 +490,8 @@ class Accumulator:
         if lane.suspects:
             for record in batch.records:
                 lane.suspects.pop((type(record), record.key), None)
+        if len(lane.proven) < PROVEN_KEYS:
+            lane.proven.update([record.key for record in batch.records])
         lane.delivered += len(batch.records)
         self.delivered += len(batch.records)
         for record in batch.records:
@@ -482,7 +500,8 @@ class Accumulator:
 
     def retry_later(self, batch: RecordBatch, not_before: float, now: float) -> None:
         """No verdict: the same request goes again, with the same token."""
-        batch.lane.failures += 1
+        if not_before > now:  # else it was throttled, which says nothing about the batch
+            batch.lane.failures += 1
         self._put_back(batch, [batch], not_before, now)
 
     def renew(self, batch: RecordBatch, now: float) -> None:
@@ -492,8 +511,9 @@ class Accumulator:
     def refuse(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """The service's verdict on the request: find the bad records, and deliver the others.
 
-        Halves it; a record that is refused alone is given up.  Records of a key of which two
-        were refused alone are given up together when the service refuses them together.
+        Halves it; a record that is refused alone is given up.  A key that never got through, and
+        of which ten records were refused alone, is bad itself: a batch of that key alone is given
+        up as a whole then, or a bad key in a hot loop would cost a request for each point.
         """
         names = {(type(record), record.key) for record in batch.records}
         if len(names) == 1:
@@ -501,7 +521,7 @@ class Accumulator:
             refusals = batch.lane.suspects.get(name, 0)
             if len(batch.records) == 1:
                 self._suspect(batch.lane, name, refusals + 1)
-            if len(batch.records) == 1 or refusals >= 2:
+            if len(batch.records) == 1 or self._is_bad_key(batch.lane, name[1], refusals):
                 self.give_up(batch, error, now)
                 return
         self._split(batch, now)
@@ -652,6 +672,10 @@ class Accumulator:
         lane.next_seq = max(ends)
         lane.head_seq = spilled[0][0] if spilled else lane.next_seq
         self._schedule(lane, 0.0)
+
+    def _is_bad_key(self, lane: Lane, key: str, refusals: int) -> bool:
+        is_proven = key in lane.proven or len(lane.proven) >= PROVEN_KEYS
+        return refusals >= ENOUGH_REFUSALS and not is_proven
 
     def _suspect(self, lane: Lane, name: tuple[type, str], refusals: int) -> None:
         if name in lane.suspects or len(lane.suspects) < KEPT_REJECTIONS:

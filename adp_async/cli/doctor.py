@@ -14,7 +14,7 @@ import socket
 import stat
 import tempfile
 import time
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -24,13 +24,13 @@ from urllib.request import getproxies, proxy_bypass
 import attrs
 from attrs import define, field, frozen
 from rich.console import Console
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 import adp_async
 from adp_async import RetryPolicy, Session
 from adp_async._io.spool import default_spool_folder
-from adp_async.auth import ApiKey, Auth, SessionToken, auth_from, read_profile
+from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -88,13 +88,14 @@ class Given:
     def authentication(self) -> Auth:
         """How to sign; raises `ConfigurationError`."""
         auth = auth_from(self.auth, os.environ)
-        places = {"config_file": self.config_file, "profile": self.profile}
+        places: dict[str, Any] = {"config_file": self.config_file, "profile": self.profile}
         chosen = {name: value for name, value in places.items() if value is not None}
-        known = {each.name for each in attrs.fields(type(auth))} if attrs.has(type(auth)) else set()
-        if not chosen.keys() <= known:
-            message = f"auth: {auth.mode} has no config file and profile; leave those options out"
-            raise ConfigurationError(message)
-        return attrs.evolve(auth, **chosen) if chosen else auth  # type: ignore[misc]
+        if not chosen:
+            return auth
+        if isinstance(auth, ApiKey | SessionToken | DelegationToken):
+            return attrs.evolve(auth, **chosen)
+        message = f"auth: {auth.mode} reads no config file; leave --config-file and --profile out"
+        raise ConfigurationError(message)
 
 
 @frozen
@@ -110,6 +111,8 @@ class Finding:
 def run_doctor(given: Given) -> int:
     """Examine and print; the exit code, 1 if anything is wrong."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # lines that a program reads are not folded
     # What the library would warn of is one of the findings.
     logging.getLogger("adp_async").addHandler(logging.NullHandler())
     return asyncio.run(_print_all(console, examine(given)))
@@ -130,10 +133,14 @@ async def _print_all(console: Console, findings: AsyncIterator[Finding]) -> int:
 
 def _print(console: Console, finding: Finding) -> None:
     sign, style = _SIGNS[finding.state]
-    line = Text.assemble((f"{sign:>6} ", style), (f"{finding.step:<12} ", "bold"), finding.told)
-    console.print(line, soft_wrap=True)
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_column(width=5, justify="right", style=style)
+    line.add_column(width=12, style="bold", no_wrap=True)
+    line.add_column(overflow="fold")
+    line.add_row(sign, finding.step, Text(finding.told))
     if finding.fix:
-        console.print(Padding(Text(finding.fix), (0, 0, 0, 20)))
+        line.add_row("", "", Text(finding.fix))
+    console.print(line)
 
 
 # The steps ---------------------------------------------------------------------------------------
@@ -294,10 +301,13 @@ class _Visit:
             await self._search()
         except Throttled:
             return Finding("service", "warning", "accepted the signature, but throttles (429)")
+        except ServiceFault as error:
+            state: State = "wrong" if error.retriable else "warning"  # 501: it never will know this
+            return Finding("service", state, _sentence(error), _fix(error))
         except AdpError as error:
             if isinstance(error, NotAuthenticated):
                 self._hear(error.server_date)
-            return Finding("service", "wrong", " ".join(str(error).split()), _fix(error))
+            return Finding("service", "wrong", _sentence(error), _fix(error))
         return Finding("service", "ok", f"answered a signed search in the {scope}")
 
     async def _search(self) -> None:
@@ -306,8 +316,7 @@ class _Visit:
         async with Session(**arguments, retry=RetryPolicy(max_attempts=2)) as session:
             family = session.experiments if self.settings.workspace else session.registered_models
             found = family.search(max_results=1, timeout=CALL_TIMEOUT, on_reply=self._read)
-            async with aclosing(found.pages()) as pages:
-                await anext(pages)
+            await anext(found.pages())
 
     def _read(self, reply: Reply) -> None:
         self._hear(reply.headers.get("date"))
@@ -319,12 +328,16 @@ class _Visit:
     def clock(self) -> Finding:
         behind = self._behind
         if behind is None:
-            return Finding("clock", "skipped", "no reply has told the service's time")
+            return Finding("clock", "skipped", "not compared: no reply to go by")
         if abs(behind) < CLOCK_WORTH_SAYING:
             return Finding("clock", "ok", "agrees with the service's")
         told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"
         fix = "A session corrects for it after one refused request; better to set the clock."
         return Finding("clock", "warning", told, fix)
+
+
+def _sentence(error: AdpError) -> str:
+    return " ".join(str(error).split())
 
 
 def _fix(error: AdpError) -> str:
@@ -343,5 +356,5 @@ _FIXES: Final[dict[type[AdpError], str]] = {
     ConnectionFailed: "See the network above; for TLS, whether a proxy shows its own certificate.",
     RequestTimeout: "The endpoint takes connections and doesn't answer: is it the service's?",
     UnreadableReply: "Something answers there that is not the service: check the endpoint.",
-    ServiceFault: "The service is in trouble; the request id is what Oracle's support asks for.",
+    ServiceFault: "The signature was accepted. Oracle's support asks for the request id.",
 }

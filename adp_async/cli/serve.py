@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from adp_async.cli.background import running_platform
 from adp_async.errors import AdpError
@@ -48,24 +48,23 @@ def wait_for_the_end(console: Console, platform: LocalPlatform) -> None:
 
 def show(console: Console, platform: LocalPlatform) -> None:
     """Everything that is needed to use *platform*."""
-    console.print(_facts(platform))
+    for name, value in _facts(platform).items():
+        console.print(Text.assemble((f"{name:<16}", "bold"), value), soft_wrap=True)
     console.print("\n[bold]in Python[/]\n")
     _print_as_it_is(console, python_lines(platform))
-    console.print("\n[bold]or in a shell, for everything started from it[/]\n")
+    console.print("\n[bold]or in a shell, for everything that is started from it[/]\n")
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment(platform).items()]
     _print_as_it_is(console, [f"export {assignment}" for assignment in assignments])
 
 
-def _facts(platform: LocalPlatform) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("endpoint", platform.endpoint)
-    table.add_row("platform", platform.platform_id)
-    table.add_row("workspace", platform.workspace)
-    table.add_row("config file", f"{platform.config_file}, profile {platform.profile}")
-    table.add_row("MLflow's page", platform.mlflow_url or "none: started without MLflow")
-    return table
+def _facts(platform: LocalPlatform) -> dict[str, str]:
+    return {
+        "endpoint": platform.endpoint,
+        "platform": platform.platform_id,
+        "workspace": platform.workspace,
+        "config file": f"{platform.config_file}, profile {platform.profile}",
+        "MLflow's page": platform.mlflow_url or "none: started without MLflow",
+    }
 
 
 def python_lines(platform: LocalPlatform) -> list[str]:

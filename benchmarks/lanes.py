@@ -1,0 +1,139 @@
+"""Many runs: what a record costs with 1, 100 and 10,000 of them, and what an idle run holds.
+
+The requests are the same throughout, 50 records each, and are not sent: what is measured is the
+library's own work from the call to the verdict, and whether it grows with the number of lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import time
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+from adp_async import BatchLimits, BatchLogger
+from adp_async._sansio.throttle import Throttle
+from adp_async.logger import RunWriter
+from benchmarks._harness import (
+    Contender,
+    Goal,
+    Options,
+    Report,
+    Samples,
+    Table,
+    comparison,
+    run,
+    take_turns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PER_REQUEST = 50
+#: Records of one run in a row: what a training loop logs in one step.
+STEP = PER_REQUEST // 2
+
+
+async def _take(*_: object, **__: object) -> None:
+    """A service that takes everything at once."""
+
+
+async def _is_there(_: str) -> bool:
+    return False
+
+
+def _logger() -> BatchLogger:
+    return BatchLogger(
+        post=_take,
+        run_is_gone=_is_there,
+        throttle=Throttle(),
+        limits=BatchLimits(metrics=PER_REQUEST, entities=PER_REQUEST),
+        linger=3600.0,
+        buffer_limit=2**32,
+    )
+
+
+async def _cost(lanes: int, records: int, in_a_row: int) -> float:
+    """CPU nanoseconds of a record, from the call to its delivery."""
+    log = _logger()
+    log.open()
+    writers = [RunWriter(f"run-{number}", log) for number in range(lanes)]
+    began = time.process_time_ns()
+    for first in range(0, records, in_a_row):
+        log_metric = writers[first // in_a_row % lanes].log_metric
+        for step in range(in_a_row):
+            log_metric("loss", 0.5, step)
+        if first % (PER_REQUEST * 10) == 0:
+            await asyncio.sleep(0)
+    await log.flush()
+    cost = (time.process_time_ns() - began) / records
+    assert log.stats().delivered == records
+    await log.close(10.0)
+    return cost
+
+
+def _contenders(counts: Sequence[int], records: int, in_a_row: int) -> list[Contender]:
+    def contender(lanes: int) -> Contender:
+        async def once() -> float:
+            return await _cost(lanes, records, in_a_row)
+
+        return Contender(f"{lanes:,} run{'s' if lanes > 1 else ''}", "ours" if lanes == counts[-1] else "", once)
+
+    return [contender(lanes) for lanes in counts]
+
+
+async def _memory(lanes: int) -> tuple[float, float]:
+    """Bytes of a run that has a record waiting, and of one whose records are delivered."""
+    tracemalloc.start()
+    log = _logger()
+    log.open()
+    await asyncio.sleep(0)
+    before = _traced()
+    writers: list[Any] = [RunWriter(f"run-{number}", log) for number in range(lanes)]
+    for writer in writers:
+        writer.log_metric("loss", 0.5, 1)
+    await asyncio.sleep(0)
+    waiting = (_traced() - before) / lanes
+    await log.flush()
+    idle = (_traced() - before) / lanes
+    await log.close(10.0)
+    tracemalloc.stop()
+    return waiting, idle
+
+
+def _traced() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def measure(options: Options) -> Report:
+    """Cost per record, and memory per run."""
+    counts = options.size((1, 100, 10_000), (1, 10, 50))
+    records = counts[-1] * PER_REQUEST
+    report = Report("Many runs")
+    rounds = min(options.rounds, 5)
+    found: dict[int, list[Samples]] = {}
+    for in_a_row in (STEP, 1):
+        contenders = _contenders(counts, records, in_a_row)
+        found[in_a_row] = asyncio.run(take_turns(contenders, rounds))
+        title = f"CPU of a record, {in_a_row} of a run in a row"
+        report.tables.append(comparison(title, "ns / record", found[in_a_row]))
+    waiting, idle = asyncio.run(_memory(counts[-1]))
+    memory = Table(f"Memory of each of {counts[-1]:,} runs", ("state", "bytes"))
+    memory.add("one record waiting", waiting)
+    memory.add("everything delivered, handle kept", idle)
+    report.tables.append(memory)
+    one, *_, many = found[STEP]
+    what = f"{counts[-1]:,} runs / 1 run, cost per record ({STEP} in a row)"
+    report.goals.append(Goal.at_most(what, 1.3, many.over(one)))
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(measure, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
