@@ -299,7 +299,7 @@ class BatchLogger:
     _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
     _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
     _crash: Exception | None = field(default=None, init=False)
-    #: Records that were given up when it crashed.
+    #: Records that were given up at the end, and that no spool has.
     _lost: int = field(default=0, init=False)
     _looked_at: float = field(default=0.0, init=False)
     #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
@@ -376,8 +376,6 @@ class BatchLogger:
             self.accumulator.urge(lane, now)
         self._sender.wake()
         await asyncio.gather(*map(self._flush, busy))
-        if self._crash is not None:
-            raise delivery_error([], undelivered=len(busy)) from self._crash
         self._raise_refused(lanes)
 
     async def drain(self) -> None:
@@ -763,13 +761,15 @@ class BatchLogger:
             logger.exception("the sender crashed; nothing is delivered any more")
             self._crash = error
             self.shut(f"its sender crashed with {type(error).__name__}")
-            self._lost = self._abandon()
+            self._abandon()
             self._all_settled.set()
         except asyncio.CancelledError:
             if self._task is not None:  # it wasn't `close`, so the loop is being torn down
                 self.shut("its event loop ended, and the session was not left before")
-                if lost := self._abandon():
-                    logger.warning("%d records were not delivered: %s", lost, self._why_closed)
+                self._abandon()
+                if self._lost:
+                    message = "%d records were not delivered: %s"
+                    logger.warning(message, self._lost, self._why_closed)
             raise
         finally:
             for task in tasks:
@@ -794,23 +794,11 @@ class BatchLogger:
         finally:
             task.cancel()
             await asyncio.wait([task])
-            spooled = await self._close_spool()
-            left = self._lost + self._abandon()
+            self._abandon()
+            if self._keeper is not None:
+                await self._keeper.close()
             _open_loggers.discard(self)
-        if left and left == spooled:
-            assert self._keeper is not None
-            message = "%d records are not delivered yet; the next session delivers them from %s"
-            logger.warning(message, left, self._keeper.spool.path)
-            left = 0
-        self._raise_end(left)
-
-    async def _close_spool(self) -> int:
-        """How many of the records that are left are on disk now, and so are not lost."""
-        if self._keeper is None:
-            return 0
-        self.take_in(time.monotonic())
-        await self._keeper.close()
-        return 0 if self._keeper.failure else self.accumulator.unsettled
+        self._raise_end(self._lost)
 
     async def _deliver_all(self) -> None:
         now = time.monotonic()
@@ -838,19 +826,28 @@ class BatchLogger:
     def _cause(self) -> BaseException | None:
         return self._crash or self._sender.trouble
 
-    def _abandon(self) -> int:
-        """Nothing is delivered any more: tell whoever waits; how many records that were."""
+    def _abandon(self) -> None:
+        """This session delivers nothing more: write down what is left, and tell who waits."""
         self.take_in(time.monotonic())
         left = self.accumulator.unsettled
-        in_spool = " (the spool has them)" if self._keeper and not self._keeper.failure else ""
+        is_on_disk = self._keeper is not None and self._keeper.commit_here()
+        why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         for lane, records in self.accumulator.abandon():
             error = delivery_error([], undelivered=len(records), run_id=lane.run_id)
-            error.add_note(f"left behind when the session ended{in_spool}")
+            error.add_note(why)
             error.__cause__ = self._cause()
             for record in records:
                 record.place = GivenUp(error)
+            for flush in self._flushes.get(lane, ()):
+                if not flush.done.done():
+                    flush.done.set_exception(error)
             self.settled(lane, records)
-        return left
+        if is_on_disk and left:
+            assert self._keeper is not None
+            message = "%d records are not delivered yet; the next session delivers them from %s"
+            logger.warning(message, left, self._keeper.spool.path)
+        elif left:
+            self._lost += left
 
     def shut(self, why: str) -> None:
         """Accept nothing more.  From any thread."""

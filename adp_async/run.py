@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -150,6 +149,8 @@ class Run(RunWriter):
         )
 
     def _repr_html_(self) -> str:
+        import html  # only a notebook asks
+
         stats = self.stats()
         rows = {
             "run": self.run_id,

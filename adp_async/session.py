@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 import anyio
 from attrs import define, field
 
+from adp_async._io.authenticator import Authenticator
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
@@ -29,7 +30,6 @@ from adp_async._sansio.replies import read_reply
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.verdicts import is_about_the_run
-from adp_async.auth import Authenticator
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -37,6 +37,7 @@ from adp_async.errors import (
     NotFound,
     RequestTimeout,
     Throttled,
+    UnreadableReply,
 )
 from adp_async.logger import BatchLogger
 from adp_async.run import Run, StartedRun, tell_behind
@@ -422,8 +423,24 @@ class Session:
         `ConnectionLost`, `RequestTimeout` after *timeout* seconds (``call_timeout``), and
         `UnreadableReply`.
         """
-        reply = await self.fetch(endpoint, path=path, query=query, body=body, **options)
-        return decode(reply.body, returning or object, reply=reply, operation=endpoint.operation)
+
+        async def ask() -> Any:
+            reply = await self.fetch(endpoint, path=path, query=query, body=body, **options)
+            operation = endpoint.operation
+            return decode(reply.body, returning or object, reply=reply, operation=operation)
+
+        if not endpoint.takes_retry_token:
+            return await ask()
+        deadline = time.monotonic() + options.get("timeout", self._settings.call_timeout)
+        options.setdefault("retry_token", uuid.uuid4().hex)
+        try:
+            return await ask()
+        except UnreadableReply as error:
+            # It did take effect, and who knows its token is told again: what a create has made
+            # would stay behind unknown.
+            logger.debug("%s: asked again, as the reply is spoilt: %s", endpoint.operation, error)
+            options["timeout"] = max(0.0, deadline - time.monotonic())
+            return await ask()
 
     async def fetch(
         self,

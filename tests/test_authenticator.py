@@ -8,9 +8,10 @@ import oci.auth.signers
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from adp_async._io.authenticator import Authenticator
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import http_date
-from adp_async.auth import Auth, Authenticator, CustomSigner
+from adp_async.auth import Auth, CustomSigner
 from adp_async.errors import Closed, ConfigurationError, NotAuthenticated
 
 REQUEST = Request("POST", "https://aidp.example.com/a", body=b"{}", operation="update_run")

@@ -119,14 +119,15 @@ class SpoolKeeper:
                 await asyncio.shield(self._working.do(self._write, changes))
                 self._book()
 
-    def commit_here(self) -> None:
-        """The same in this thread, which is the event loop's: when no record more may wait."""
+    def commit_here(self) -> bool:
+        """The same in this thread, which is the event loop's; whether all is on disk now."""
         if self._under_way is not None:
             self._write(self._under_way)
         changes = self._collect()
         if changes is not None:
             self._write(changes)
             self._book()
+        return self.failure is None
 
     def _collect(self) -> Changes | None:
         self._book()
