@@ -64,21 +64,26 @@ class _Portal:
             self.loop.close()
 
     def call(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        if os.getpid() != self._pid:
+        try:
+            self.check()
+        except Closed:
             doing.close()
-            raise Closed("the session belongs to the parent process; open one in this process")
-        if threading.current_thread() is self._thread:
-            doing.close()
-            raise Closed("waiting here would block the session's own event loop")
-        if self.loop.is_closed():
-            doing.close()
-            raise Closed("the session was left")
+            raise
         future = asyncio.run_coroutine_threadsafe(doing, self.loop)
         try:
             return future.result(timeout)
         except (TimeoutError, KeyboardInterrupt):
             future.cancel()
             raise
+
+    def check(self) -> None:
+        """Raise `Closed` where nobody can wait for the loop."""
+        if os.getpid() != self._pid:
+            raise Closed("the session belongs to the parent process; open one in this process")
+        if threading.current_thread() is self._thread:
+            raise Closed("waiting here would block the session's own event loop")
+        if self.loop.is_closed():
+            raise Closed("the session was left")
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -228,10 +233,12 @@ class Session:
 
     def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread."""
-        portal, self._portal = self._portal, None
-        _open_sessions.discard(self)
+        portal = self._portal
         if portal is None:
             return
+        portal.check()
+        self._portal = None
+        _open_sessions.discard(self)
         try:
             portal.call(self.session.close())
         finally:

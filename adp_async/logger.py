@@ -427,14 +427,10 @@ class BatchLogger:
         )
         spooled = lane.spooled
         waiting = lane.unsettled - in_flight - spooled + inbox
-        causes: dict[str, int] = {}
-        for rejection in list(lane.refused):
-            name = type(rejection.cause).__name__
-            causes[name] = causes.get(name, 0) + 1
         return Stats(
             accepted=lane.delivered + lane.refused_count + waiting + in_flight + spooled,
             delivered=lane.delivered,
-            rejected=causes,
+            rejected=dict(lane.rejected),
             waiting=waiting,
             in_flight=in_flight,
             spooled=spooled,
@@ -480,10 +476,10 @@ class BatchLogger:
         if self.inbox or threading.get_ident() != self._thread:
             return
         lanes = self.accumulator.lanes
-        for run_id in [run_id for run_id, lane in lanes.items() if lane.is_idle]:
-            if not lanes[run_id].refused_count:
-                del lanes[run_id]
-                self._writers.pop(run_id, None)
+        for lane in [lane for lane in lanes.values() if lane.is_idle]:
+            if not lane.refused_count:
+                self.accumulator.forget(lane)
+                self._writers.pop(lane.run_id, None)
 
     def accept(self, records: Sequence[AnyRecord]) -> None:
         """Take the records of one call, all or none."""
@@ -505,16 +501,19 @@ class BatchLogger:
         if self._loop is not None and self._loop.is_closed():
             self.shut("its event loop ended, and the session was not left before")
         if self._why_closed:
-            self._withdraw(records, error := Closed(self._closed_message()))
-            # Nobody will take them out any more.
-            while self.inbox and isinstance(self.inbox[-1].place, GivenUp):
-                self.inbox.pop()
-            raise error
+            # None is there any more when they came just in time.
+            if self._take_out(records):
+                raise Closed(self._closed_message())
+            return
+        if len(self.inbox) <= len(records):
+            self._looked_at = time.monotonic()  # nothing lay there before, and lingers since
         if self._used() > self.buffer_limit:
             self._overflow(records)
         on_loop = threading.get_ident() == self._thread
         self._open_gate(len(self.inbox) + self.limits.entities)
         if on_loop:
+            if self._keeper is not None:
+                self._keeper.commit_soon()
             self._sender.wake()
         else:
             self._call_loop(self._sender.wake)
@@ -525,6 +524,11 @@ class BatchLogger:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
             self.shut("its event loop was closed without closing the session")
+
+    def _let_nothing_lie(self) -> None:
+        """The event loop doesn't come around: let the next call look up, which writes."""
+        if self.inbox and self.inbox.gate > 0:
+            self.inbox.gate = 0
 
     def _used(self) -> int:
         return self.accumulator.cost + len(self.inbox) * METRIC_COST + self._text_cost
@@ -545,9 +549,11 @@ class BatchLogger:
                 return
         if self.overflow == "drop" and all(type(record) is Metric for record in records):
             error = BufferFull("the metric was dropped: the buffer is full (overflow='drop')")
-            self.dropped += self._withdraw(records, error)
-        elif is_on_loop or not self._wait_for_room():
+            self._withdraw(records, error, dropping=True)
+        elif is_on_loop:
             self._refuse(records)
+        else:
+            self._wait_outside(records)
 
     def _spill_here(self) -> bool:
         """Let the disk take what memory can't hold, while the event loop waits for it."""
@@ -558,21 +564,39 @@ class BatchLogger:
         return self._used() <= self.buffer_limit
 
     def _refuse(self, records: Sequence[AnyRecord]) -> None:
-        message = (
-            f"{self.accumulator.unsettled + len(self.inbox)} records wait, which is all that "
-            f"buffer_limit={self.buffer_limit} bytes hold; `await run.drain()` waits for room"
-        )
-        error = BufferFull(message)
+        error = self._full(self.accumulator.unsettled + self._in_inbox() - len(records))
         if self._withdraw(records, error):
             raise error
 
-    def _wait_for_room(self) -> bool:
+    def _full(self, waiting: int) -> BufferFull:
+        message = (
+            f"{waiting} records wait, which is all that "
+            f"buffer_limit={self.buffer_limit} bytes hold; `await run.drain()` waits for room"
+        )
+        return BufferFull(message)
+
+    def _wait_outside(self, records: Sequence[AnyRecord]) -> None:
+        """This thread waits for room, and its records with it: outside of the buffer."""
+        mine = self._take_out(records)
+        has_room = self._wait_for_room(sum(map(cost_of, mine)))
+        if not mine:
+            return  # the sender had been quicker
+        if self._why_closed:
+            raise Closed(self._closed_message())
+        if not has_room:
+            raise self._full(self.accumulator.unsettled + self._in_inbox())
+        with self._lock:
+            self._text_cost += sum(map(cost_of, mine)) - METRIC_COST * len(mine)
+            self.inbox.extend(mine)
+
+    def _wait_for_room(self, needed: int = 0) -> bool:
         self._call_loop(self._hurry)
+        limit = max(self.buffer_limit, needed)
         with self._room:
             self._blocked += 1
             try:
                 return self._room.wait_for(
-                    lambda: bool(self._why_closed) or self._used() <= self.buffer_limit,
+                    lambda: bool(self._why_closed) or self._used() + needed <= limit,
                     self.max_block,
                 )
             finally:
@@ -584,8 +608,17 @@ class BatchLogger:
             self._keeper.hurry()
         self._sender.wake()
 
-    def _withdraw(self, records: Sequence[AnyRecord], error: AdpError) -> int:
-        """Take back what still lies in the inbox; how many that were."""
+    def _take_out(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
+        """Those of *records* that still lay in the inbox, and no longer do."""
+        with self._lock:
+            mine = [record for record in records if _removed(self.inbox, record)]
+            self._text_cost -= sum(map(cost_of, mine)) - METRIC_COST * len(mine)
+        return mine
+
+    def _withdraw(
+        self, records: Sequence[AnyRecord], error: AdpError, *, dropping: bool = False
+    ) -> int:
+        """Give up what still lies in the inbox; how many that were."""
         with self._lock:
             waiting = {id(record) for record in list(self.inbox)}
             mine = [record for record in records if id(record) in waiting]
@@ -593,19 +626,18 @@ class BatchLogger:
                 self._text_cost -= cost_of(record) - METRIC_COST
                 record.place = GivenUp(error)
                 self._has_withdrawn = True
+            self.dropped += dropping * len(mine)
         return len(mine)
 
     def take_in(self, now: float) -> None:
         """Move what lies in the inbox into the lanes.  For the loop's own thread."""
         inbox = self.inbox
         # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
-        was_asleep = inbox.gate == 0
         if not self._why_closed:
             inbox.gate = 0
         if inbox:
             # While the gate was open the records may have come at any time since the last look.
-            since = now if was_asleep else self._looked_at
-            self._move(since)
+            self._move(self._looked_at)
         self._looked_at = now
         if self.accumulator.unsettled:
             self._open_gate(self.limits.entities - 1)
@@ -745,8 +777,9 @@ class BatchLogger:
             take_in=self.take_in,
             changed=self._made_room,
             trouble=lambda: str(self._sender.trouble or ""),
+            overdue=self._let_nothing_lie,
         )
-        self._sender.before_barrier = keeper.commit
+        self._sender.before_departure = keeper.before_departure
         return keeper
 
     async def _supervise(self) -> None:
@@ -863,10 +896,8 @@ class BatchLogger:
         self._why_closed = "it belongs to the parent process; open a session of this process's own"
         self.inbox.clear()
         self.inbox.gate = -1
-        self._loop = None
-        if self._keeper is not None:
-            # The file is the parent's: closing it here could take its lock away.
-            _parents_own.append(self._keeper)
+        # Should the child take the parent's loop down, nothing is written or said on its behalf.
+        self._loop = self._task = self._keeper = None
 
     def check_open(self) -> None:
         """Raise `Closed` unless this may be awaited here."""
@@ -889,13 +920,18 @@ class BatchLogger:
 _WOULD_BLOCK = "waiting here would block the event loop; use `await` in its place"
 
 
+def _removed(inbox: Inbox, record: AnyRecord) -> bool:
+    try:
+        inbox.remove(record)
+    except ValueError:
+        return False
+    return True
+
+
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
-
-#: Kept for good in a forked child, so that nothing closes them there.
-_parents_own: list[SpoolKeeper] = []
 
 _open_loggers: weakref.WeakSet[BatchLogger] = weakref.WeakSet()
 

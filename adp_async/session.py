@@ -190,8 +190,10 @@ class Session:
             raise
         self._loop = asyncio.get_running_loop()
         self._state = ""
-        self.logger.open(await self._make_spool(), self._settings.spool_interval)
-        if self._settings.spool is not False and self._settings.recover:
+        spool = await self._make_spool()
+        self.logger.open(spool, self._settings.spool_interval)
+        # Where no spool can be made none can be emptied either.
+        if spool is not None and self._settings.recover:
             self._recovering = asyncio.create_task(self._recover(), name="adp_async recovery")
 
     async def close(self) -> None:
@@ -282,19 +284,31 @@ class Session:
         """Deliver what processes that died have left for this platform and workspace."""
         from adp_async._io.recovery import open_orphans
         from adp_async._io.spool import SpoolError
+        from adp_async._io.worker import Worker
 
-        limit = self._settings.spool_limit
-        find = partial(open_orphans, self.spool_folder, identity=self._identity, limit=limit)
+        worker = Worker("adp_async recovery")
+        seen: set[Path] = set()
         try:
-            orphans = await self._auth.run(find)
+            while True:
+                find = partial(
+                    open_orphans,
+                    self.spool_folder,
+                    identity=self._identity,
+                    limit=self._settings.spool_limit,
+                    but_not=seen,
+                )
+                orphans = await worker.do(find)
+                if not orphans:
+                    return
+                message = "%d records of %d processes that ended are being delivered from %s"
+                count = sum(orphan.records for orphan in orphans)
+                logger.warning(message, count, len(orphans), self.spool_folder)
+                seen.update(orphan.spool.path for orphan in orphans)
+                await self.recover(orphans)
         except SpoolError as error:
             logger.warning("%s", error)
-            return
-        if orphans:
-            message = "%d records of %d processes that ended are being delivered from %s"
-            count = sum(orphan.records for orphan in orphans)
-            logger.warning(message, count, len(orphans), self.spool_folder)
-            await self.recover(orphans)
+        finally:
+            worker.stop()
 
     async def recover(
         self, orphans: Sequence[Orphan], on_progress: Callable[[Recovery], None] | None = None

@@ -135,7 +135,10 @@ class Official:
 
     def __init__(self, target: Target, threads: int) -> None:
         import oci
-        from aidp_python_client.aidataplatform_dp import MLOpsClient, models
+        from aidp_python_client.aidataplatform_dp import (  # type: ignore[import-untyped]
+            MLOpsClient,
+            models,
+        )
 
         # Its pool of connections is the default of `requests`; more threads share them.
         self.client = MLOpsClient(

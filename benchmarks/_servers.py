@@ -123,7 +123,7 @@ def answering() -> Iterator[AnsweringServer]:
         program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
         serving = _nginx(program, folder) if program else _substitute()
         with serving as (what, url):
-            target = _with_credentials(url, folder)
+            target = with_credentials(url, folder)
             help_text = "" if program else f"{_NGINX_HELP}; with it the numbers change."
             yield AnsweringServer(what, url, target, help_text)
 
@@ -155,7 +155,7 @@ def _substitute() -> Iterator[tuple[str, str]]:
         yield "a minimal asyncio server in its own process", f"http://127.0.0.1:{port}"
 
 
-def _with_credentials(url: str, folder: Path) -> Target:
+def with_credentials(url: str, folder: Path) -> Target:
     identity, key_file = Identity.invent(), KeyFile.load_or_write(folder / "api_key.pem")
     config_file = folder / "oci_config"
     entries = {
@@ -228,8 +228,7 @@ def ask(process: subprocess.Popen[str], question: dict[str, Any]) -> Any:
     process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
-        message = f"{process.args} ended in the middle of a question"
-        raise RuntimeError(message)
+        raise RuntimeError("a child process ended in the middle of a question")
     return json.loads(answer)
 
 

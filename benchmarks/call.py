@@ -36,7 +36,7 @@ from benchmarks._servers import answering, ask, child
 from benchmarks._timing import VALUE, distribution, each_cost, mean_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from adp_async import Run, blocking
     from benchmarks._servers import AnsweringServer, Target

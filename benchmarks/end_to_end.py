@@ -132,7 +132,7 @@ async def _split(target: Target, options: Options) -> Table:
         encode = _cpu(lambda: bodies.extend(_cut_all(accumulator, waiting)), metrics)
         table.add("take in, cut, encode", encode)
 
-        headers = []
+        headers: list[dict[str, str]] = []
         table.add("sign", _cpu(lambda: headers.extend(map(hand.sign, bodies)), metrics))
         requests = [
             Request("POST", target.url(LOG_BATCH), signed, body)

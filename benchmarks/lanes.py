@@ -79,7 +79,8 @@ def _contenders(counts: Sequence[int], records: int, in_a_row: int) -> list[Cont
         async def once() -> float:
             return await _cost(lanes, records, in_a_row)
 
-        return Contender(f"{lanes:,} run{'s' if lanes > 1 else ''}", "ours" if lanes == counts[-1] else "", once)
+        name = f"{lanes:,} run{'s' if lanes > 1 else ''}"
+        return Contender(name, "ours" if lanes == counts[-1] else "", once)
 
     return [contender(lanes) for lanes in counts]
 

@@ -24,11 +24,13 @@ from benchmarks._servers import answering
 from benchmarks._timing import VALUE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from adp_async import Run
     from benchmarks._servers import Target
+
+    Load = Callable[[int], AbstractAsyncContextManager[None]]
 
 RATES = (10_000, 100_000)
 PERIOD = 0.002
@@ -67,8 +69,6 @@ def _log(run: Run, count: int) -> None:
 
 # Who keeps the loop busy meanwhile; each is a context in which the delays are measured ------------
 
-Load = "Callable[[int], AbstractAsyncContextManager[None]]"
-
 
 @asynccontextmanager
 async def _nothing(_: int) -> AsyncIterator[None]:
@@ -76,8 +76,8 @@ async def _nothing(_: int) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _task(coroutine: Callable[[], object]) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(coroutine())  # type: ignore[arg-type]
+async def _task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
@@ -93,7 +93,7 @@ def _from_loop(run: Run) -> Load:
                 _log(run, bursts.due())
                 await asyncio.sleep(BURST)
 
-        return _task(work)
+        return _task(work())
 
     return load
 
@@ -130,17 +130,17 @@ def _by_hand(hand: HandWritten) -> Load:
                 await hand.send(batches * whole, 4)
                 await asyncio.sleep(BURST)
 
-        return _task(work)
+        return _task(work())
 
     return load
 
 
 async def _measure(target: Target, options: Options) -> dict[tuple[int, str], list[list[float]]]:
-    seconds = options.size(1.5, 0.05)
+    seconds = options.size(1.0, 0.05)
     found: dict[tuple[int, str], list[list[float]]] = {}
     async with target.session() as session, HandWritten(target) as hand:
         run = session.attach_run("bench")
-        loads = {
+        loads: dict[str, Load] = {
             "the machine alone": _nothing,
             "adp_async, from the loop": _from_loop(run),
             "adp_async, from another thread": _from_thread(run),
@@ -182,7 +182,7 @@ def measure(options: Options) -> Report:
         p99 = percentile([delay for delays in rounds for delay in delays], 0.99)
         what = f"event loop delay at 100,000 metrics/s, p99 in ms, {name.partition(', ')[2]}"
         report.goals.append(Goal.at_most(what, 5.0, p99))
-    report.notes.append(f"A timer of the machine is itself late; it is asked for {PERIOD * 1e3} ms.")
+    report.notes.append(f"The sleeper asks for {PERIOD * 1000:g} ms; a timer is itself a bit late.")
     return report
 
 

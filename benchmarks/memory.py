@@ -22,10 +22,10 @@ import time
 import tracemalloc
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from benchmarks._harness import Goal, Options, Report, Samples, Table, run
-from benchmarks._servers import ROOT, _with_credentials
+from benchmarks._servers import ROOT, with_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,14 +61,17 @@ class Scale:
         gc.collect()
         return tracemalloc.get_traced_memory()[0] if self._traced else _resident()
 
-    def weigh(self) -> dict[str, float]:
+    def tell(self) -> NoReturn:
+        """Print it, and end the process: nobody waits for what shall not be delivered."""
         each = (self._used() - self._before) / self._count
-        return {"bytes": each, "peak": (_peak() - self._peak_before) / self._count}
+        peak = (_peak() - self._peak_before) / self._count
+        print(json.dumps({"bytes": each, "peak": peak}), flush=True)
+        os._exit(0)
 
 
-async def _ours(count: int, *, traced: bool) -> dict[str, float]:
+async def _ours(count: int, *, traced: bool) -> NoReturn:
     with tempfile.TemporaryDirectory() as folder:
-        target = _with_credentials("http://127.0.0.1:1", Path(folder))  # nobody listens there
+        target = with_credentials("http://127.0.0.1:1", Path(folder))  # nobody listens there
         session = target.session(buffer_limit=2**40, linger=3600.0, close_timeout=0.0)
         await session.open()
         run = session.attach_run("bench")
@@ -78,18 +81,18 @@ async def _ours(count: int, *, traced: bool) -> dict[str, float]:
             if step % CHUNK == 0:
                 await asyncio.sleep(0)
         await asyncio.sleep(0.2)  # everything is in its lane, a batch has failed
-        return scale.weigh()
+        scale.tell()
 
 
-def _floor(count: int, *, traced: bool) -> dict[str, float]:
+def _floor(count: int, *, traced: bool) -> NoReturn:
     waiting: deque[tuple[str, float, int, int]] = deque()
     scale = Scale(count, traced=traced)
     for step in range(count):
         waiting.append(("loss", 1.0 / (step + 1), step, time.time_ns() // 1_000_000))
-    return scale.weigh()
+    scale.tell()
 
 
-def _mlflow(count: int, *, traced: bool) -> dict[str, float]:
+def _mlflow(count: int, *, traced: bool) -> NoReturn:
     from mlflow.tracking import MlflowClient
 
     listener = socket.create_server(("127.0.0.1", 0))  # takes connections and never answers
@@ -98,27 +101,17 @@ def _mlflow(count: int, *, traced: bool) -> dict[str, float]:
     scale = Scale(count, traced=traced)
     for step in range(count):
         client.log_metric("bench", "loss", 1.0 / (step + 1), step=step, synchronous=False)
-    return scale.weigh()
-
-
-def _measured(what: str, count: int, *, traced: bool) -> dict[str, float]:
-    logging.disable(logging.CRITICAL)  # that the service is down is the point
-    if what == "ours":
-        return asyncio.run(_ours(count, traced=traced))
-    ways: dict[str, Callable[..., dict[str, float]]] = {"floor": _floor, "mlflow": _mlflow}
-    return ways[what](count, traced=traced)
+    scale.tell()
 
 
 def _child(question: dict[str, Any]) -> None:
-    async def ours() -> None:
-        print(json.dumps(await _ours(question["count"], traced=question["traced"])), flush=True)
-        os._exit(0)  # what waits shall not be delivered
-
     logging.disable(logging.CRITICAL)  # that the service is down is the point
-    if question["what"] == "ours":
-        asyncio.run(ours())
-    print(json.dumps(_measured(**question)), flush=True)
-    os._exit(0)
+    ways: dict[str, Callable[..., NoReturn]] = {
+        "ours": lambda **sizes: asyncio.run(_ours(**sizes)),
+        "floor": _floor,
+        "mlflow": _mlflow,
+    }
+    ways[question.pop("what")](**question)
 
 
 # In the benchmark ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ same MLflow, MLflow's own client without the gateway in between.
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import sys
 import time
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from adp_async import Session
+    from benchmarks._clients import Batch
     from benchmarks._servers import Platform, Target
 
 RUNS = 16
@@ -67,9 +69,9 @@ def _ours(session: Session, run_ids: Sequence[str], count: int) -> Contender:
 
 
 def _floor(hand: HandWritten, run_ids: Sequence[str], count: int, in_flight: int) -> Contender:
-    batches = ready_batches(run_ids, count // BATCH)
-
     async def once() -> float:
+        # New ones each time: for MLflow a point it has already is another, slower case.
+        batches = ready_batches(run_ids, count // BATCH)
         began = time.perf_counter()
         await hand.send(batches, in_flight)
         return count / (time.perf_counter() - began)
@@ -97,28 +99,32 @@ async def _official_rates(target: Target, options: Options) -> dict[str, list[fl
     found: dict[str, list[float]] = {}
     async with target.session() as session, AsyncExitStack() as stack:
         (run_id,) = await _new_runs(session, 1)
-        batches = ready_batches([run_id], options.size(4, 1))
         official = Official(target, threads=4)
         stack.callback(official.close)
 
-        async def alone() -> None:
+        async def alone(batches: Sequence[Batch]) -> None:
             for batch in batches:
                 await asyncio.to_thread(official.log_batch, batch)
 
-        ways: dict[str, Callable[[], Awaitable[object]]] = {
+        async def in_pool(batches: Sequence[Batch]) -> None:
+            await official.in_pool(official.log_batch, batches)
+
+        async def by_oci(batches: Sequence[Batch]) -> None:
+            await _by_oci(client, target, batches)
+
+        ways: dict[str, Callable[[Sequence[Batch]], Awaitable[None]]] = {
             "MLOpsClient, batches of 1000": alone,
-            "MLOpsClient, batches of 1000, 4 threads": lambda: official.in_pool(
-                official.log_batch, batches
-            ),
+            "MLOpsClient, batches of 1000, 4 threads": in_pool,
         }
         client = oci_async_client(target)
         if client is not None:
             stack.push_async_callback(client.close)
-            ways["oci AsyncBaseClient, batches of 1000"] = lambda: _by_oci(client, target, batches)
+            ways["oci AsyncBaseClient, batches of 1000"] = by_oci
         for _ in range(rounds):
             for name, way in ways.items():
+                batches = ready_batches([run_id], options.size(4, 1))
                 began = time.perf_counter()
-                await way()
+                await way(batches)
                 rate = len(batches) * BATCH / (time.perf_counter() - began)
                 found.setdefault(name, []).append(rate)
         found["aiohttp, a signed call a metric"] = [
@@ -127,7 +133,7 @@ async def _official_rates(target: Target, options: Options) -> dict[str, list[fl
     return found
 
 
-async def _by_oci(client: Any, target: Target, batches: Sequence[Any]) -> None:
+async def _by_oci(client: Any, target: Target, batches: Sequence[Batch]) -> None:
     path = f"{target.base}/{LOG_BATCH}"
     for batch in batches:
         metrics = [
@@ -141,8 +147,9 @@ async def _call_a_metric(target: Target, run_id: str, count: int) -> float:
     async with HandWritten(target, "mlflow/runs/log-metric") as hand:
         began = time.perf_counter()
         for step in range(count):
-            body = f'{{"run_id":"{run_id}","key":"one","value":{value_of(step)},"timestamp":1}}'
-            status, _ = await hand.post(body.encode())
+            point = {"run_id": run_id, "key": "one", "value": value_of(step), "step": step}
+            point["timestamp"] = time.time_ns() // 1_000_000
+            status, _ = await hand.post(json.dumps(point).encode())
             assert status == 200, status
         return count / (time.perf_counter() - began)
 
@@ -156,15 +163,15 @@ def _mlflow_rates(where: Platform, options: Options) -> dict[str, list[float]]:
     run_ids = asyncio.run(_make_runs(where.target, 1))
     few, many = options.size(50, 5), options.size(3000, 20)
     batches = options.size(4, 1)
-    asynchronous: dict[str, object] = {"do": "asynchronous", "run_ids": run_ids}
+    queued: dict[str, object] = {"do": "asynchronous", "run_ids": run_ids}
     questions: dict[str, tuple[int, dict[str, Any]]] = {
         "MLflow log_metric": (few, {"do": "one_by_one", "count": few, "run_ids": run_ids}),
         "MLflow log_batch, batches of 1000": (
             batches * BATCH,
             {"do": "log_batch", "batches": batches, "run_ids": run_ids},
         ),
-        "MLflow asynchronous, default": (few, {**asynchronous, "count": few, "mode": "default"}),
-        "MLflow asynchronous, buffered": (many, {**asynchronous, "count": many, "mode": "buffered"}),
+        "MLflow asynchronous, default": (few, {**queued, "count": few, "mode": "default"}),
+        "MLflow asynchronous, buffered": (many, {**queued, "count": many, "mode": "buffered"}),
     }
     found: dict[str, list[float]] = {name: [] for name in questions}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from adp_async.local import Gateway
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rounds", type=int, default=20, help="of test_processes: forks")
+    parser.addoption("--minutes", type=float, default=0.08, help="of test_soak: its length")
+
+
 @contextmanager
 def in_background(platform: LocalPlatform) -> Iterator[LocalPlatform]:
     """Run *platform* in a thread and loop of its own: tests have a loop each."""

@@ -13,20 +13,21 @@ import asyncio
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from adp_async._io.spool import SpoolError
+from adp_async._io.spool import SpoolError, SpoolUnreadable
 from adp_async._io.worker import Worker
-from adp_async._sansio.journal import Journal
+from adp_async._sansio.journal import Changes, Journal
+from adp_async._sansio.records import METRIC_COST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from adp_async._io.spool import Spool
-    from adp_async._sansio.accumulator import Accumulator, Lane
-    from adp_async._sansio.journal import Changes
+    from adp_async._sansio.accumulator import Accumulator, Lane, RecordBatch
 
 logger = logging.getLogger("adp_async")
 
@@ -34,6 +35,18 @@ logger = logging.getLogger("adp_async")
 SECONDS_AFTER_FAILURE: Final = 10.0
 #: Letting go of records stops when memory is down to this share of its limit.
 LOW_WATER: Final = 0.5
+#: Seconds between two commits, however short the interval.
+SHORTEST_INTERVAL: Final = 0.01
+
+
+@define(eq=False)
+class _Commit:
+    """A group commit on its way, and how it ended."""
+
+    changes: Changes
+    trouble: str
+    failure: SpoolError | None = None
+    is_written: bool = False
 
 
 @define(eq=False)
@@ -51,21 +64,25 @@ class SpoolKeeper:
     take_in: Callable[[float], None]
     changed: Callable[[], None]
     trouble: Callable[[], str]
-    journal: Journal = field(factory=Journal, init=False)
+    #: Told when the event loop doesn't come around to commit; from any thread.
+    overdue: Callable[[], None] | None = None
+    journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
     _worker: Worker | None = field(default=None, init=False)
     _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _committing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _write_lock: threading.Lock = field(factory=threading.Lock, init=False)
-    _under_way: Changes | None = field(default=None, init=False)
-    _outcome: SpoolError | None = field(default=None, init=False)
-    _is_written: bool = field(default=False, init=False)
+    _under_way: _Commit | None = field(default=None, init=False)
     _next_commit: float = field(default=0.0, init=False)
     _told: str = field(default="", init=False)
+    #: Whose turn it is to be read back.
+    _turn: int = field(default=0, init=False)
+    _is_watched: threading.Event = field(factory=threading.Event, init=False)
+    _is_over: threading.Event = field(factory=threading.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.accumulator.journal = self.journal
+        self.journal = self.accumulator.journal = Journal(stirred=self.wake)
 
     @property
     def _working(self) -> Worker:
@@ -85,82 +102,134 @@ class SpoolKeeper:
 
     async def run(self) -> None:
         """Commit, let go and read back until cancelled."""
-        while True:
-            self._wake.clear()
-            now = time.monotonic()
-            if now >= self._next_commit:
-                self.take_in(now)
-                await self.commit()
-                self._next_commit = time.monotonic() + self._pause()
-            self.let_go()
-            await self._read_back()
-            await self._sleep()
+        if self.overdue is not None:
+            threading.Thread(target=self._watch, name="adp_async watch", daemon=True).start()
+        try:
+            while True:
+                self._wake.clear()
+                now = time.monotonic()
+                if now >= self._next_commit:
+                    self.take_in(now)
+                    await self.commit()
+                    self._next_commit = time.monotonic() + self._pause()
+                self.let_go()
+                await self._read_back()
+                await self._sleep()
+        finally:
+            self._is_over.set()
+            self._is_watched.set()
 
     def _pause(self) -> float:
-        return self.interval if self.failure is None else SECONDS_AFTER_FAILURE
+        if self.failure is not None:
+            return SECONDS_AFTER_FAILURE
+        return max(self.interval, SHORTEST_INTERVAL)
 
     async def _sleep(self) -> None:
         is_idle = not (self.accumulator.unsettled or self.journal.is_dirty)
         timeout = None if is_idle else max(0.0, self._next_commit - time.monotonic())
+        if is_idle:
+            self._is_watched.clear()
+        else:
+            self._is_watched.set()
         try:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
         except TimeoutError:
             return
 
+    def _watch(self) -> None:
+        """In a thread: tell when the event loop is too busy with something else to commit."""
+        pause = max(self.interval, SHORTEST_INTERVAL)
+        while not self._is_over.wait(pause):
+            self._is_watched.wait()
+            if time.monotonic() > self._next_commit + pause and self.overdue is not None:
+                self.overdue()
+
     # Writing
 
     async def commit(self) -> None:
         """Write what there is to write, now."""
+        await self._commit(self.journal.collect)
+
+    async def before_departure(self, batch: RecordBatch) -> None:
+        """Have on disk what must be there before *batch* leaves."""
+        if self.journal.concerns(batch) and self.failure is None:
+            await self._commit(partial(self.journal.collect_for, batch))
+
+    async def _commit(self, collect: Callable[[], Changes]) -> None:
         async with self._committing:
-            changes = self._collect()
-            if changes is not None:
-                # Whoever waits may be cancelled; the commit goes on, and is booked by the next.
-                await asyncio.shield(self._working.do(self._write, changes))
-                self._book()
+            while self._under_way is not None:  # nobody waited for its end
+                await self._written(self._under_way)
+            commit = self._begin(collect)
+            if commit is not None:
+                await self._written(commit)
+
+    async def _written(self, commit: _Commit) -> None:
+        # Whoever waits may be cancelled; the commit goes on.
+        await asyncio.shield(self._working.do(self._write, commit))
+        self._book()
+
+    def commit_soon(self) -> None:
+        """Commit when it is time to, and don't wait for it.  For the event loop's own thread.
+
+        Code that logs and never awaits has its records written all the same.
+        """
+        now = time.monotonic()
+        if now < self._next_commit or self.failure is not None:
+            return
+        self.take_in(now)
+        self._is_watched.set()
+        self._book()
+        if self._under_way is None and (commit := self._begin(self.journal.collect)) is not None:
+            self._working.do(self._write, commit)
+            self._next_commit = now + self._pause()
 
     def commit_here(self) -> bool:
         """The same in this thread, which is the event loop's; whether all is on disk now."""
         if self._under_way is not None:
             self._write(self._under_way)
-        changes = self._collect()
-        if changes is not None:
-            self._write(changes)
+            self._book()
+        commit = self._begin(self.journal.collect)
+        if commit is not None:
+            self._write(commit)
             self._book()
         return self.failure is None
 
-    def _collect(self) -> Changes | None:
-        self._book()
-        changes = self.journal.collect()
+    def _begin(self, collect: Callable[[], Changes]) -> _Commit | None:
+        assert self._under_way is None
+        changes = collect()
         trouble = self.trouble()
         if not changes and trouble == self._told:
             self.journal.committed(changes)
             return None
-        self._under_way, self._outcome, self._is_written = changes, None, False
-        return changes
+        self._under_way = _Commit(changes, trouble)
+        return self._under_way
 
-    def _write(self, changes: Changes) -> None:
-        """Write *changes*, unless another thread has done so.  Any thread."""
+    def _write(self, commit: _Commit) -> None:
+        """Write *commit*, unless another thread has done so.  Any thread."""
         with self._write_lock:
-            if self._under_way is not changes or self._is_written:
+            if commit.is_written:
                 return
             try:
-                self.spool.commit(changes, self.trouble())
+                self.spool.commit(commit.changes, commit.trouble)
             except SpoolError as error:
-                self._outcome = error
-            self._is_written = True
+                commit.failure = error
+            commit.is_written = True
 
     def _book(self) -> None:
-        changes = self._under_way
-        if changes is None or not self._is_written:
+        """Take note of how the commit under way ended, if it has."""
+        commit = self._under_way
+        if commit is None or not commit.is_written:
             return
         self._under_way = None
-        if self._outcome is not None:
-            self.journal.failed(changes)
-            self._fail(self._outcome)
+        if commit.failure is not None:
+            self.journal.failed(commit.changes)
+            self._fail(commit.failure)
             return
-        self._told = self.trouble()
-        self.journal.committed(changes)
+        self._told = commit.trouble
+        self.journal.committed(commit.changes)
+        # Whoever waits for the commit still holds on to it, and must not to its records.
+        commit.changes = Changes()
         if self.failure is not None:
             self.failure = None
             logger.warning("the spool is written again")
@@ -198,17 +267,39 @@ class SpoolKeeper:
         accumulator = self.accumulator
         if not accumulator.spooled:
             return
-        for lane in [lane for lane in accumulator.lanes.values() if lane.spilled]:
+        lanes = [lane for lane in accumulator.lanes.values() if lane.spilled]
+        start = self._turn % len(lanes)
+        for lane in lanes[start:] + lanes[:start]:
             wanted = accumulator.next_spilled(lane)
-            if wanted is not None:
-                await self._read(lane, *wanted)
+            if wanted is None:
+                continue
+            room = self._room()
+            if not room:
+                break
+            self._turn += 1
+            first, last = wanted
+            await self._read(lane, first, min(last, first + room))
+
+    def _room(self) -> int:
+        """How many records may be read back now; 0 is none."""
+        accumulator = self.accumulator
+        room = self.memory_limit * LOW_WATER - accumulator.cost
+        count = int(room / METRIC_COST)
+        if count >= accumulator.limits.entities:
+            return count
+        # Nothing else would ever make room.
+        is_stuck = accumulator.next_deadline() is None and not accumulator.in_flight
+        return accumulator.limits.entities if is_stuck else 0
 
     async def _read(self, lane: Lane, first: int, last: int) -> None:
         try:
             records = await self._working.do(self.spool.load, lane.run_id, first, last)
         except SpoolError as error:
-            logger.warning("records of run %s cannot be read back: %s", lane.run_id, error)
-            self.accumulator.lose_spilled(lane, error, time.monotonic())
+            if lane.queue:
+                return  # when those have left it is tried once more
+            until = error.until if isinstance(error, SpoolUnreadable) else last
+            logger.warning("records that are on disk can't be delivered: %s", error)
+            self.accumulator.lose_spilled(lane, until, error, time.monotonic())
         else:
             self.accumulator.reload(lane, first, records, time.monotonic())
         self.changed()

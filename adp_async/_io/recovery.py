@@ -16,7 +16,7 @@ from adp_async._io.spool import Spool, SpoolBusy, SpoolError, find_spools
 from adp_async._sansio.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
     from pathlib import Path
 
     from adp_async._io.sender import Post
@@ -32,6 +32,8 @@ logger = logging.getLogger("adp_async")
 MEMORY_LIMIT = 32 * 2**20
 #: Batches of recovered records on their way at once: the session's own come first.
 MAX_IN_FLIGHT = 2
+#: Spools that are opened at once: each takes two file descriptors and a lock.
+OPENED = 64
 
 
 @define(eq=False)
@@ -48,27 +50,35 @@ class Orphan:
 
 
 def open_orphans(
-    folder: Path, *, identity: Identity | None, limit: int, only: Path | None = None
+    folder: Path, *, identity: Identity | None, limit: int, but_not: Collection[Path] = ()
 ) -> list[Orphan]:
-    """The spools in *folder* that have something to deliver for *identity*.  Blocks.
+    """The first `OPENED` spools in *folder* that have something to deliver for *identity*.  Blocks.
 
     One that is in use, newer, damaged or of another platform is left as it is; all but the first
     and the last are warned of.
     """
     orphans: list[Orphan] = []
-    for path in [only] if only else find_spools(folder):
+    for path in find_spools(folder):
+        if path in but_not:
+            continue
         try:
-            orphan = _open(path, identity, limit)
-        except SpoolBusy:
-            logger.debug("%s belongs to a running process", path)
+            orphan = open_orphan(path, identity=identity, limit=limit)
+        except SpoolBusy as error:
+            logger.debug("%s", error)
         except SpoolError as error:
             logger.warning("%s", error)
         else:
             orphans += [orphan] if orphan else []
+        if len(orphans) >= OPENED:
+            break
     return orphans
 
 
-def _open(path: Path, identity: Identity | None, limit: int) -> Orphan | None:
+def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan | None:
+    """The spool *path*, None when there is nothing in it to deliver for *identity*.  Blocks.
+
+    Raises `SpoolError`, of which `SpoolBusy` is one.
+    """
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
@@ -105,7 +115,8 @@ class Recovery:
         self.accumulator = Accumulator(
             linger=0.0, limits=self.limits, new_token=lambda: uuid.uuid4().hex, board=self
         )
-        for piece in self.orphan.pieces:
+        pieces, self.orphan.pieces = self.orphan.pieces, []
+        for piece in pieces:
             self.accumulator.restore(piece.run_id, piece.spilled, piece.sealed)
         self._sender = Sender(
             accumulator=self.accumulator,
@@ -117,7 +128,7 @@ class Recovery:
             clock=time.monotonic,
             max_in_flight=MAX_IN_FLIGHT,
         )
-        self._keeper = SpoolKeeper(
+        self._keeper = keeper = SpoolKeeper(
             accumulator=self.accumulator,
             spool=self.orphan.spool,
             interval=1.0,
@@ -126,8 +137,9 @@ class Recovery:
             changed=self._sender.wake,
             trouble=lambda: str(self._sender.trouble or ""),
         )
+        self._sender.before_departure = keeper.before_departure
         for lane in self.accumulator.lanes.values():
-            self._keeper.journal.restored(lane)
+            keeper.journal.restored(lane)
 
     @property
     def counts(self) -> tuple[int, int]:

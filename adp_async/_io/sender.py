@@ -50,8 +50,8 @@ class Sender:
     take_in: Callable[[float], None]
     clock: Callable[[], float]
     max_in_flight: int = 4
-    #: Awaited before a batch with params or tags leaves: what it overwrites must not come back.
-    before_barrier: Callable[[], Awaitable[None]] | None = None
+    #: Awaited before a batch leaves: a spool has to write down that it does.
+    before_departure: Callable[[RecordBatch], Awaitable[None]] | None = None
     jitter: Callable[[], float] = random.random
     requests: int = field(default=0, init=False)
     retries: int = field(default=0, init=False)
@@ -143,6 +143,8 @@ class Sender:
 
     async def _deliver(self, batch: RecordBatch) -> None:
         try:
+            if self.before_departure is not None:
+                await self.before_departure(batch)
             self.requests += 1
             error, action = await self._ask(batch)
             self._under_way.discard(batch)

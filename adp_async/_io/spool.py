@@ -8,26 +8,30 @@ crash of the machine may take the last of them, one of the process may not).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import sqlite3
 import threading
 import time
+import weakref
+from collections import defaultdict
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 from attrs import define, field, frozen
 
+from adp_async._sansio.accumulator import joined
 from adp_async._sansio.records import KINDS, Metric, Param, RunTag
 from adp_async.errors import AdpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from adp_async._sansio.journal import Changes, Refused
+    from adp_async._sansio.journal import Changes, Refused, Settled
     from adp_async._sansio.records import AnyRecord, Kind
 
 __all__ = ["Contents", "Identity", "RejectedRow", "RunRow", "Spool", "SpoolError", "find_spools"]
@@ -41,6 +45,16 @@ KEPT_REFUSED: Final = 10_000
 _CACHE_KIB: Final = 2048
 #: Pages of 4 KiB that may lie free before the file shrinks.
 _FREE_PAGES: Final = 2048
+#: Records that are read at once.
+LOADED: Final = 10_000
+#: What the WAL shrinks to after a large commit.
+_WAL_BYTES: Final = 4 * 2**20
+#: A file that is younger and looks like no spool yet may be in the making.
+_SECONDS_IN_THE_MAKING: Final = 60.0
+_MAGIC: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 100
+#: Seconds that a fork waits for a commit under way.
+_LONGEST_WAIT: Final = 1.0
 
 _TABLES: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -59,6 +73,9 @@ CREATE TABLE done (
     run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
     PRIMARY KEY (run_id, first)
 ) WITHOUT ROWID;
+CREATE TABLE unreadable (
+    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, body BLOB NOT NULL
+);
 CREATE TABLE refused (
     run_id TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
     reason TEXT NOT NULL, refused_at REAL NOT NULL
@@ -68,6 +85,14 @@ CREATE TABLE refused (
 
 class SpoolError(AdpError):
     """The spool can't be written or read: full disk, no permission, a damaged file."""
+
+
+class SpoolUnreadable(SpoolError):
+    """The next records of a run can't be read, up to the sequence number *until*."""
+
+    def __init__(self, message: str, until: int) -> None:
+        self.until = until
+        super().__init__(message)
 
 
 class SpoolBusy(SpoolError):
@@ -101,6 +126,10 @@ class RunRow:
     tags: int
     oldest: float
 
+    @property
+    def records(self) -> int:
+        return self.metrics + self.params + self.tags
+
 
 @frozen
 class RejectedRow:
@@ -126,19 +155,18 @@ class Piece:
 
 @frozen
 class Contents:
-    """What lies in a spool."""
+    """What lies in a spool; *trouble* is why it can't be read, or not all of it."""
 
     path: Path
     identity: Identity | None
     runs: tuple[RunRow, ...] = ()
     rejected: tuple[RejectedRow, ...] = field(default=(), repr=False)
     last_error: str = ""
-    #: Why it can't be read: in use, newer, damaged.
     trouble: str = ""
 
     @property
     def records(self) -> int:
-        return sum(run.metrics + run.params + run.tags for run in self.runs)
+        return sum(run.records for run in self.runs)
 
 
 def default_spool_folder() -> Path:
@@ -167,6 +195,9 @@ class Spool:
     _connection: sqlite3.Connection = field(repr=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
 
+    def __attrs_post_init__(self) -> None:
+        _open_spools.add(self)
+
     # ------------------------------------------------------------------ opening and closing
 
     @classmethod
@@ -180,23 +211,10 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"no spool can be made in {folder}: {error.strerror}") from error
         try:
-            spool = cls(path, limit, _connect(path))
+            return cls(path, limit, _connect(path, lambda new: _lay_out(new, identity)))
         except SpoolError:
-            path.unlink(missing_ok=True)
+            remove(path)
             raise
-        with spool._transaction() as connection:
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-            for statement in _TABLES.strip().split(";\n"):
-                connection.execute(statement.strip("; \n") or "SELECT 1")
-            meta = {
-                "endpoint": identity.endpoint,
-                "platform_id": identity.platform_id,
-                "workspace": identity.workspace,
-                "pid": str(os.getpid()),
-            }
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        return spool
 
     @classmethod
     def open(cls, path: Path, *, limit: int) -> Spool:
@@ -205,9 +223,10 @@ class Spool:
         Raises `SpoolBusy` while that lives, `SpoolNewer`, and `SpoolError` for a damaged file,
         which is left as it is.
         """
+        _check_header(path)
         connection = _connect(path)
         try:
-            _check_format(path, connection)
+            _check_pages(path, connection)
         except BaseException:
             connection.close()
             raise
@@ -220,7 +239,7 @@ class Spool:
                 is_empty = not self._has_rows()
             except SpoolError:
                 is_empty = False
-            self._connection.close()
+            self.let_go()
             if is_empty:
                 remove(self.path)
 
@@ -228,17 +247,28 @@ class Spool:
         """Close the file and leave it as it is."""
         with self._lock:
             self._connection.close()
+            _open_spools.discard(self)
+
+    def disown(self) -> None:
+        """In a forked child: the file is the parent's, and nothing here reaches it any more."""
+        # Closed here, be it when the interpreter ends, SQLite would take itself for the only user
+        # and remove the WAL that the parent goes on writing.  One reference too many prevents it.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+        self._connection, self._lock = _CLOSED, threading.RLock()
 
     def _has_rows(self) -> bool:
         with self._reading() as connection:
-            query = "SELECT EXISTS (SELECT 1 FROM chunks) OR EXISTS (SELECT 1 FROM refused)"
+            query = (
+                "SELECT EXISTS (SELECT 1 FROM chunks) OR EXISTS (SELECT 1 FROM refused) "
+                "OR EXISTS (SELECT 1 FROM unreadable)"
+            )
             return bool(connection.execute(query).fetchone()[0])
 
     # ------------------------------------------------------------------ writing
 
     def commit(self, changes: Changes, last_error: str = "") -> None:
         """Write *changes*.  `SpoolError` says that their chunks are not written, and why."""
-        if changes.settled or changes.refused or last_error:
+        if changes.settled or changes.refused or changes.unreadable or last_error:
             with self._transaction() as connection:
                 self._settle(connection, changes, last_error)
             changes.is_settled = True
@@ -250,15 +280,15 @@ class Spool:
             self._insert(connection, changes)
 
     def _settle(self, connection: sqlite3.Connection, changes: Changes, last_error: str) -> None:
+        for lost in changes.unreadable:
+            which = "FROM chunks WHERE run_id = ? AND first < ? AND last > ?"
+            row = (lost.run_id, lost.last, lost.first)
+            connection.execute(
+                f"INSERT INTO unreadable SELECT run_id, first, last, body {which}", row
+            )
+            connection.execute(f"DELETE {which}", row)
         for settled in changes.settled:
-            run_id, until = settled.run_id, settled.until
-            connection.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", (run_id, until))
-            for table in ("chunks", "sealed"):
-                query = f"DELETE FROM {table} WHERE run_id = ? AND last <= ?"  # noqa: S608
-                connection.execute(query, (run_id, until))
-            connection.execute("DELETE FROM done WHERE run_id = ?", (run_id,))
-            rows = [(run_id, first, last) for first, last in settled.done]
-            connection.executemany("INSERT INTO done VALUES (?, ?, ?)", rows)
+            self._settle_run(connection, settled)
         if changes.refused:
             now = time.time()
             rejected = [_refused_row(each, now) for each in changes.refused]
@@ -269,10 +299,25 @@ class Spool:
                 (KEPT_REFUSED,),
             )
         if last_error:
-            row = ("last_error", last_error[:1000])
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+            query = "INSERT OR REPLACE INTO meta VALUES ('last_error', ?)"
+            connection.execute(query, (last_error[:1000],))
         if connection.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
             connection.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES // 2})").fetchall()
+
+    def _settle_run(self, connection: sqlite3.Connection, settled: Settled) -> None:
+        run_id = settled.run_id
+        for table in ("chunks", "sealed"):
+            query = f"DELETE FROM {table} WHERE run_id = ? AND last <= ?"  # noqa: S608
+            connection.execute(query, (run_id, settled.until))
+        connection.execute("DELETE FROM done WHERE run_id = ?", (run_id,))
+        left = "SELECT EXISTS (SELECT 1 FROM chunks WHERE run_id = ?)"
+        if not connection.execute(left, (run_id,)).fetchone()[0]:
+            connection.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+            return
+        values = (run_id, settled.until)
+        connection.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", values)
+        rows = [(run_id, first, last) for first, last in settled.done]
+        connection.executemany("INSERT INTO done VALUES (?, ?, ?)", rows)
 
     def _insert(self, connection: sqlite3.Connection, changes: Changes) -> None:
         now = time.time()
@@ -291,7 +336,7 @@ class Spool:
     def discard(self) -> None:
         """Remove the file with all that is in it."""
         with self._lock:
-            self._connection.close()
+            self.let_go()
             remove(self.path)
 
     # ------------------------------------------------------------------ reading
@@ -316,81 +361,152 @@ class Spool:
             return dict(connection.execute("SELECT name, value FROM meta").fetchall())
 
     def load(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
-        """The records *first* to *last* (exclusive) of a run."""
+        """The records *first* to *last* (exclusive) of a run, or as many as can be read.
+
+        Raises `SpoolUnreadable` when the very first can't.
+        """
         records: list[AnyRecord] = []
+        query = (
+            "SELECT first, body FROM chunks "
+            "WHERE run_id = ? AND first < ? AND last > ? ORDER BY first"
+        )
+        with self._reading() as connection:
+            for start, body in connection.execute(query, (run_id, last, first)):
+                position = first + len(records)
+                if start > position:
+                    break
+                try:
+                    chunk = unpack(body)
+                except _DAMAGED:
+                    break
+                records += chunk[position - start : last - start]
+        if records or first == last:
+            return records
+        return self._raise_unreadable(run_id, first, last)
+
+    def _raise_unreadable(self, run_id: str, first: int, last: int) -> NoReturn:
         with self._reading() as connection:
             query = (
-                "SELECT first, body FROM chunks "
-                "WHERE run_id = ? AND first < ? AND last > ? ORDER BY first"
+                "SELECT min(CASE WHEN first <= ? THEN last ELSE first END) FROM chunks "
+                "WHERE run_id = ? AND last > ?"
             )
-            for start, body in connection.execute(query, (run_id, last, first)):
-                chunk = self._unpacked(body)
-                records += chunk[max(0, first - start) : last - start]
-        if len(records) != last - first:
-            message = f"{self.path}: records {first} to {last} of run {run_id} are not all there"
-            raise SpoolError(message)
-        return records
-
-    def _unpacked(self, body: bytes) -> list[AnyRecord]:
-        try:
-            return unpack(body)
-        except msgspec.MsgspecError as error:
-            raise SpoolError(f"{self.path}: a row is damaged") from error
+            until = connection.execute(query, (first, run_id, first)).fetchone()[0] or last
+        message = f"{self.path}: records {first} to {until} of run {run_id} are damaged"
+        raise SpoolUnreadable(message, until)
 
     def pieces(self) -> list[Piece]:
         """What is still to be delivered, run by run."""
         with self._reading() as connection:
             settled = dict(connection.execute("SELECT run_id, settled FROM runs").fetchall())
-            chunks = connection.execute(
-                "SELECT run_id, first, last FROM chunks ORDER BY run_id, first"
-            ).fetchall()
-            done = connection.execute("SELECT run_id, first, last FROM done").fetchall()
-            sealed = connection.execute("SELECT run_id, first, last, token FROM sealed").fetchall()
-        return [
-            self._piece(
-                run_id,
-                _minus([row[1:] for row in chunks if row[0] == run_id], settled.get(run_id, 0)),
-                [row[1:] for row in done if row[0] == run_id],
-                [row[1:] for row in sealed if row[0] == run_id],
+            chunks, done = (
+                _by_run(connection.execute(f"SELECT run_id, first, last FROM {table}"))  # noqa: S608
+                for table in ("chunks", "done")
             )
-            for run_id in dict.fromkeys(row[0] for row in chunks)
+            sealed = _by_run(connection.execute("SELECT run_id, first, last, token FROM sealed"))
+        pieces = [
+            self._piece(run_id, rows, settled.get(run_id, 0), done[run_id], sealed[run_id])
+            for run_id, rows in chunks.items()
         ]
+        return [piece for piece in pieces if piece.spilled or piece.sealed]
 
     def _piece(
         self,
         run_id: str,
-        ranges: list[tuple[int, int]],
-        done: list[tuple[int, int]],
-        sealed: list[tuple[int, int, str]],
+        chunks: list[tuple[Any, ...]],
+        settled: int,
+        done: list[tuple[Any, ...]],
+        sealed: list[tuple[Any, ...]],
     ) -> Piece:
-        for first, last in done:
-            ranges = _without(ranges, first, last)
+        ranges = _unsettled(chunks, settled, done)
         batches = []
         for first, last, token in sorted(sealed):
             if any(start <= first and last <= end for start, end in ranges):
-                batches.append((first, token, self.load(run_id, first, last)))
-                ranges = _without(ranges, first, last)
+                records = self._load_whole(run_id, first, last)
+                if records:
+                    batches.append((first, token, records))
+                    ranges = _without(ranges, first, last)
         return Piece(run_id, tuple(ranges), tuple(batches))
+
+    def _load_whole(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
+        """The records of a sealed batch; none when one of them is damaged."""
+        try:
+            records = self.load(run_id, first, last)
+        except SpoolUnreadable:
+            return []  # found again, and said, when the records are read one row after the other
+        return records if len(records) == last - first else []
 
     def contents(self) -> Contents:
         """What a person wants to know of it."""
+        meta = self._meta()
         with self._reading() as connection:
-            runs = connection.execute(
-                "SELECT run_id, sum(metrics), sum(params), sum(tags), min(accepted_at) "
-                "FROM chunks GROUP BY run_id ORDER BY min(accepted_at)"
-            ).fetchall()
-            refused = connection.execute("SELECT * FROM refused").fetchall()
+            refused = connection.execute("SELECT * FROM refused ORDER BY rowid").fetchall()
+            unreadable = connection.execute("SELECT count(*) FROM unreadable").fetchone()[0]
         return Contents(
             self.path,
             self.identity,
-            tuple(RunRow(*row) for row in runs),
+            tuple(self._run_rows()),
             tuple(self._rejected(row) for row in refused),
-            self._meta().get("last_error", ""),
+            meta.get("last_error", ""),
+            f"{unreadable} rows are damaged and put aside" if unreadable else "",
         )
+
+    def _run_rows(self) -> Iterator[RunRow]:
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT run_id, sum(metrics), sum(params), sum(tags), min(accepted_at) "
+                "FROM chunks GROUP BY run_id ORDER BY min(accepted_at)"
+            ).fetchall()
+        gone = {run_id: self._settled_counts(run_id) for run_id in self._partly_settled()}
+        for run_id, metrics, params, tags, oldest in rows:
+            less = gone.get(run_id, (0, 0, 0))
+            row = RunRow(run_id, metrics - less[0], params - less[1], tags - less[2], oldest)
+            if row.records:
+                yield row
+
+    def _partly_settled(self) -> list[str]:
+        with self._reading() as connection:
+            return [row[0] for row in connection.execute("SELECT run_id FROM runs")]
+
+    def _settled_counts(self, run_id: str) -> tuple[int, int, int]:
+        """Records by kind that have their end, in rows that still hold others."""
+        with self._reading() as connection:
+            query = "SELECT settled, settled FROM runs WHERE run_id = ?"
+            until = connection.execute(query, (run_id,)).fetchone()[0]
+            query = "SELECT first, last FROM done WHERE run_id = ?"
+            spans = [(0, until), *connection.execute(query, (run_id,))]
+            query = "SELECT first, body FROM chunks WHERE run_id = ? AND first < ? AND last > ?"
+            settled: list[AnyRecord] = []
+            for first, last in spans:
+                for start, body in connection.execute(query, (run_id, last, first)):
+                    settled += self._unpacked(body)[max(0, first - start) : last - start]
+        return _counts(settled)
+
+    def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
+        """Every record that is still to be delivered, with its run, in order."""
+        for piece in self.pieces():
+            sealed = [(first, first + len(records)) for first, _, records in piece.sealed]
+            for first, last in joined(sorted([*piece.spilled, *sealed])):
+                yield from ((piece.run_id, record) for record in self._readable(piece, first, last))
+
+    def _readable(self, piece: Piece, first: int, last: int) -> Iterator[AnyRecord]:
+        while first < last:
+            try:
+                records = self.load(piece.run_id, first, min(last, first + LOADED))
+            except SpoolUnreadable as error:
+                first = error.until
+            else:
+                yield from records
+                first += len(records)
 
     def _rejected(self, row: Any) -> RejectedRow:
         run_id, kind, key, body, reason, refused_at = row
         return RejectedRow(run_id, kind, key, self._unpacked(body)[0], reason, refused_at)
+
+    def _unpacked(self, body: bytes) -> list[AnyRecord]:
+        try:
+            return unpack(body)
+        except _DAMAGED as error:
+            raise SpoolError(f"{self.path}: a row is damaged") from error
 
     # ------------------------------------------------------------------ SQLite
 
@@ -413,18 +529,27 @@ class Spool:
             yield self._connection
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(
+    path: Path, lay_out: Callable[[sqlite3.Connection], None] | None = None
+) -> sqlite3.Connection:
+    """A connection with the lock on *path*; *lay_out* is for a new file."""
     with _as_ours(path):
         connection = sqlite3.connect(
-            path, timeout=0.0, isolation_level=None, check_same_thread=False
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=0.0,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             # Before WAL: then no shared memory is needed, and the lock is held until the end.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            if lay_out is not None:
+                lay_out(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("COMMIT")
         except BaseException:
@@ -433,23 +558,65 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check_format(path: Path, connection: sqlite3.Connection) -> None:
-    with _as_ours(path):
-        application, version = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("application_id", "user_version")
+def _lay_out(connection: sqlite3.Connection, identity: Identity) -> None:
+    """The tables of a new spool, in one write: nobody finds half of them."""
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = MEMORY")
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    for statement in _TABLES.strip().split(";\n"):
+        connection.execute(statement)
+    meta = {
+        "endpoint": identity.endpoint,
+        "platform_id": identity.platform_id,
+        "workspace": identity.workspace,
+    }
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    connection.execute("COMMIT")
+
+
+def _check_header(path: Path) -> None:
+    """Look at the file without SQLite, which would write into one of another kind.
+
+    Not at a file that this process has open: when it is closed here, POSIX takes the lock away
+    from whoever holds it in this process.
+    """
+    try:
+        if any(os.path.samefile(path, each.path) for each in list(_open_spools)):
+            raise SpoolBusy(f"{path} is in use by this process")
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        raise SpoolBusy(f"{path} was removed by another process") from None
+    except OSError as error:
+        raise SpoolError(f"{path} cannot be read: {error.strerror}") from error
+    application = _number(header, 68) if header.startswith(_MAGIC) else 0
+    if not application and age < _SECONDS_IN_THE_MAKING:
+        raise SpoolBusy(f"{path} is being made by another process")
+    if application != APPLICATION_ID:
+        message = f"{path} is no spool, or was cut off at its beginning; it is left as it is"
+        raise SpoolError(message)
+    version = _number(header, 60)
+    if version > FORMAT:
+        message = (
+            f"{path} was written by a newer version of adp_async (format {version}, this "
+            f"version knows {FORMAT}); it is left as it is: upgrade to deliver it"
         )
-        if application != APPLICATION_ID:
-            raise SpoolError(f"{path} is no spool, or one that was cut off at its very beginning")
-        if version > FORMAT:
-            message = (
-                f"{path} was written by a newer version of adp_async (format {version}, this "
-                f"version knows {FORMAT}); it is left as it is: upgrade to deliver it"
-            )
-            raise SpoolNewer(message)
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise SpoolError(f"{path} is damaged ({found}); it is left as it is")
+        raise SpoolNewer(message)
+
+
+def _number(header: bytes, position: int) -> int:
+    return int.from_bytes(header[position : position + 4], "big")
+
+
+def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
+    with _as_ours(path):
+        found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    if found != "ok":
+        raise SpoolError(f"{path} is damaged ({found}); it is left as it is")
 
 
 @contextmanager
@@ -498,6 +665,8 @@ def unpack(body: bytes) -> list[AnyRecord]:
     ]
 
 
+#: What `unpack` raises for bytes that `pack` didn't write.
+_DAMAGED: Final = (msgspec.MsgspecError, TypeError, LookupError)
 _TEXTS: Final[dict[str, type[Param] | type[RunTag]]] = {"p": Param, "t": RunTag}
 
 
@@ -515,18 +684,22 @@ def _refused_row(refused: Refused, now: float) -> tuple[Any, ...]:
 # ---------------------------------------------------------------------- ranges
 
 
-def _minus(ranges: list[tuple[int, int]], until: int) -> list[tuple[int, int]]:
-    """*ranges* from *until* on, joined where one begins at the other's end."""
-    joined: list[tuple[int, int]] = []
-    for first, last in ranges:
-        start = max(first, until)
-        if start >= last:
-            continue
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], last)
-        else:
-            joined.append((start, last))
-    return joined
+def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+    """*rows* without their run, by run."""
+    groups: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for run_id, *row in rows:
+        groups[run_id].append(tuple(row))
+    return groups
+
+
+def _unsettled(
+    chunks: Iterable[tuple[Any, ...]], settled: int, done: Iterable[tuple[Any, ...]]
+) -> list[tuple[int, int]]:
+    """What of *chunks* has no end yet: not before *settled*, and in none of the spans of *done*."""
+    ranges = joined(sorted((max(row[0], settled), row[1]) for row in chunks if row[1] > settled))
+    for first, last in done:
+        ranges = _without(ranges, first, last)
+    return ranges
 
 
 def _without(ranges: list[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
@@ -538,3 +711,44 @@ def _without(ranges: list[tuple[int, int]], first: int, last: int) -> list[tuple
     left = [(start, min(end, first)) for start, end in ranges]
     right = [(max(start, last), end) for start, end in ranges]
     return sorted((start, end) for start, end in left + right if start < end)
+
+
+# ---------------------------------------------------------------------- forks
+
+_CLOSED: Final = sqlite3.connect(":memory:", check_same_thread=False)
+_CLOSED.close()
+
+_open_spools: weakref.WeakSet[Spool] = weakref.WeakSet()
+#: Those that are locked while this process forks, and who forks.
+_held: list[Spool] = []
+_forking = threading.RLock()
+
+
+def _before_fork() -> None:
+    """No thread should be inside SQLite: a child inherits its locks, and nobody to release them."""
+    _forking.acquire()
+    spools = list(_open_spools)
+    _held.extend(each for each in spools if each._lock.acquire(timeout=_LONGEST_WAIT))
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop()._lock.release()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forking
+    _forking = threading.RLock()
+    _held.clear()
+    for spool in list(_open_spools):
+        spool.disown()
+    _open_spools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

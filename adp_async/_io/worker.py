@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from adp_async.errors import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +30,13 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pid = os.getpid()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def do(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        if os.getpid() != self._pid:
+            # Only the thread that forks lives on in the child: nobody would ever do the job.
+            raise Closed("it belongs to the parent process; open a session of this process's own")
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((future, function, arguments))
         return future

@@ -15,11 +15,13 @@ All of this belongs to one thread.  Nothing here knows the time, draws a random 
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter, deque
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from attrs import define, evolve, field, frozen
 
@@ -80,7 +82,8 @@ class RecordBatch:
     """Records of one run, sealed for one request: the body and the retry token never change.
 
     *is_barrier*: it holds params or tags.  *is_whole*: it covers its span alone; a part of a
-    batch that was refused or too large does not.
+    batch that was refused or too large does not.  *first*: the sequence number of its first
+    record, None when they don't follow each other.
     """
 
     lane: Lane = field(repr=False)
@@ -90,6 +93,7 @@ class RecordBatch:
     span: Span
     is_barrier: bool
     is_whole: bool = True
+    first: int | None = None
 
     @property
     def run_id(self) -> str:
@@ -118,6 +122,7 @@ class Lane:
         "ready_at",
         "refused",
         "refused_count",
+        "rejected",
         "reported",
         "run_id",
         "sealed",
@@ -130,14 +135,14 @@ class Lane:
         "urgent_until",
     )
 
-    def __init__(self, run_id: str, board: Board | None) -> None:
+    def __init__(self, run_id: str, board: Board | None, first_seq: int = 0) -> None:
         self.run_id = run_id
         #: Who can wait for a record of this lane; None in a test of the core.
         self.board = board
         self.queue: deque[AnyRecord] = deque()
         #: The sequence number of the queue's first record, and of the next one to come.
-        self.head_seq = 0
-        self.next_seq = 0
+        self.head_seq = first_seq
+        self.next_seq = first_seq
         #: Behind the queue: ranges of records that are only on disk, and those that came since.
         self.spilled: deque[tuple[int, int]] = deque()
         self.tail: deque[AnyRecord] = deque()
@@ -154,7 +159,7 @@ class Lane:
         self.in_flight = 0
         self.barrier_in_flight = False
         self.spans: list[Span] = []
-        self.urgent_until = 0
+        self.urgent_until = first_seq
         #: How often a record of that kind and key was refused alone; such travel apart.
         self.suspects: dict[tuple[type, str], int] = {}
         #: Keys of which a record was delivered: if another is refused, the key is not to blame.
@@ -164,6 +169,8 @@ class Lane:
         self.delivered = 0
         self.refused: deque[Rejection] = deque(maxlen=KEPT_REJECTIONS)
         self.refused_count = 0
+        #: The same by the class of the error.
+        self.rejected: Counter[str] = Counter()
         #: How many of them somebody was told of.
         self.reported = 0
         self.ready_at: float | None = None
@@ -175,6 +182,22 @@ class Lane:
     def settled_until(self) -> int:
         """Every record before this one has its end."""
         return min((span.first for span in self.spans), default=self.head_seq)
+
+    def unsettled_within(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The parts of *first* to *last* that have no end yet."""
+        queue_end = self.head_seq + len(self.queue)
+        ranges = [(span.first, span.last) for span in self.spans]
+        ranges += [(self.head_seq, queue_end), *self.spilled]
+        ranges.append((self.next_seq - len(self.tail), self.next_seq))
+        parts = ((max(start, first), min(end, last)) for start, end in sorted(ranges))
+        return joined([(start, end) for start, end in parts if start < end])
+
+    def settled_beyond(self) -> tuple[tuple[int, int], ...]:
+        """Spans after `settled_until` that have their end already."""
+        open_parts = self.unsettled_within(self.settled_until, self.next_seq)
+        open_parts.append((self.next_seq, self.next_seq))
+        neighbours = itertools.pairwise(open_parts)
+        return tuple((end, start) for (_, end), (start, _) in neighbours if end < start)
 
     @property
     def is_idle(self) -> bool:
@@ -231,6 +254,8 @@ class Notes(Protocol):
 
     def refused(self, rejections: Sequence[Rejection], records: Sequence[AnyRecord]) -> None: ...
 
+    def lost(self, lane: Lane, first: int, last: int) -> None: ...
+
 
 def _no_token() -> str:
     return ""
@@ -262,6 +287,9 @@ class Accumulator:
     rejected: Counter[str] = field(factory=Counter, init=False)
     _line: list[tuple[float, int, Lane]] = field(factory=list, init=False)
     _entries: int = field(default=0, init=False)
+    #: Every lane that somebody still holds on to, also when `forget` was asked to forget it.
+    _held_lanes: WeakValueDictionary[str, Lane] = field(factory=WeakValueDictionary, init=False)
+    _first_seq: int = field(default=0, init=False)
 
     @property
     def unsettled(self) -> int:
@@ -273,8 +301,19 @@ class Accumulator:
     def lane(self, run_id: str) -> Lane:
         lane = self.lanes.get(run_id)
         if lane is None:
-            lane = self.lanes[run_id] = Lane(run_id, self.board)
+            lane = self._held_lanes.get(run_id) or Lane(run_id, self.board, self._first_seq)
+            self.lanes[run_id] = self._held_lanes[run_id] = lane
         return lane
+
+    def forget(self, lane: Lane) -> None:
+        """Hold on to an idle lane no longer.
+
+        One that is made for the same run later counts on from where no lane has been: what the
+        journal still has to say about this one is not about that.
+        """
+        assert lane.is_idle
+        self._first_seq = max(self._first_seq, lane.next_seq)
+        self.lanes.pop(lane.run_id, None)
 
     def add(self, run_id: str, record: AnyRecord, now: float) -> None:
         """Take one record in."""
@@ -365,7 +404,7 @@ class Accumulator:
             return None if batch.is_barrier and lane.in_flight else max(not_before, lane.left_at)
         if not lane.queue or (lane.in_flight and self._next_is_barrier(lane)):
             return None
-        if lane.spilled and not self.is_full(lane):
+        if self.next_spilled(lane) is not None and not self.is_full(lane):
             return None  # more of it comes from the disk
         if lane.urgent_until > lane.head_seq or self.is_full(lane):
             # Once ready it keeps its place in the line.
@@ -413,11 +452,11 @@ class Accumulator:
         lane.spans.append(span)
         parts = self._set_apart(lane, records)
         fitting = [fit for part in parts for fit in self._fit(lane, part)]
+        at = first if len(parts) == 1 else None
         for part, body in fitting:
-            batch = self._batch(lane, part, body, span, is_whole=len(fitting) == 1)
-            lane.sealed.append((batch, now))
-            if self.journal is not None and batch.is_whole:
-                self.journal.sealed(batch)
+            is_whole = len(fitting) == 1
+            lane.sealed.append((self._batch(lane, part, body, span, at, is_whole=is_whole), now))
+            at = None if at is None else at + len(part)
 
     def _cut(self, lane: Lane) -> list[AnyRecord]:
         if lane.text_seqs:
@@ -475,11 +514,24 @@ class Accumulator:
         return [fit for half in _halves(records) for fit in self._fit(lane, half)]
 
     def _batch(
-        self, lane: Lane, records: list[AnyRecord], body: bytes, span: Span, *, is_whole: bool
+        self,
+        lane: Lane,
+        records: list[AnyRecord],
+        body: bytes,
+        span: Span,
+        first: int | None,
+        *,
+        is_whole: bool,
     ) -> RecordBatch:
         is_barrier = any(type(record) is not Metric for record in records)
         token = self.new_token()
-        return RecordBatch(lane, records, body, token, span, is_barrier, is_whole)
+        batch = RecordBatch(lane, records, body, token, span, is_barrier, is_whole, first)
+        self._note_sealed(batch)
+        return batch
+
+    def _note_sealed(self, batch: RecordBatch) -> None:
+        if self.journal is not None and batch.first is not None:
+            self.journal.sealed(batch)
 
     # What became of a batch
 
@@ -506,7 +558,9 @@ class Accumulator:
 
     def renew(self, batch: RecordBatch, now: float) -> None:
         """The retry token is spent: the same body goes again under a new one."""
-        self._put_back(batch, [evolve(batch, retry_token=self.new_token())], now, now)
+        renewed = evolve(batch, retry_token=self.new_token())
+        self._note_sealed(renewed)
+        self._put_back(batch, [renewed], now, now)
 
     def refuse(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """The service's verdict on the request: find the bad records, and deliver the others.
@@ -543,6 +597,7 @@ class Accumulator:
         refused = [_rejection(lane.run_id, record, error) for record in batch.records]
         lane.refused.extend(refused)
         lane.refused_count += len(refused)
+        lane.rejected[type(error).__name__] += len(refused)
         self.rejected[type(error).__name__] += len(refused)
         for record, rejection in zip(batch.records, refused, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
@@ -594,10 +649,11 @@ class Accumulator:
     def _let_go(self, lane: Lane, records: list[AnyRecord], first: int) -> int:
         self._count(records, -1)
         self.spooled += len(records)
-        # The list, the loop's variable and the argument refer to a record; more is a receipt.
-        for seq, record in enumerate(records, first):
-            if sys.getrefcount(record) > 3:
-                lane.held[seq] = record
+        references = _references(records)
+        if max(references, default=0) > _NO_RECEIPT:
+            for seq, (record, count) in enumerate(zip(records, references, strict=True), first):
+                if count > _NO_RECEIPT:
+                    lane.held[seq] = record
         return len(records)
 
     def next_spilled(self, lane: Lane) -> tuple[int, int] | None:
@@ -627,29 +683,40 @@ class Accumulator:
         lane.marks.append((first, now))
         self._enqueue(lane, records, first)
         if not lane.spilled and lane.tail:
-            self._enqueue(lane, list(lane.tail), upto)
-            lane.tail.clear()
+            self._append_tail(lane, upto, now)
         self._schedule(lane, now)
 
-    def lose_spilled(self, lane: Lane, error: AdpError, now: float) -> None:
-        """The next range on disk can't be read: it stays there, and is counted as rejected."""
-        first, last = lane.spilled.popleft()
-        self.spooled -= last - first
-        self.rejected[type(error).__name__] += last - first
-        lane.refused_count += last - first
-        for seq in [seq for seq in lane.held if first <= seq < last]:
-            lane.held.pop(seq).place = GivenUp(error)
-        if not lane.queue:
-            lane.head_seq = last
+    def lose_spilled(self, lane: Lane, last: int, error: AdpError, now: float) -> None:
+        """What is next on disk can't be read, up to *last*: counted as rejected.
+
+        Only when nothing waits before it, so that the queue has no hole.
+        """
+        assert not lane.queue
+        first, end = lane.spilled.popleft()
+        if last < end:
+            lane.spilled.appendleft((last, end))
+        count = last - first
+        lane.head_seq = last
+        self.spooled -= count
+        self.rejected[type(error).__name__] += count
+        lane.rejected[type(error).__name__] += count
+        lane.refused_count += count
+        lost = [lane.held.pop(seq) for seq in range(first, last) if seq in lane.held]
+        for record in lost:
+            record.place = GivenUp(error)
+        if self.journal is not None:
+            self.journal.lost(lane, first, last)
         if not lane.spilled and lane.tail:
-            if not lane.queue:
-                lane.marks.clear()
-            lane.marks.append((last, now))
-            self._enqueue(lane, list(lane.tail), last)
-            lane.tail.clear()
+            self._append_tail(lane, last, now)
         self._schedule(lane, now)
         if self.board is not None:
-            self.board.settled(lane, ())
+            self.board.settled(lane, lost)
+
+    def _append_tail(self, lane: Lane, first: int, now: float) -> None:
+        """What came while the lane was on disk has its turn."""
+        lane.marks.append((first, now))
+        self._enqueue(lane, list(lane.tail), first)
+        lane.tail.clear()
 
     def restore(
         self,
@@ -665,7 +732,8 @@ class Accumulator:
             span = Span(first, first + len(records))
             lane.spans.append(span)
             body = _encode(lane, records)
-            batch = evolve(self._batch(lane, records, body, span, is_whole=True), retry_token=token)
+            is_barrier = _has_text(records)
+            batch = RecordBatch(lane, records, body, token, span, is_barrier, first=first)
             lane.sealed.append((batch, 0.0))
             self._count(records)
         ends = [last for _, last in spilled] + [span.last for span in lane.spans]
@@ -682,11 +750,11 @@ class Accumulator:
             lane.suspects[name] = refusals
 
     def _split(self, batch: RecordBatch, now: float) -> None:
-        lane = batch.lane
-        parts = [
-            self._batch(lane, half, _encode(lane, half), batch.span, is_whole=False)
-            for half in _halves(batch.records)
-        ]
+        lane, at, parts = batch.lane, batch.first, []
+        for half in _halves(batch.records):
+            body = _encode(lane, half)
+            parts.append(self._batch(lane, half, body, batch.span, at, is_whole=False))
+            at = None if at is None else at + len(half)
         self._put_back(batch, parts, now, now)
 
     def _put_back(
@@ -719,6 +787,30 @@ class Accumulator:
 
 
 _PLACE = attrgetter("place")
+
+
+def _references(records: list[AnyRecord]) -> list[int]:
+    return list(map(sys.getrefcount, records))
+
+
+#: References to a record that only its list holds on to; more is somebody with a receipt.  (It
+#: depends on the version of Python how many there are.)
+_NO_RECEIPT = _references([Metric("", 0.0, 0, 0)])[0]
+
+
+def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """*ranges*, which are sorted, made one where one begins at the other's end.
+
+    >>> joined([(0, 10), (10, 12), (20, 30)])
+    [(0, 12), (20, 30)]
+    """
+    whole: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if whole and first <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(last, whole[-1][1]))
+        else:
+            whole.append((first, last))
+    return whole
 
 
 def _has_text(records: Sequence[AnyRecord]) -> bool:

@@ -4,20 +4,27 @@ The journal takes notes while the accumulator works, and `collect` turns them in
 one group commit.  What was delivered before its turn came is never written.  On disk a run has
 ranges of records by sequence number, the retry tokens of the batches under way, and how far its
 end is known; everything else follows from that.
+
+Two rules keep a record from arriving twice.  A batch whose records are on disk doesn't leave
+before its retry token is there too; and a batch that leaves before its records were written comes
+with its token when they are.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from adp_async._sansio.accumulator import Lane, RecordBatch, Span
     from adp_async._sansio.records import AnyRecord
     from adp_async.errors import Rejection
+
+#: Lane, sequence number of the first, records.
+Taken: TypeAlias = "tuple[Lane, int, Sequence[AnyRecord]]"
 
 #: Records in one row: a row is read whole, and goes when its last record is settled.
 CHUNK = 1000
@@ -63,6 +70,15 @@ class Refused:
     record: AnyRecord = field(repr=False)
 
 
+@frozen
+class Unreadable:
+    """Records that can't be read back: their rows are put aside, and nobody waits for them."""
+
+    run_id: str
+    first: int
+    last: int
+
+
 @define
 class Changes:
     """One group commit."""
@@ -71,104 +87,121 @@ class Changes:
     sealed: list[Sealed] = field(factory=list)
     settled: list[Settled] = field(factory=list)
     refused: list[Refused] = field(factory=list)
-    #: *settled* and *refused* are written, whatever becomes of the rest.
+    unreadable: list[Unreadable] = field(factory=list)
+    #: *settled*, *refused* and *unreadable* are written, whatever becomes of the rest.
     is_settled: bool = False
     #: What the notes were, should the commit fail.
     notes: Notes | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.chunks or self.sealed or self.settled or self.refused)
+        return bool(self.chunks or self.sealed or self.settled or self.refused or self.unreadable)
 
 
 @define
 class Notes:
     """What happened since the last commit."""
 
-    took: list[tuple[Lane, int, Sequence[AnyRecord]]] = field(factory=list)
+    took: list[Taken] = field(factory=list)
     sealed: list[RecordBatch] = field(factory=list)
     settled: set[Lane] = field(factory=set)
     refused: list[Refused] = field(factory=list)
+    unreadable: list[Unreadable] = field(factory=list)
 
 
 @define(eq=False)
 class Journal:
     """What is on disk, and the notes since.  Belongs to the thread of the accumulator."""
 
+    #: Told of the first record after a commit.
+    stirred: Callable[[], None] | None = None
     #: Up to which sequence number a lane's records are certainly on disk.
     journaled_until: dict[Lane, int] = field(factory=dict, init=False)
-    #: Lanes with rows on disk, or in the commit under way, and their spans settled out of turn.
-    _done: dict[Lane, set[tuple[int, int]]] = field(factory=dict, init=False)
+    #: The same, with the commit under way; lanes of which nothing is on disk are not here.
+    _written_until: dict[Lane, int] = field(factory=dict, init=False)
     _notes: Notes = field(factory=Notes, init=False)
 
     @property
     def is_dirty(self) -> bool:
         notes = self._notes
-        return bool(notes.took or notes.refused or notes.settled)
+        return bool(notes.took or notes.refused or notes.settled or notes.unreadable)
+
+    def concerns(self, batch: RecordBatch) -> bool:
+        """Whether something has to be written before *batch* leaves.
+
+        That is its token, when its records are on disk or will be in a moment.  And for params
+        and tags, that what they overwrite was delivered: it must not come back.
+        """
+        is_written = batch.span.first < self._written_until.get(batch.lane, 0)
+        return is_written or (batch.is_barrier and batch.lane in self._notes.settled)
 
     # What the accumulator says
 
     def took(self, lane: Lane, first: int, records: Sequence[AnyRecord]) -> None:
+        if not self._notes.took and self.stirred is not None:
+            self.stirred()
         self._notes.took.append((lane, first, records))
 
     def sealed(self, batch: RecordBatch) -> None:
         self._notes.sealed.append(batch)
 
     def settled(self, lane: Lane, span: Span) -> None:
-        done = self._done.get(lane)
-        if done is not None:
-            done.add((span.first, span.last))
+        if span.first < self._written_until.get(lane, 0):
             self._notes.settled.add(lane)
 
     def refused(self, rejections: Sequence[Rejection], records: Sequence[AnyRecord]) -> None:
         pairs = zip(rejections, records, strict=True)
         self._notes.refused.extend(Refused(rejection, record) for rejection, record in pairs)
 
+    def lost(self, lane: Lane, first: int, last: int) -> None:
+        self._notes.unreadable.append(Unreadable(lane.run_id, first, last))
+        self._notes.settled.add(lane)
+
     def restored(self, lane: Lane) -> None:
         """*lane* is that of a process that died: all of it is on disk."""
         self.journaled_until[lane] = lane.next_seq
-        self._done[lane] = set()
+        self._written_until[lane] = lane.next_seq
 
     # Commits
 
     def collect(self) -> Changes:
         """What to commit now.  Afterwards call `committed` or `failed`."""
         notes, self._notes = self._notes, Notes()
-        changes = Changes(refused=notes.refused, notes=notes)
-        for lane, first, records in notes.took:
-            changes.chunks.extend(_chunks(lane, first, records))
-        for batch in notes.sealed:
-            span = batch.span
-            if span.open:
-                sealed = Sealed(batch.run_id, span.first, span.last, batch.retry_token)
-                changes.sealed.append(sealed)
-        for lane in notes.settled:
-            changes.settled.append(self._settled_of(lane))
-        for chunk_lane, _, _ in notes.took:
-            self._done.setdefault(chunk_lane, set())
-        return changes
+        return self._changes(notes)
 
-    def _settled_of(self, lane: Lane) -> Settled:
-        until = lane.settled_until
-        self._done[lane] = {span for span in self._done[lane] if span[0] >= until}
-        return Settled(lane.run_id, until, tuple(sorted(self._done[lane])))
+    def collect_for(self, batch: RecordBatch) -> Changes:
+        """What `concerns` it: its token with its records, and what was settled."""
+        notes = self._notes
+        took, took_later = _divided(notes.took, batch.lane, batch.span.last)
+        sealed = [each for each in notes.sealed if each is batch]
+        sealed_later = [each for each in notes.sealed if each is not batch]
+        self._notes = Notes(took_later, sealed_later)
+        return self._changes(Notes(took, sealed, notes.settled, notes.refused, notes.unreadable))
+
+    def _changes(self, notes: Notes) -> Changes:
+        changes = Changes(refused=notes.refused, unreadable=notes.unreadable, notes=notes)
+        for lane, first, records in _joined(notes.took):
+            if chunks := _chunks(lane, first, records):
+                changes.chunks.extend(chunks)
+                self._written_until[lane] = chunks[-1].last
+        for batch in notes.sealed:
+            if batch.span.open:
+                changes.sealed.append(_sealed(batch))
+        for lane in notes.settled:
+            changes.settled.append(Settled(lane.run_id, lane.settled_until, lane.settled_beyond()))
+        return changes
 
     def committed(self, changes: Changes) -> None:
         """*changes* are on disk."""
-        assert changes.notes is not None
-        for lane, first, records in changes.notes.took:
+        notes = changes.notes
+        assert notes is not None
+        for lane, first, records in notes.took:
             self.journaled_until[lane] = first + len(records)
-        for lane in changes.notes.settled:
-            if lane.settled_until >= lane.next_seq:
-                # Its rows went with this commit, or go with the next; no need to remember it.
-                self._forget(lane)
-
-    def _forget(self, lane: Lane) -> None:
-        if lane not in self._notes.settled and not self._awaits(lane):
-            self._done.pop(lane, None)
-            self.journaled_until.pop(lane, None)
-
-    def _awaits(self, lane: Lane) -> bool:
-        return any(lane is taken for taken, _, _ in self._notes.took)
+        # Rows of a lane that has nothing left went with this commit: no need to remember it.
+        noted = self._notes.settled.union(lane for lane, _, _ in self._notes.took)
+        for lane in notes.settled.union(lane for lane, _, _ in notes.took) - noted:
+            if lane.is_idle:
+                self._written_until.pop(lane, None)
+                self.journaled_until.pop(lane, None)
 
     def failed(self, changes: Changes) -> None:
         """*changes* are not on disk: their notes are kept for the next commit."""
@@ -176,20 +209,55 @@ class Journal:
         assert notes is not None
         took = [note for note in notes.took if note[1] + len(note[2]) > note[0].settled_until]
         sealed = [batch for batch in notes.sealed if batch.span.open]
-        settled: set[Lane] = set() if changes.is_settled else notes.settled
-        refused = [] if changes.is_settled else notes.refused
+        kept = Notes() if changes.is_settled else notes
         self._notes = Notes(
             took + later.took,
             sealed + later.sealed,
-            settled | later.settled,
-            refused + later.refused,
+            kept.settled | later.settled,
+            kept.refused + later.refused,
+            kept.unreadable + later.unreadable,
         )
+
+
+def _sealed(batch: RecordBatch) -> Sealed:
+    assert batch.first is not None
+    return Sealed(batch.run_id, batch.first, batch.first + len(batch.records), batch.retry_token)
+
+
+def _divided(took: list[Taken], lane: Lane, until: int) -> tuple[list[Taken], list[Taken]]:
+    """What was taken into *lane* before *until*, and the rest."""
+    before, after = [], []
+    for note in took:
+        taken, first, records = note
+        count = until - first if taken is lane else 0
+        if count >= len(records):
+            before.append(note)
+        elif count <= 0:
+            after.append(note)
+        else:
+            before.append((lane, first, records[:count]))
+            after.append((lane, until, records[count:]))
+    return before, after
+
+
+def _joined(took: list[Taken]) -> list[Taken]:
+    """What was taken into a lane in many small helpings, in one."""
+    helpings: dict[Lane, list[Taken]] = {}
+    for note in took:
+        helpings.setdefault(note[0], []).append(note)
+    return [
+        notes[0]
+        if len(notes) == 1
+        else (lane, notes[0][1], [record for note in notes for record in note[2]])
+        for lane, notes in helpings.items()
+    ]
 
 
 def _chunks(lane: Lane, first: int, records: Sequence[AnyRecord]) -> list[Chunk]:
     """*records* that are not settled yet, in pieces of a row each."""
-    start = max(0, lane.settled_until - first)
-    return [
-        Chunk(lane.run_id, first + at, records[at : at + CHUNK])
-        for at in range(start, len(records), CHUNK)
-    ]
+    chunks = []
+    for start, end in lane.unsettled_within(first, first + len(records)):
+        for at in range(start, end, CHUNK):
+            upto = min(end, at + CHUNK)
+            chunks.append(Chunk(lane.run_id, at, records[at - first : upto - first]))
+    return chunks

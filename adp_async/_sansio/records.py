@@ -1,11 +1,11 @@
 """Metric, param and tag as they wait: validated, coerced and stamped at the call.
 
 A record is one C-allocated struct, and it is its own receipt: *place* says where it is now (its
-lane, its batch, and in the end its verdict), and waiting for it is delegated there.  *place* is
+lane, and in the end its verdict), and waiting for it is delegated there.  *place* is
 the struct's default while a body is encoded, which keeps it off the wire.
 
-The structs are not tracked by the garbage collector; the cycle record -> batch -> record is
-broken by hand when a batch ends (`RecordBatch.settle`).
+The structs are not tracked by the garbage collector; the cycle record -> lane -> record is broken
+by hand when a record has its end, and its *place* becomes a `Verdict`.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def valid_key(key: object, *, kind: Kind, run_id: str, limits: BatchLimits) -> s
     rule = _rule_broken_by_key(key, limits)
     if rule:
         raise InvalidRecord(run_id=run_id, kind=kind, key=key, rule=rule)
-    return str(key)
+    return str.__str__(key)  # of a str enum its value, which was checked, and not its name
 
 
 def _rule_broken_by_key(key: object, limits: BatchLimits) -> str:
@@ -237,7 +237,7 @@ def valid_int64(number: object, *, what: str, key: str, run_id: str) -> int:
     """*number* as an int64; *what* is "step" or "timestamp"."""
     try:
         whole = operator.index(number)  # type: ignore[arg-type]
-    except TypeError as error:
+    except Exception as error:  # a tensor's conversion may raise anything
         rule = f"the {what} is an int, not {type(number).__name__}"
         raise InvalidRecord(run_id=run_id, kind="metric", key=key, rule=rule) from error
     if not -_INT64 <= whole < _INT64:

@@ -88,7 +88,7 @@ class _Start:
     def show(self, phase: str, seconds: float) -> None:
         text = f"starting the local platform: {phase}"
         if self._console.is_terminal:
-            self._status.update(f"{text} [dim]{seconds:.0f} s of 5 to 40[/]")
+            self._status.update(f"{text} [dim]{seconds:.0f} s of 3 to 40[/]")
         elif phase != self._phase:
             self._console.print(text)
         if phase == "ready":

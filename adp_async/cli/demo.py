@@ -7,6 +7,7 @@ would; then everything is read back from the server and compared with what was l
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -123,9 +124,11 @@ def run_demo(
             found = _read_back(console, session, result.run_id)
         wrong = differences(ledger, training.params, found)
         _show(console, platform, training, ledger, result, wrong)
-        _show_address(console, platform, result, keep=keep)
+        _show_address(console, platform, result)
         if keep:
             wait_for_the_end(console, platform)
+        else:
+            _show_how_to_keep(console, directory)
     return 1 if wrong else 0
 
 
@@ -355,7 +358,11 @@ def _table(training: Training, ledger: Ledger, result: Result) -> Table:
         ("records a request", f"{stats.delivered / max(1, stats.requests):,.0f}", "1,000 at most"),
         ("delivered", f"{stats.delivered:,}", "points and params"),
         ("rejected", f"{sum(stats.rejected.values()):,}", ""),
-        ("rate", f"{rate:,.0f}/s", f"{result.training_seconds:.1f} s, {rest:.1f} s for the rest"),
+        (
+            "rate",
+            f"{rate:,.0f}/s",
+            f"{result.training_seconds:.1f} s of training, {rest:.1f} s for the rest",
+        ),
     ):
         table.add_row(*row)
     return table
@@ -370,10 +377,13 @@ def _verdict(ledger: Ledger, wrong: list[str]) -> str:
     )
 
 
-def _show_address(console: Console, platform: LocalPlatform, result: Result, *, keep: bool) -> None:
+def _show_address(console: Console, platform: LocalPlatform, result: Result) -> None:
     page = f"{platform.mlflow_url}/#/experiments/{result.experiment_id}/runs/{result.run_id}"
     console.print(f"\nThe run in MLflow: {page}", soft_wrap=True, style=f"link {page}")
-    if not keep:
-        console.print(
-            "It ends with this command; `adp-async demo --keep` leaves it up.", style="dim"
-        )
+
+
+def _show_how_to_keep(console: Console, directory: Path | None) -> None:
+    told = "It ends with this command; `adp-async demo --keep` leaves it up."
+    if directory is not None:
+        told = f"`adp-async serve --directory {shlex.quote(str(directory))}` brings it back."
+    console.print(told, style="dim", soft_wrap=True)

@@ -14,7 +14,6 @@ import socket
 import stat
 import tempfile
 import time
-from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import attrs
-from attrs import define, field, frozen
+from attrs import frozen
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +29,8 @@ from rich.text import Text
 import adp_async
 from adp_async import RetryPolicy, Session
 from adp_async._io.spool import default_spool_folder
+from adp_async._io.transport import AiohttpTransport
+from adp_async._sansio.messages import Request
 from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
 from adp_async.errors import (
     AdpError,
@@ -47,8 +48,6 @@ from adp_async.settings import Settings, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-    from adp_async._sansio.messages import Reply
 
 __all__ = ["Finding", "Given", "examine", "run_doctor"]
 
@@ -177,9 +176,8 @@ async def _outside(given: Given, settings: Settings) -> AsyncIterator[Finding]:
     yield Finding("credentials", "ok", told)
     yield Finding("address", "ok", settings.base_url)
     yield await asyncio.to_thread(_network, settings.base_url)
-    visit = _Visit(given, settings)
-    yield await visit.call()
-    yield visit.clock()
+    yield await _clock(settings)
+    yield await _service(given, settings)
 
 
 def _problems(given: Given) -> Iterator[str]:
@@ -286,57 +284,45 @@ def _network(address: str) -> Finding:
         return Finding("network", "wrong", f"{host}, port {port}: {why}", fix)
 
 
-@define
-class _Visit:
-    """One signed call that changes nothing, and what its reply says of the clock."""
-
-    given: Given
-    settings: Settings
-    #: How far our clock is behind the service's, in seconds; None when no reply has said.
-    _behind: float | None = field(default=None, init=False)
-
-    async def call(self) -> Finding:
-        scope = f"workspace {self.settings.workspace}" if self.settings.workspace else "platform"
-        try:
-            await self._search()
-        except Throttled:
-            return Finding("service", "warning", "accepted the signature, but throttles (429)")
-        except ServiceFault as error:
-            state: State = "wrong" if error.retriable else "warning"  # 501: it never will know this
-            return Finding("service", state, _sentence(error), _fix(error))
-        except AdpError as error:
-            if isinstance(error, NotAuthenticated):
-                self._hear(error.server_date)
-            return Finding("service", "wrong", _sentence(error), _fix(error))
-        return Finding("service", "ok", f"answered a signed search in the {scope}")
-
-    async def _search(self) -> None:
-        known = {"auth": self.settings.auth, "spool": False, "recover": False}
-        arguments: dict[str, Any] = {**self.given.arguments(), **known}
-        async with Session(**arguments, retry=RetryPolicy(max_attempts=2)) as session:
-            family = session.experiments if self.settings.workspace else session.registered_models
-            found = family.search(max_results=1, timeout=CALL_TIMEOUT, on_reply=self._read)
-            await anext(found.pages())
-
-    def _read(self, reply: Reply) -> None:
-        self._hear(reply.headers.get("date"))
-
-    def _hear(self, date: str | None) -> None:
-        with suppress(TypeError, ValueError):  # no date, or none that can be read
-            self._behind = parsedate_to_datetime(date or "").timestamp() - time.time()
-
-    def clock(self) -> Finding:
-        behind = self._behind
-        if behind is None:
-            return Finding("clock", "skipped", "not compared: no reply to go by")
-        if abs(behind) < CLOCK_WORTH_SAYING:
-            return Finding("clock", "ok", "agrees with the service's")
-        told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"
-        fix = "A session corrects for it after one refused request; better to set the clock."
-        return Finding("clock", "warning", told, fix)
+async def _clock(settings: Settings) -> Finding:
+    """How far the clock is off; any reply tells, so this one isn't even signed."""
+    try:
+        async with AiohttpTransport(timeout=CALL_TIMEOUT) as transport:
+            reply = await transport.send(Request("GET", f"{settings.base_url}/"))
+        behind = parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time()
+    except (AdpError, KeyError, ValueError) as error:
+        return Finding("clock", "skipped", f"not compared: no reply to go by ({_sentence(error)})")
+    if abs(behind) < CLOCK_WORTH_SAYING:
+        return Finding("clock", "ok", "agrees with the service's")
+    told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"
+    fix = "A session corrects for it after one refused request; better to set the clock."
+    return Finding("clock", "warning", told, fix)
 
 
-def _sentence(error: AdpError) -> str:
+async def _service(given: Given, settings: Settings) -> Finding:
+    """A signed call that changes nothing."""
+    scope = f"workspace {settings.workspace}" if settings.workspace else "platform"
+    try:
+        await _search(given, settings)
+    except Throttled:
+        return Finding("service", "warning", "accepted the signature, but throttles (429)")
+    except ServiceFault as error:
+        state: State = "wrong" if error.retriable else "warning"  # 501: it never will know this
+        return Finding("service", state, _sentence(error), _fix(error))
+    except AdpError as error:
+        return Finding("service", "wrong", _sentence(error), _fix(error))
+    return Finding("service", "ok", f"answered a signed search in the {scope}")
+
+
+async def _search(given: Given, settings: Settings) -> None:
+    known = {"auth": settings.auth, "spool": False, "recover": False}
+    arguments: dict[str, Any] = {**given.arguments(), **known}
+    async with Session(**arguments, retry=RetryPolicy(max_attempts=2)) as session:
+        family = session.experiments if settings.workspace else session.registered_models
+        await anext(family.search(max_results=1, timeout=CALL_TIMEOUT).pages())
+
+
+def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-__all__ = ["Terminated", "in_one_line", "say"]
+__all__ = ["Terminated", "in_one_line"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -37,8 +37,10 @@ def in_one_line(command: Callable[P, None]) -> Callable[P, None]:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}")
         except Terminated:
+            _say("terminated")
             raise typer.Exit(128 + signal.SIGTERM) from None
         except KeyboardInterrupt:
+            _say("interrupted")
             raise typer.Exit(128 + signal.SIGINT) from None
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -46,13 +48,13 @@ def in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     return told
 
 
-def say(message: str) -> None:
+def _say(message: str) -> None:
     """One line on standard error."""
     sys.stderr.write(f"adp-async: {message}\n")
 
 
 def _fail(message: str) -> NoReturn:
-    say(message)
+    _say(message)
     raise typer.Exit(1) from None
 
 

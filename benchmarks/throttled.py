@@ -1,0 +1,354 @@
+"""Under a quota: how much of it is used, how many requests are refused, how fast a backlog drains.
+
+The gateway takes so many requests a second and answers 429 beyond that, with or without a
+``Retry-After`` of one second.  One client has all of the quota, or eight of them share it without
+knowing of each other.  All have more to send than the quota takes: ours logs metrics, the others
+have full batches ready.  The peers: ``oci``'s retry strategy as it comes (`AsyncBaseClient`, its
+circuit breaker included), and plain exponential back-off (1, 2, 4, ... at most 60 s, with jitter).
+
+Contenders have a gateway each and run side by side; so do the quotas of 2 and 10, which leave the
+machine idle.  After that the quota is lifted, and a backlog of 20 batches a client drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import oci
+from attrs import define, field, frozen
+from circuitbreaker import CircuitBreakerError  # type: ignore[import-untyped]
+
+from benchmarks._clients import (
+    BATCH,
+    LOG_BATCH,
+    HandWritten,
+    oci_async_client,
+    ready_batches,
+    value_of,
+)
+from benchmarks._harness import Goal, Options, Report, Table, number, run
+from benchmarks._servers import platform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adp_async import Session
+    from benchmarks._servers import Platform, Target
+
+CLIENTS = (1, 8)
+RETRY_AFTER = 1.0
+#: Batches that each client has waiting, at least, and that it drains in the end.
+BACKLOG = 20
+LONGEST_DRAIN = 15.0
+
+
+class Sending(Protocol):
+    """All clients of one scenario."""
+
+    async def feed(self) -> None:
+        """Keep sending until cancelled."""
+
+    async def drain(self) -> None:
+        """Deliver a backlog, as far as it is there."""
+
+
+class Ours:
+    """Sessions, with somebody who logs."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self._sessions = sessions
+        self._values = [value_of(step) for step in range(BATCH)]
+
+    async def feed(self) -> None:
+        while True:
+            for session in self._sessions:
+                self._fill(session)
+            await asyncio.sleep(0.02)
+
+    def _fill(self, session: Session) -> None:
+        run = session.attach_run("bench")
+        while session.logger.stats().waiting < BACKLOG * BATCH:
+            for step, value in enumerate(self._values):
+                run.log_metric("loss", value, step)
+
+    async def drain(self) -> None:
+        await asyncio.gather(*(session.logger.flush() for session in self._sessions))
+
+
+@define
+class Peers:
+    """Clients that post a ready batch, and then the next one."""
+
+    clients: list[Any]
+    given_up: int = 0
+    _batches_left: int | None = None
+    _tasks: list[asyncio.Task[None]] = field(factory=list)
+
+    async def feed(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._tasks = [group.create_task(self._work(each)) for each in self.clients]
+
+    async def drain(self) -> None:
+        self._batches_left = BACKLOG * len(self.clients)
+        await asyncio.gather(*(self._work(each) for each in self.clients))
+
+    async def _work(self, client: Any) -> None:
+        while self._may_send():
+            if not await client.deliver():
+                self.given_up += 1
+                await asyncio.sleep(1.0)
+
+    def _may_send(self) -> bool:
+        if self._batches_left is None:
+            return True
+        self._batches_left -= 1
+        return self._batches_left >= 0
+
+
+@define
+class PlainBackOff:
+    """Exponential back-off with full jitter, a batch at a time."""
+
+    hand: HandWritten
+    body: bytes = field(repr=False)
+
+    async def deliver(self) -> bool:
+        for attempt in itertools.count():
+            status, _ = await self.hand.post(self.body)
+            if status == 200:
+                return True
+            await asyncio.sleep(random.random() * min(60.0, 2.0**attempt))
+        raise AssertionError("not reached")
+
+
+@define
+class OciRetries:
+    """`AsyncBaseClient` with the default retry strategy and circuit breaker of ``oci``."""
+
+    client: Any
+    path: str
+    body: str = field(repr=False)
+
+    async def deliver(self) -> bool:
+        try:
+            await self.client.call_api(self.path, "POST", body=self.body)
+        except (oci.exceptions.ServiceError, CircuitBreakerError):
+            return False
+        return True
+
+
+async def _ours(target: Target, clients: int, stack: AsyncExitStack) -> Sending:
+    sessions = [target.session(close_timeout=0.0) for _ in range(clients)]
+    for session in sessions:
+        await session.open()
+        stack.push_async_callback(_leave, session)
+    return Ours(sessions)
+
+
+async def _leave(session: Session) -> None:
+    from adp_async import DeliveryError
+
+    with contextlib.suppress(DeliveryError):  # what could not be drained in time
+        await session.close()
+
+
+async def _plain(target: Target, clients: int, stack: AsyncExitStack) -> Sending:
+    body = msgspec.json.encode(ready_batches(["bench"], 1)[0])
+    made = [await stack.enter_async_context(HandWritten(target)) for _ in range(clients)]
+    return Peers([PlainBackOff(hand, body) for hand in made])
+
+
+async def _oci(target: Target, clients: int, stack: AsyncExitStack) -> Sending:
+    body = msgspec.json.encode(ready_batches(["bench"], 1)[0]).decode()
+    made = []
+    for _ in range(clients):
+        # A breaker each: eight clients stand for eight processes.
+        client = oci_async_client(
+            target,
+            retry_strategy=oci.retry.DEFAULT_RETRY_STRATEGY,
+            circuit_breaker_strategy=oci.circuit_breaker.CircuitBreakerStrategy(),
+        )
+        stack.push_async_callback(client.close)
+        made.append(OciRetries(client, f"{target.base}/{LOG_BATCH}", body))
+    return Peers(made)
+
+
+WAYS = {"adp_async": _ours, "oci's retry strategy": _oci, "plain back-off": _plain}
+
+
+@frozen
+class Scenario:
+    """One line of the table."""
+
+    quota: float
+    retry_after: float | None
+    clients: int
+    way: str
+
+
+@frozen
+class Share:
+    """Of the best possible: what got through; of all requests: what was refused."""
+
+    goodput: float
+    refused: float
+
+    @classmethod
+    def between(cls, before: dict[str, int], after: dict[str, int], best: float) -> Share:
+        came = {name: after[name] - before[name] for name in after}
+        return cls(came["records"] / (best * BATCH), came["refused"] / max(1, came["requests"]))
+
+
+@frozen
+class Outcome:
+    """*whole*: from the first request on; *later*: the second half of the time."""
+
+    whole: Share
+    later: Share
+    drained: float
+    given_up: int
+
+
+async def _play(
+    scenario: Scenario, where: Platform, gateway: int, seconds: float, longest: float
+) -> Outcome:
+    target = where.targets[gateway]
+    async with AsyncExitStack() as stack:
+        sending = await WAYS[scenario.way](target, scenario.clients, stack)
+        where.set_quota(gateway, scenario.quota, scenario.retry_after)
+        counts = [where.counts(gateway)]
+        feeding = asyncio.create_task(sending.feed())
+        for _ in range(2):
+            await asyncio.sleep(seconds / 2)
+            counts.append(where.counts(gateway))
+        feeding.cancel()
+        await asyncio.wait([feeding])
+        drained = await _drain(sending, where, gateway, longest)
+    best = scenario.quota * seconds
+    return Outcome(
+        Share.between(counts[0], counts[2], best + 1),  # the bucket is full at the start
+        Share.between(counts[1], counts[2], best / 2),
+        drained,
+        getattr(sending, "given_up", 0),
+    )
+
+
+async def _drain(sending: Sending, where: Platform, gateway: int, longest: float) -> float:
+    where.lift_quota(gateway)
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(longest):
+            await sending.drain()
+    except TimeoutError:
+        return longest
+    return time.monotonic() - began
+
+
+async def _play_together(
+    scenarios: Sequence[Scenario], where: Platform, seconds: float, options: Options
+) -> dict[Scenario, Outcome]:
+    # oci sleeps in threads of the default executor, and must not wait for one.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))
+    longest = options.size(LONGEST_DRAIN, 2.0)
+    plays = [_play(each, where, n, seconds, longest) for n, each in enumerate(scenarios)]
+    return dict(zip(scenarios, await asyncio.gather(*plays), strict=True))
+
+
+def _groups(options: Options) -> list[tuple[float, list[Scenario]]]:
+    """Seconds, and the scenarios that run side by side for so long."""
+    ways = list(WAYS) if options.peers else ["adp_async"]
+    asked = (None, RETRY_AFTER)
+    if options.smoke:
+        return [(0.5, [Scenario(20, None, 2, way) for way in ways])]
+    slow = [
+        (50.0, [Scenario(q, after, n, way) for q in (2, 10) for after in asked for way in ways])
+        for n in CLIENTS
+    ]
+    fast = [
+        (25.0, [Scenario(50, after, n, way) for way in ways]) for n in CLIENTS for after in asked
+    ]
+    return [*slow, *fast]
+
+
+def _table(found: dict[Scenario, Outcome], retry_after: float | None, clients: int) -> Table:
+    how = "no Retry-After" if retry_after is None else f"Retry-After: {retry_after:g}"
+    headings = (
+        "quota, contender",
+        "goodput / best",
+        "later half",
+        "refused",
+        "later half",
+        "drained in s",
+        "given up",
+    )
+    table = Table(f"{_who(clients)}, {how}", headings)
+    for scenario, outcome in sorted(found.items(), key=lambda each: each[0].quota):
+        if (scenario.retry_after, scenario.clients) == (retry_after, clients):
+            table.add(f"{scenario.quota:g}/s  {scenario.way}", *_cells(outcome))
+    return table
+
+
+def _who(clients: int) -> str:
+    return "1 client" if clients == 1 else f"{clients} clients that share the quota"
+
+
+def _cells(outcome: Outcome) -> list[str | float]:
+    whole, later = outcome.whole, outcome.later
+    drained = f"> {LONGEST_DRAIN:g}" if outcome.drained >= LONGEST_DRAIN else outcome.drained
+    refused = [f"{share.refused:.1%}" for share in (whole, later)]
+    return [whole.goodput, later.goodput, *refused, drained, str(outcome.given_up)]
+
+
+def _goals(found: dict[Scenario, Outcome]) -> list[Goal]:
+    """The worst of all quotas, with and without Retry-After."""
+    goals = []
+    for clients in sorted({each.clients for each in found}):
+        ours = [
+            outcome
+            for each, outcome in found.items()
+            if each.way == "adp_async" and each.clients == clients
+        ]
+        for when, shares in (
+            ("from the first request on", [outcome.whole for outcome in ours]),
+            ("later half", [outcome.later for outcome in ours]),
+        ):
+            what = f"worst of all quotas, {_who(clients)}, {when}"
+            goodput = min(share.goodput for share in shares)
+            refused = max(share.refused for share in shares)
+            goals.append(Goal.at_least(f"{what}: goodput / best possible", 0.95, goodput))
+            goals.append(Goal.at_most(f"{what}: share refused", 0.02, refused))
+    return goals
+
+
+def measure(options: Options) -> Report:
+    """Goodput, refusals and draining under every quota."""
+    groups = _groups(options)
+    report = Report("Under a quota")
+    found: dict[Scenario, Outcome] = {}
+    with platform(mlflow=False, gateways=max(len(group) for _, group in groups)) as where:
+        for seconds, scenarios in groups:
+            found |= asyncio.run(_play_together(scenarios, where, seconds, options))
+    kinds = dict.fromkeys((each.retry_after, each.clients) for each in found)
+    report.tables = [_table(found, *kind) for kind in sorted(kinds, key=lambda kind: kind[1])]
+    report.goals = _goals(found)
+    times = ", ".join(number(seconds) for seconds, _ in groups)
+    report.notes.append(f"One round; the quotas were in force for {times} s.")
+    report.notes.append(f"Drained: {BACKLOG} batches a client after the quota was lifted.")
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(measure, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,376 @@
+"""The command line: what it says, what it leaves behind, and how it takes mistakes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import in_background
+from typer.testing import CliRunner
+
+import adp_async
+from adp_async.cli import app
+from adp_async.cli.serve import environment
+from adp_async.local import Fault, LocalPlatform
+from adp_async.local.identity import generate_key, write_profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from click.testing import Result
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+COMMAND = [sys.executable, "-c", "from adp_async.cli import main; main()"]
+VARIABLES = (
+    "AIDP_ENDPOINT",
+    "AIDP_INSTANCE_ID",
+    "AIDP_WORKSPACE",
+    "OCI_CLI_AUTH",
+    "OCI_CLI_PROFILE",
+    "OCI_CONFIG_FILE",
+    "OCI_REGION",
+)
+
+
+@pytest.fixture(scope="module")
+def bare(
+    api_key: RSAPrivateKey, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalPlatform]:
+    """A platform without MLflow in a thread of its own: the commands have a loop each."""
+    directory = tmp_path_factory.mktemp("bare")
+    with in_background(LocalPlatform(directory, mlflow=False, key=api_key)) as platform:
+        yield platform
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing of whoever runs the tests: no settings, no config file, no spool."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "spool"))
+    handlers = list(logging.getLogger("adp_async").handlers)
+    yield
+    logging.getLogger("adp_async").handlers[:] = handlers
+
+
+@pytest.fixture
+def at_bare(bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalPlatform]:
+    """The environment leads to the platform without MLflow."""
+    for name, value in environment(bare).items():
+        monkeypatch.setenv(name, value)
+    yield bare
+    bare.gateway.reset()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def states(result: Result) -> dict[str, str]:
+    """The sign of each step that the doctor has printed."""
+    return {
+        step: sign
+        for sign, step in re.findall(r"^ *(ok|look|WRONG|-) +(\S+)", result.output, re.MULTILINE)
+    }
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def test_a_wrong_option_is_told_without_a_traceback() -> None:
+    """A mistyped option ends with 2 and names it."""
+    result = run("serve", "--prot", "1")
+
+    assert result.exit_code == 2
+    assert "No such option: --prot" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_a_missing_extra_is_one_line(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without MLflow the line says what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    result = run(command)
+
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "pip install 'adp-async[local]'" in result.stderr
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    """The line says what the system says."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = run("serve", "--no-mlflow", "--port", str(taken.getsockname()[1]))
+
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "address already in use" in result.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    """A file stands where a folder should be."""
+    (tmp_path / "file").touch()
+
+    result = run("serve", "--no-mlflow", "--directory", str(tmp_path / "file" / "below"))
+
+    assert result.exit_code == 1
+    assert result.stderr == f"adp-async: {tmp_path}/file/below: Not a directory\n"
+
+
+def test_the_version_is_told() -> None:
+    """`--version` needs no command."""
+    assert run("--version").output == f"adp-async {adp_async.__version__}\n"
+
+
+def test_help_does_not_import_what_it_does_not_need() -> None:
+    """Neither `oci` nor MLflow nor scikit-learn is loaded to explain the options."""
+    code = (
+        "import sys\nfrom adp_async.cli import app\n"
+        "app(['demo', '--help'], standalone_mode=False)\n"
+        "sys.exit(str(sys.modules.keys() & {'oci', 'mlflow', 'sklearn', 'numpy'} or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.stderr.strip() == ""
+    assert "--points" in done.stdout
+
+
+# ------------------------------------------------------------------ serve
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "stopping"), (signal.SIGTERM, "stopping")]
+)
+def test_serve_prints_what_works_and_ends_cleanly(
+    number: signal.Signals, told: str, tmp_path: Path
+) -> None:
+    """The Python lines run as they are; a signal ends it with 0 and its folder is gone."""
+    with subprocess.Popen(
+        [*COMMAND, "serve", "--no-mlflow"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        printed = []
+        while not (printed and printed[-1].startswith("Ctrl-C")):
+            printed.append(process.stdout.readline())
+            assert printed[-1], printed
+        text = "".join(printed)
+        start = printed.index("import adp_async\n")
+        exec("".join(printed[start : start + 3]), {})
+        process.send_signal(number)
+        rest = process.stdout.read()
+        code = process.wait(10)
+
+    config = re.search(r"OCI_CONFIG_FILE=(\S+)", text)
+    assert (rest, code) == (f"{told}\n", 0)
+    assert config is not None
+    assert not Path(config[1]).parent.exists()
+    assert "\x1b" not in text
+
+
+def test_serve_keeps_its_address_in_a_directory(tmp_path: Path) -> None:
+    """What a second start prints is what the first has printed, the port included."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [
+        *COMMAND,
+        "serve",
+        "--no-mlflow",
+        "--directory",
+        str(tmp_path / "kept"),
+        "--port",
+        port,
+    ]
+
+    assert _exports(command) == _exports(command)
+    assert (tmp_path / "kept" / "oci_config").exists()
+
+
+def _exports(command: list[str]) -> list[str]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        exports = []
+        while (line := process.stdout.readline()) and not line.startswith("Ctrl-C"):
+            exports += [line] if line.startswith("export ") else []
+        process.send_signal(signal.SIGTERM)
+    assert len(exports) == 5
+    return exports
+
+
+# ------------------------------------------------------------------ doctor
+
+
+@pytest.mark.mlflow
+def test_doctor_finds_nothing_wrong(
+    platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the settings that `serve` prints every step is fine, and the exit code 0."""
+    platform.gateway.reset()
+    for name, value in environment(platform).items():
+        monkeypatch.setenv(name, value)
+
+    result = run("doctor")
+
+    assert set(states(result).values()) == {"ok"}, result.output
+    assert result.exit_code == 0
+    assert "AIDP_INSTANCE_ID" in result.output
+
+
+def test_doctor_tells_every_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the first one."""
+    monkeypatch.setenv("AIDP_INSTANCE_ID", "mine")
+    monkeypatch.setenv("AIDP_ENDPOINT", "http://example.com")
+    monkeypatch.setenv("ADP_ASYNC_LINGER", "soon")
+    monkeypatch.setenv("OCI_CLI_AUTH", "magic")
+
+    result = run("doctor")
+
+    assert result.exit_code == 1
+    assert "4 of these must be put right." in result.output
+    for name in ("platform_id", "endpoint", "linger", "auth"):
+        assert re.search(rf"^WRONG settings +{name}: ", result.output, re.MULTILINE), name
+
+
+def test_doctor_takes_options(bare: LocalPlatform) -> None:
+    """Options lead it to a platform as the environment does, and it says so."""
+    result = run(
+        "doctor",
+        *("--platform-id", bare.platform_id, "--workspace", bare.workspace),
+        *("--endpoint", bare.endpoint, "--config-file", str(bare.config_file)),
+        *("--profile", bare.profile),
+    )
+
+    # The stand-in takes the signature and has no list of experiments.
+    assert states(result)["service"] == "look"
+    assert result.exit_code == 0
+    assert f"{bare.endpoint}  (--endpoint)" in result.output
+
+
+def test_doctor_names_a_config_file_that_is_missing(bare: LocalPlatform) -> None:
+    """The service isn't asked then."""
+    result = run("doctor", "--platform-id", bare.platform_id, "--endpoint", bare.endpoint)
+
+    assert result.exit_code == 1
+    assert states(result)["credentials"] == "WRONG"
+    assert states(result)["service"] == "-"
+    assert "oci setup config" in result.output
+
+
+def test_doctor_says_when_nobody_listens(at_bare: LocalPlatform) -> None:
+    """Connection refused is the network's fault, and the service's consequence."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+
+    result = run("doctor", "--endpoint", f"http://127.0.0.1:{port}")
+
+    assert result.exit_code == 1
+    assert states(result)["network"] == states(result)["service"] == "WRONG"
+    assert "Connection refused" in result.output
+
+
+def test_doctor_says_what_a_404_means(at_bare: LocalPlatform) -> None:
+    """Another workspace, or a policy that is missing."""
+    result = run("doctor", "--workspace", "other")
+
+    assert result.exit_code == 1
+    assert states(result)["service"] == "WRONG"
+    assert "policy" in result.output
+
+
+def test_doctor_says_what_a_401_means(at_bare: LocalPlatform, tmp_path: Path) -> None:
+    """A key that the service doesn't know: the fix names what to compare; the clock is fine."""
+    key_file = tmp_path / "key.pem"
+    key_file.write_bytes(_pem(generate_key()))
+    key_file.chmod(0o644)
+    config = tmp_path / "config"
+    known = dict(re.findall(r"(\w+)=(.*)", at_bare.config_file.read_text()))
+    write_profile(config, "OTHER", known | {"key_file": str(key_file)})
+
+    result = run("doctor", "--config-file", str(config), "--profile", "OTHER")
+
+    assert result.exit_code == 1
+    assert states(result)["service"] == "WRONG"
+    assert states(result)["clock"] == "ok"
+    assert "fingerprint" in result.output
+    assert f"chmod 600 {key_file}" in result.output
+
+
+def test_doctor_compares_the_clocks(at_bare: LocalPlatform) -> None:
+    """20 minutes are worth a word, although a session corrects for them."""
+    at_bare.gateway.clock_offset = 1200.0
+
+    result = run("doctor")
+
+    assert states(result)["clock"] == "look"
+    assert re.search(r"1,(199|200|201) s behind the service's", result.output)
+    assert result.exit_code == 0
+
+
+def test_doctor_says_that_it_is_throttled(
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 429 is no fault of the settings."""
+    monkeypatch.setattr("adp_async.cli.doctor.CALL_TIMEOUT", 0.5)
+    at_bare.gateway.inject(Fault.reply(429), times=None)
+
+    result = run("doctor")
+
+    assert states(result)["service"] == "look"
+    assert result.exit_code == 0
+
+
+def test_doctor_looks_at_the_spool(
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder that cannot be made is wrong; a spool that is off is said."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "file" / "spool"))
+    broken = run("doctor")
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", "off")
+    off = run("doctor")
+
+    assert (states(broken)["spool"], broken.exit_code) == ("WRONG", 1)
+    assert (states(off)["spool"], off.exit_code) == ("look", 0)
+
+
+def test_doctor_shows_no_secret(at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the key, nor a passphrase, nor what stands before an @ in an address."""
+    with at_bare.config_file.open("a") as file:
+        file.write("pass_phrase=open sesame\n")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hunter2@localhost:1")
+    secrets = ["PRIVATE KEY", "open sesame", "hunter2", "swordfish"]
+
+    outputs = [run("doctor"), run("doctor", "--endpoint", "https://user:swordfish@example.com")]
+
+    for result in outputs:
+        assert not [secret for secret in secrets if secret in result.output + result.stderr]
+
+
+def test_doctor_writes_no_control_codes_into_a_pipe(at_bare: LocalPlatform) -> None:
+    """And folds no line."""
+    done = subprocess.run([*COMMAND, "doctor"], capture_output=True, text=True)
+
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+    assert at_bare.platform_id in done.stdout
+
+
+def _pem(key: RSAPrivateKey) -> bytes:
+    from cryptography.hazmat.primitives import serialization
+
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

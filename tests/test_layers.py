@@ -1,0 +1,133 @@
+"""The rules of the house, read off the source: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import adp_async
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(adp_async.__file__).parent
+
+#: A layer (a folder or a module of the root) and those below it that it may import.
+LAYERS = {
+    "errors": set(),
+    "entities": {"errors"},
+    "_sansio": {"entities", "errors"},
+    "auth": {"_sansio", "errors"},
+    "_io": {"auth", "_sansio", "entities", "errors"},
+    "settings": {"auth", "_sansio", "errors"},
+    "api": {"_sansio", "entities", "errors"},
+    "logger": {"_io", "_sansio", "entities", "errors"},
+    "run": {"logger", "settings", "api", "_sansio", "entities", "errors"},
+    "session": {
+        "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
+    },
+    "blocking": {"session", "run", "logger", "settings", "api", "entities", "errors"},
+}  # fmt: skip
+
+#: Standing on top of all of it, for users' tests and hands; nothing below may know of them.
+TOPS = {"", "cli", "local", "testing", "__main__"}
+
+#: What the pure core must not touch: clocks, dice, disks, sockets, tasks.
+IMPURE = {
+    "adp_async._io", "aiohttp", "anyio", "asyncio", "concurrent", "contextvars", "http", "io",
+    "logging", "multiprocessing", "oci", "os", "pathlib", "queue", "random", "requests", "secrets",
+    "select", "shutil", "signal", "socket", "sqlite3", "ssl", "subprocess", "tempfile",
+    "threading", "time", "urllib.request", "uuid",
+}  # fmt: skip
+
+#: Beyond the standard library, what the pure core is made of.
+PURE = {"attrs", "cattrs", "msgspec", "yarl"}
+
+
+def modules(layer: str) -> list[Path]:
+    single = ROOT / f"{layer}.py"
+    return [single] if single.exists() else sorted((ROOT / layer).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of all imports in *path*, also those for types alone and those in functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            if node.module == "adp_async":
+                yield from (f"adp_async.{name.name}" for name in node.names)
+
+
+def layer_of(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down_only(layer: str) -> None:
+    """A layer knows those below it, and never one above or beside it."""
+    for path in modules(layer):
+        used = {layer_of(name) for name in imports(path) if is_within(name, "adp_async")}
+        assert used - {layer} <= LAYERS[layer], path
+
+
+def test_there_is_no_layer_without_a_rule() -> None:
+    """A new module of the root gets its place in the table above."""
+    names = {path.stem if path.suffix else path.name for path in ROOT.iterdir()}
+    ours = {name for name in names if name not in ("__init__", "__pycache__", "py")}
+
+    assert ours <= set(LAYERS) | TOPS
+
+
+def test_the_table_points_down() -> None:
+    """No two layers may import each other, directly or around corners."""
+    below: set[str] = set()
+    for layer, allowed in LAYERS.items():
+        assert allowed <= below, layer
+        below.add(layer)
+
+
+@pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
+def test_the_core_is_pure(path: Path) -> None:
+    """No clock, no dice, no disk, no socket, no task: those are arguments, or the shell's."""
+    for name in imports(path):
+        assert not any(is_within(name, impure) for impure in IMPURE), name
+        top = name.partition(".")[0]
+        assert top in sys.stdlib_module_names or top in PURE | {"adp_async"}, name
+
+
+@pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
+def test_the_core_does_not_wait(path: Path) -> None:
+    """Nothing in it is a coroutine."""
+    waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
+
+    assert not any(isinstance(node, waits) for node in ast.walk(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("name", ["sender", "keeper"])
+def test_the_sender_never_sees_the_session(name: str) -> None:
+    """It is handed callables, not what they belong to."""
+    source = (ROOT / "_io" / f"{name}.py").read_text()
+
+    assert "Session" not in source
+
+
+def test_oci_is_imported_late() -> None:
+    """It takes over a second: only where a signer is loaded, never when the package is."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                module = getattr(node, "module", None) or ""
+                assert not any(is_within(name, "oci") for name in [module, *names]), path

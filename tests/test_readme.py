@@ -1,0 +1,248 @@
+"""The README is true: its code runs, its commands are the gate's, its tables are complete."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import typer
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestServer
+
+import adp_async
+from adp_async.api.__main__ import table
+from adp_async.cli import app
+from adp_async.cli.serve import environment
+from adp_async.settings import Settings, variable_of
+
+if TYPE_CHECKING:
+    from adp_async.local import Gateway, LocalPlatform
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[Any]:
+    """The code blocks of a language, each under the heading it stands below."""
+    found = []
+    for match in re.finditer(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+        headings = re.findall(r"^##+ (.+)$", README[: match.start()], re.MULTILINE)
+        found.append(pytest.param(match[1], id=f"{headings[-1]}"))
+    return found
+
+
+def between(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+def lines_of(language: str) -> list[str]:
+    return [line for block in blocks(language) for line in block.values[0].splitlines() if line]
+
+
+# ------------------------------------------------------------------ the code
+
+
+@pytest.fixture
+def local_environment(
+    platform: LocalPlatform, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What ``adp-async serve`` prints for a shell."""
+    for name, value in environment(platform).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "spool"))
+
+
+@pytest.mark.mlflow
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_code_runs(code: str) -> None:
+    """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
+    names = run_code(code)
+    for name, value in names.items():
+        if name.startswith("test_"):
+            asyncio.run(value())
+    if "app" in names:
+        asyncio.run(use_web_application(names["app"]))
+
+
+def run_code(code: str) -> dict[str, Any]:
+    """Run *code* as a script, or as a notebook's cell when it awaits."""
+    names: dict[str, Any] = {
+        "__name__": "__main__",
+        "batches": range(1, 6),
+        "train": lambda batch: 1 / batch,
+    }
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    compiled = compile(code, "<README>", "exec", flags=flags, dont_inherit=True)
+    if compiled.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(eval(compiled, names))
+    else:
+        exec(compiled, names)
+    return names
+
+
+async def use_web_application(application: Any) -> None:
+    async with adp_async.Session() as session:
+        run = await session.start_run("web")
+        async with TestServer(application) as server, ClientSession() as http:
+            url = server.make_url(f"/runs/{run.run_id}/scores")
+            async with http.post(url, json={"score": 0.5}) as answer:
+                assert answer.status == 200
+                assert set(await answer.json()) == {"waiting"}
+        points = [point.value async for point in session.runs.metric_history(run.run_id, "score")]
+        await run.finish()
+    assert points == [0.5]
+
+
+# ------------------------------------------------------------------ the commands
+
+
+def test_the_gate_runs_the_test_command() -> None:
+    """The line that `.ci/run` looks for stands once in the README, and does all the set-up."""
+    gate = (ROOT / ".ci" / "run").read_text()
+    pattern = re.search(r"grep -E '(.+)' README\.md", gate)
+    assert pattern is not None
+
+    found = [line for line in README.splitlines() if re.search(pattern[1], line)]
+
+    assert len(found) == 1
+    assert found[0] in lines_of("bash")
+    assert found[0].startswith("python3 -m venv .venv && .venv/bin/pip install")
+
+
+def test_each_of_the_two_commands_is_one_line() -> None:
+    """A stranger pastes two lines: one ends in the demo, one in pytest."""
+    ends = [line.rsplit(" && ", 1)[1] for line in lines_of("bash")]
+
+    assert ends == [".venv/bin/adp-async demo", ".venv/bin/python -m pytest"]
+
+
+def test_the_command_lines_are_understood() -> None:
+    """Every `adp-async` line of the README parses, and no command is left out."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    seen = set()
+    for line in lines_of("console"):
+        dollar, program, name, *arguments = shlex.split(line, comments=True)
+        assert (dollar, program) == ("$", "adp-async")
+        commands[name].make_context(name, arguments)
+        seen.add(name)
+    assert seen == set(commands)
+
+
+# ------------------------------------------------------------------ the tables
+
+
+def test_the_knobs_are_those_of_the_settings() -> None:
+    """The table has every setting, in order, with its variable and its default."""
+    rows = [tuple(cells(line)[:3]) for line in between("knobs").splitlines()[2:]]
+
+    assert rows == [
+        (f"`{knob.name}`", f"`{name}`" if (name := variable(knob)) else "", default_of(knob))
+        for knob in attrs.fields(Settings)
+    ]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def variable(knob: attrs.Attribute[Any]) -> str:
+    return "" if knob.name == "retry" else variable_of(knob)
+
+
+def default_of(knob: attrs.Attribute[Any]) -> str:
+    """A default as the table writes it."""
+    if knob.name in ("auth", "retry"):
+        return {"auth": "`api_key`", "retry": "`RetryPolicy()`"}[knob.name]
+    match knob.default:
+        case attrs.NOTHING:
+            return "required"
+        case None | "":
+            return "none"
+        case bool(switch):
+            return "on" if switch else "off"
+        case float(seconds):
+            return f"{seconds:g} s"
+        case int(size) if size >= 2**30:
+            return f"{size // 2**30} GiB"
+        case int(size) if size >= 2**20:
+            return f"{size // 2**20} MiB"
+        case int(count):
+            return str(count)
+        case text:
+            return f"`{text}`"
+
+
+def test_the_retry_policy_is_as_described() -> None:
+    """The defaults of the policy stand beside it."""
+    policy = adp_async.RetryPolicy()
+    row = between("knobs").splitlines()[-1]
+
+    assert f"`first_backoff` {policy.first_backoff:g} s" in row
+    assert f"`max_backoff` {policy.max_backoff:g} s" in row
+    assert f"`max_attempts` {policy.max_attempts} " in row
+
+
+def test_the_limits_are_as_promised() -> None:
+    """The numbers of the promise are those of `BatchLimits`."""
+    limits = adp_async.BatchLimits()
+    text = " ".join(README.split())
+
+    assert (
+        f"{limits.metrics:,} metrics, {limits.params} params, {limits.tags} tags, "
+        f"{limits.entities:,} of all together, or {limits.body_bytes:,} bytes"
+    ) in text
+
+
+def test_the_operations_are_current() -> None:
+    """The table is what `python -m adp_async.api` prints."""
+    assert between("operations").strip() == table()
+
+
+def test_every_error_is_named() -> None:
+    """The table of errors has every public one."""
+    section = README.partition("### Errors")[2].partition("\n## ")[0]
+    errors = [
+        name
+        for name in adp_async.__all__
+        if isinstance(kind := getattr(adp_async, name), type) and issubclass(kind, Exception)
+    ]
+
+    assert [name for name in errors if f"`{name}`" not in section and name != "AdpError"] == []
+
+
+def test_every_way_to_sign_is_named() -> None:
+    """The table of `auth` has every mode with its class."""
+    modes = {
+        name: kind
+        for name in adp_async.__all__
+        if (kind := getattr(getattr(adp_async, name), "mode", None)) and name != "CustomSigner"
+    }
+
+    for name, mode in modes.items():
+        assert f"| `{mode}` | `{name}` |" in README
+
+
+def test_links_lead_somewhere() -> None:
+    """Files and headings that are linked exist."""
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        is_there = target[1:] in headings if target.startswith("#") else (ROOT / target).exists()
+        assert is_there or target.startswith("https://"), target
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    """What is released is described."""
+    assert f"### {adp_async.__version__}\n" in README.partition("## Changelog")[2]

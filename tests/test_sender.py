@@ -1,0 +1,572 @@
+"""The sender against a scripted service, in virtual time: an hour of outage takes milliseconds.
+
+`VirtualLoop` is a real event loop whose clock leaps to the next timer in place of waiting for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from attrs import define, field
+
+from adp_async._io.sender import Sender
+from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.records import Metric, RunTag
+from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.throttle import Throttle
+from adp_async.errors import (
+    AdpError,
+    BadRequest,
+    Conflict,
+    ConnectionFailed,
+    NotAuthenticated,
+    NotFound,
+    PayloadTooLarge,
+    ServiceFault,
+    Throttled,
+    UnreadableReply,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+
+    from adp_async._sansio.accumulator import RecordBatch
+    from adp_async._sansio.records import AnyRecord
+
+DOWN = ConnectionFailed("no route to host")
+REFUSED = BadRequest("bad", status=400)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time leaps to the next timer."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        super().__init__()
+        select = self._selector.select  # type: ignore[attr-defined]
+
+        def leap(timeout: float | None) -> Any:
+            assert timeout is not None, "everybody waits, and nobody will ever wake them"
+            self.now += timeout
+            return select(0)
+
+        self._selector.select = leap  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self.now
+
+
+def run_virtually(scene: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scene)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@define(eq=False)
+class Stage:
+    """A sender, what was posted when, and what the service says to it."""
+
+    #: What becomes of the posts, in their order; after the last one all is well.
+    script: Iterable[BaseException | None] = ()
+    latency: float = 0.1
+    linger: float = 1.0
+    max_in_flight: int = 4
+    #: Whether the run is found to be gone, or why that can't be told.
+    is_gone: bool | AdpError = False
+    before_departure: Callable[[RecordBatch], Awaitable[None]] | None = None
+    posted: list[float] = field(factory=list, init=False)
+    tokens: list[str] = field(factory=list, init=False)
+    looks: int = field(default=0, init=False)
+    asked: int = field(default=0, init=False)
+    most_in_flight: int = field(default=0, init=False)
+    throttle: Throttle = field(factory=Throttle, init=False)
+    inbox: list[AnyRecord] = field(factory=list, init=False)
+    accumulator: Accumulator = field(init=False)
+    sender: Sender = field(init=False)
+    _in_flight: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.script = iter(self.script)
+        tokens = itertools.count()
+        self.accumulator = Accumulator(
+            linger=self.linger, new_token=lambda: f"token-{next(tokens)}"
+        )
+        self.sender = Sender(
+            accumulator=self.accumulator,
+            throttle=self.throttle,
+            policy=RetryPolicy(),
+            post=self.post,
+            run_is_gone=self.look_at_run,
+            take_in=self.take_in,
+            clock=now,
+            max_in_flight=self.max_in_flight,
+            before_departure=self.before_departure,
+            jitter=lambda: 0.5,
+        )
+
+    def log(self, run_id: str, *records: AnyRecord) -> None:
+        for record in records:
+            record.place = self.accumulator.lane(run_id)
+            self.inbox.append(record)
+        self.sender.wake()
+
+    def take_in(self, now: float) -> None:
+        self.looks += 1
+        records, self.inbox = self.inbox, []
+        if records:
+            self.accumulator.take_in(records, now)
+
+    async def post(self, body: bytes, retry_token: str) -> None:
+        while delay := self.throttle.delay(now()):  # noqa: ASYNC110 - time, no event
+            await asyncio.sleep(delay)
+        departed = now()
+        self.throttle.depart(departed)
+        self.posted.append(departed)
+        self.tokens.append(retry_token)
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            await asyncio.sleep(self.latency)
+            self.answer(departed)
+        finally:
+            self._in_flight -= 1
+
+    def answer(self, departed: float) -> None:
+        error = next(self.script, None)  # type: ignore[call-overload]
+        if isinstance(error, Throttled):
+            self.throttle.refused(
+                departed=departed, now=now(), jitter=0.5, retry_after=error.retry_after
+            )
+        elif error is None:
+            self.throttle.succeeded(now())
+        if error is not None:
+            raise error
+
+    async def look_at_run(self, run_id: str) -> bool:
+        self.asked += 1
+        if isinstance(self.is_gone, AdpError):
+            raise self.is_gone
+        return self.is_gone
+
+    async def play(self, seconds: float) -> None:
+        """Let the sender run for that long; then it is cancelled, as a session does at its end."""
+        task = asyncio.create_task(self.sender.run())
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            await task
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def metrics(count: int) -> list[Metric]:
+    return [Metric("loss", 0.5, 0, step) for step in range(count)]
+
+
+def waits(stage: Stage) -> list[float]:
+    """The pauses between two posts, without the time that they took themselves."""
+    return [
+        round(later - earlier - stage.latency, 3)
+        for earlier, later in itertools.pairwise(stage.posted)
+    ]
+
+
+# When batches leave
+
+
+def test_a_batch_leaves_after_its_linger() -> None:
+    """One request for all that came meanwhile."""
+
+    async def scene() -> None:
+        stage = Stage()
+        stage.log("run", *metrics(5))
+        asyncio.get_running_loop().call_later(0.5, stage.log, "run", *metrics(5))
+        await stage.play(10.0)
+        assert stage.posted == [1.0]
+        assert stage.accumulator.delivered == 10
+
+    run_virtually(scene())
+
+
+def test_without_records_it_sleeps() -> None:
+    """A day with nothing to do takes one look."""
+
+    async def scene() -> None:
+        stage = Stage()
+        await stage.play(86_400.0)
+        assert stage.looks == 1
+
+    run_virtually(scene())
+
+
+def test_a_wake_is_never_lost() -> None:
+    """Records that come at any time between two looks are seen in time."""
+
+    async def scene() -> None:
+        stage = Stage(latency=0.35)
+        for n in range(200):
+            asyncio.get_running_loop().call_later(
+                n * 0.0731, stage.log, f"run-{n % 7}", *metrics(1)
+            )
+        await stage.play(60.0)
+        assert stage.accumulator.delivered == 200
+        assert stage.posted[-1] <= 200 * 0.0731 + 1.0
+
+    run_virtually(scene())
+
+
+def test_at_most_so_many_are_in_flight() -> None:
+    """And as many as that, when there is enough to send."""
+
+    async def scene() -> None:
+        stage = Stage(max_in_flight=3)
+        for n in range(20):
+            stage.log(f"run-{n}", *metrics(1000))
+        await stage.play(10.0)
+        assert stage.most_in_flight == 3
+        assert stage.accumulator.delivered == 20_000
+
+    run_virtually(scene())
+
+
+def test_while_throttled_nothing_leaves() -> None:
+    """Retry-After is kept, and what follows is paced: one at a time, a rate's interval apart."""
+
+    async def scene() -> None:
+        throttled = Throttled("slow down", status=429)
+        throttled.retry_after = 7.0
+        stage = Stage(script=[throttled])
+        for n in range(4):
+            stage.log(f"run-{n}", *metrics(1000))
+        await stage.play(60.0)
+        assert stage.posted[:4] == [0.0] * 4
+        assert stage.posted[4] == pytest.approx(7.6)
+        assert stage.accumulator.delivered == 4000
+        assert stage.sender.retries == 1
+
+    run_virtually(scene())
+
+
+def test_a_hold_of_another_call_counts_as_well() -> None:
+    """A 429 to a direct call is news for the sender, who leaves the records to grow in company."""
+
+    async def scene() -> None:
+        stage = Stage()
+        stage.throttle.refused(departed=0.0, now=0.0, jitter=0.5, retry_after=20.0)
+        for n in range(50):
+            asyncio.get_running_loop().call_later(n / 10, stage.log, "run", *metrics(2))
+        await stage.play(60.0)
+        assert stage.posted == [20.5]
+        assert stage.accumulator.delivered == 100
+
+    run_virtually(scene())
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.001, 1.0])
+def test_waiting_for_an_answer_costs_little(linger: float) -> None:
+    """However short the linger, an answer that takes a minute isn't waited for in circles."""
+
+    async def scene() -> None:
+        stage = Stage(latency=60.0, linger=linger)
+        stage.log("run", *metrics(1))
+        await stage.play(100.0)
+        assert stage.accumulator.delivered == 1
+        assert stage.looks <= 6100
+
+    run_virtually(scene())
+
+
+# When the service is away
+
+
+def test_it_backs_off() -> None:
+    """Half of 1, 2, 4, ... 60 s by the jitter given here, for as long as it takes."""
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN] * 9)
+        stage.log("run", *metrics(10))
+        await stage.play(600.0)
+        assert waits(stage) == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+        assert len(set(stage.tokens)) == 1
+        assert stage.accumulator.delivered == 10
+
+    run_virtually(scene())
+
+
+def test_retry_after_of_a_fault_is_kept() -> None:
+    """A 503 may say when to come back."""
+
+    async def scene() -> None:
+        fault = ServiceFault("down for maintenance", status=503)
+        fault.retry_after = 100.0
+        stage = Stage(script=[fault])
+        stage.log("run", *metrics(10))
+        await stage.play(600.0)
+        assert waits(stage) == [100.5]
+
+    run_virtually(scene())
+
+
+def test_one_batch_finds_out_whether_the_service_is_back() -> None:
+    """A hundred runs wait through an hour of outage: a few hundred requests, not a storm."""
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN] * 120)
+        for n in range(100):
+            stage.log(f"run-{n}", *metrics(10))
+        await stage.play(7200.0)
+        during = stage.posted[:120]
+        assert during[-1] > 3000.0
+        assert stage.accumulator.delivered == 1000
+        assert min(later - earlier for earlier, later in itertools.pairwise(during[4:])) > 0.4
+
+    run_virtually(scene())
+
+
+def test_after_an_outage_of_30_s_it_is_soon_over() -> None:
+    """Nothing is lost, and nobody waits for minutes once the service is back."""
+
+    async def scene() -> None:
+        stage = Stage(script=[])
+
+        async def post(body: bytes, retry_token: str) -> None:
+            await asyncio.sleep(0.05)
+            stage.posted.append(now())
+            if 5.0 < now() < 35.0:
+                raise DOWN
+
+        stage.sender.post = post
+        for n in range(600):
+            asyncio.get_running_loop().call_later(n / 10, stage.log, "run", *metrics(100))
+        await stage.play(120.0)
+        assert stage.accumulator.delivered == 60_000
+        assert any(35.0 < time < 60.0 for time in stage.posted)
+
+    run_virtually(scene())
+
+
+def test_a_batch_that_fails_for_ever_does_not_stop_the_others() -> None:
+    """A run the service stumbles over backs off by itself."""
+
+    async def scene() -> None:
+        stage = Stage()
+
+        async def post(body: bytes, retry_token: str) -> None:
+            await asyncio.sleep(0.05)
+            if b'"cursed"' in body:
+                raise ServiceFault("oops", status=500)
+
+        stage.sender.post = post
+        for n in range(100):
+            for run_id in ("cursed", "blessed"):
+                asyncio.get_running_loop().call_later(n, stage.log, run_id, *metrics(10))
+        await stage.play(120.0)
+        lanes = stage.accumulator.lanes
+        assert lanes["blessed"].delivered == 1000
+        assert lanes["cursed"].unsettled == 1000
+        assert stage.sender.requests < 160
+
+    run_virtually(scene())
+
+
+# What answers mean
+
+
+def test_one_bad_record_costs_twenty_requests_and_one_look_at_the_run() -> None:
+    """Its 999 neighbours are delivered."""
+
+    async def scene() -> None:
+        stage = Stage()
+
+        async def post(body: bytes, retry_token: str) -> None:
+            await asyncio.sleep(0.05)
+            if b'"step":617}' in body:
+                raise REFUSED
+
+        stage.sender.post = post
+        stage.log("run", *metrics(1000))
+        await stage.play(60.0)
+        assert stage.accumulator.delivered == 999
+        assert stage.accumulator.rejected == {"BadRequest": 1}
+        assert stage.sender.requests <= 21
+        assert stage.asked == 1
+
+    run_virtually(scene())
+
+
+def test_a_run_that_is_gone_takes_one_request() -> None:
+    """No record has to be found where none is to blame."""
+
+    async def scene() -> None:
+        stage = Stage(script=[REFUSED], is_gone=True)
+        stage.log("run", *metrics(1000))
+        await stage.play(60.0)
+        assert stage.accumulator.rejected == {"BadRequest": 1000}
+        assert (stage.sender.requests, stage.asked) == (1, 1)
+
+    run_virtually(scene())
+
+
+def test_a_run_that_cannot_be_looked_at_is_taken_as_there() -> None:
+    """Then the records are judged one by one."""
+
+    async def scene() -> None:
+        stage = Stage(script=[REFUSED], is_gone=DOWN)
+        stage.log("run", *metrics(10))
+        await stage.play(60.0)
+        assert stage.accumulator.delivered == 10
+        assert stage.sender.requests == 3
+
+    run_virtually(scene())
+
+
+@pytest.mark.parametrize(
+    ("script", "requests", "delivered"),
+    [
+        ([UnreadableReply("truncated", status=200)], 1, 10),
+        ([Conflict("spent", status=409, code="InvalidatedRetryToken")], 2, 10),
+        ([PayloadTooLarge("too much", status=413)], 3, 10),
+        ([NotAuthenticated("clock", status=401)] * 3, 4, 10),
+        ([NotFound("no platform", status=404)] * 3, 4, 10),
+        ([NotFound("no run", status=404, code="RESOURCE_DOES_NOT_EXIST")], 1, 0),
+    ],
+    ids=["unreadable", "spent token", "too large", "credentials", "no platform", "no run"],
+)
+def test_answers(script: list[AdpError], requests: int, delivered: int) -> None:
+    """Each error has its own consequence, and nothing but a verdict on the records ends them."""
+
+    async def scene() -> None:
+        stage = Stage(script=script)
+        stage.log("run", *metrics(10))
+        await stage.play(600.0)
+        assert stage.sender.requests == requests
+        assert stage.accumulator.delivered == delivered
+        assert stage.accumulator.unsettled == 0
+
+    run_virtually(scene())
+
+
+def test_a_spent_token_is_replaced() -> None:
+    """And the one of a batch that is merely tried again is not."""
+
+    async def scene() -> None:
+        spent = Conflict("spent", status=409, code="InvalidatedRetryToken")
+        stage = Stage(script=[DOWN, spent, DOWN])
+        stage.log("run", *metrics(10))
+        await stage.play(60.0)
+        first, second, third, fourth = stage.tokens
+        assert first == second != third == fourth
+
+    run_virtually(scene())
+
+
+def test_a_batch_leaves_when_it_is_written_down() -> None:
+    """With a spool the retry token is on disk before the request leaves."""
+
+    async def scene() -> None:
+        async def write_down(batch: RecordBatch) -> None:
+            await asyncio.sleep(0.25)
+
+        stage = Stage(before_departure=write_down)
+        stage.log("run", *metrics(10))
+        await stage.play(60.0)
+        assert stage.posted == [1.25]
+
+    run_virtually(scene())
+
+
+# Ends
+
+
+@pytest.mark.parametrize("when", [0.0, 1.0, 1.05])
+def test_cancelled_it_gives_back_what_was_in_flight(when: float) -> None:
+    """Nobody knows what became of it, so it waits again: before, at and after its departure."""
+
+    async def scene() -> None:
+        stage = Stage()
+        stage.log("run", *metrics(10), RunTag("stage", "end"))
+        await stage.play(when)
+        accumulator = stage.accumulator
+        stage.take_in(now())
+        assert (accumulator.waiting, accumulator.in_flight) == (11, 0)
+        assert accumulator.batches_in_flight == 0
+
+    run_virtually(scene())
+
+
+def test_a_mistake_of_ours_is_heard() -> None:
+    """What no delivery should raise ends the sender, and its batch is given back."""
+
+    async def scene() -> None:
+        stage = Stage(script=[None, ZeroDivisionError("ours")])
+        stage.log("run", *metrics(2000))
+        with pytest.raises(ZeroDivisionError, match="ours"):
+            await stage.play(60.0)
+        assert stage.accumulator.in_flight == 0
+        assert stage.accumulator.delivered + stage.accumulator.waiting == 2000
+
+    run_virtually(scene())
+
+
+# What a person hears
+
+
+def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno == level]
+
+
+def test_one_warning_for_a_trouble_that_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    """Another one when it changes its kind, and a word when it is over."""
+    caplog.set_level(logging.INFO, logger="adp_async")
+
+    async def scene() -> None:
+        expired = NotAuthenticated("expired", status=401, request_id="abc/def")
+        stage = Stage(script=[DOWN] * 5 + [expired] * 5)
+        stage.log("run", *metrics(10))
+        await stage.play(3600.0)
+
+    run_virtually(scene())
+
+    first, second = messages(caplog, logging.WARNING)
+    assert "no route to host" in first
+    assert "check the credentials" in second
+    assert "abc/def" in second
+    assert messages(caplog, logging.INFO) == ["batches are delivered again"]
+
+
+def test_refused_records_are_told_at_1_10_100(caplog: pytest.LogCaptureFixture) -> None:
+    """A param in a hot loop doesn't fill the log."""
+
+    async def scene() -> None:
+        stage = Stage(script=[REFUSED] * 10_000, latency=0.001)
+        stage.log("run", *[Metric(f"m{n}", 1.0, 0, 0) for n in range(150)])
+        await stage.play(600.0)
+        assert stage.accumulator.rejected == {"BadRequest": 150}
+
+    run_virtually(scene())
+
+    warnings = messages(caplog, logging.WARNING)
+    assert [message.split(":")[1].split()[0] for message in warnings] == ["1", "10", "100"]
+    assert "the last one metric 'm" in warnings[0]
+
+
+def test_no_value_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither at DEBUG nor in a repr."""
+    caplog.set_level(logging.DEBUG, logger="adp_async")
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN, REFUSED])
+        stage.log("run", RunTag("password", "swordfish"), RunTag("note", "swordfish"))
+        await stage.play(600.0)
+        assert "swordfish" not in repr(stage.accumulator.lanes)
+
+    run_virtually(scene())
+
+    assert caplog.records
+    assert "swordfish" not in caplog.text
