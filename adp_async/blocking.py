@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures.thread
 import copyreg
 import logging
 import os
@@ -33,13 +34,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Seconds that calls of other threads have to end when the session is closed.
+LAST_WORDS = 0.5
+
 logger = logging.getLogger("adp_async")
 
 __all__ = ["AttachedRun", "Run", "RunAddress", "Session", "StartedRun", "attach_run", "start_run"]
 
 
 # A connection that has to be made at exit asks an executor for the host's address, and those stop
-# before `atexit` runs.  What runs before them has no public name.
+# before `atexit` runs.  What runs before them has no public name; the last that is registered runs
+# first, so `concurrent.futures.thread` has to be there by now.
 _at_exit: Callable[[Callable[[], None]], object] = getattr(
     threading, "_register_atexit", atexit.register
 )
@@ -60,6 +65,7 @@ class _Portal:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
+            self.loop.run_until_complete(_last_words())
         finally:
             self.loop.close()
 
@@ -72,6 +78,8 @@ class _Portal:
         future = asyncio.run_coroutine_threadsafe(doing, self.loop)
         try:
             return future.result(timeout)
+        except concurrent.futures.CancelledError:
+            raise Closed("the session was left meanwhile") from None
         except (TimeoutError, KeyboardInterrupt):
             future.cancel()
             raise
@@ -88,6 +96,16 @@ class _Portal:
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=5.0)
+
+
+async def _last_words() -> None:
+    """Threads that wait hear how it ended; what goes on regardless is cancelled."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, lasting = await asyncio.wait(others, timeout=LAST_WORDS)
+        for task in lasting:
+            task.cancel()
+        await asyncio.gather(*lasting, return_exceptions=True)
 
 
 class Run(RunWriter):

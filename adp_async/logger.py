@@ -10,6 +10,7 @@ is awake, less when memory runs out, and -1 when nothing is accepted any more.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import threading
@@ -304,7 +305,6 @@ class BatchLogger:
     _looked_at: float = field(default=0.0, init=False)
     #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
     _text_cost: int = field(default=0, init=False)
-    _has_withdrawn: bool = field(default=False, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _room: threading.Condition = field(factory=threading.Condition, init=False)
     _blocked: int = field(default=0, init=False)
@@ -395,7 +395,7 @@ class BatchLogger:
         if run_id is not None:
             return self._stats_of_run(run_id)
         accumulator, sender = self.accumulator, self._sender
-        inbox = self._in_inbox()
+        inbox = len(self.inbox)
         rejected = dict(accumulator.rejected)
         waiting = accumulator.waiting + inbox
         settled = accumulator.delivered + sum(rejected.values())
@@ -413,11 +413,6 @@ class BatchLogger:
             throttled=self.throttle.throttled,
             oldest=self._oldest(list(accumulator.lanes.values())),
         )
-
-    def _in_inbox(self) -> int:
-        if not self._has_withdrawn:
-            return len(self.inbox)
-        return sum(not isinstance(record.place, GivenUp) for record in list(self.inbox))
 
     def _stats_of_run(self, run_id: str) -> Stats:
         lane = self.accumulator.lane(run_id)
@@ -537,9 +532,10 @@ class BatchLogger:
         return self._used() <= HIGH_WATER * self.buffer_limit
 
     def _open_gate(self, upto: int) -> None:
-        if not self._why_closed:
-            room = (self.buffer_limit - self.accumulator.cost - self._text_cost) // METRIC_COST
-            self.inbox.gate = max(0, min(upto, room))
+        room = (self.buffer_limit - self.accumulator.cost - self._text_cost) // METRIC_COST
+        self.inbox.gate = max(0, min(upto, room))
+        if self._why_closed:  # looked at last, since another thread may be about to shut
+            self.inbox.gate = -1
 
     def _overflow(self, records: Sequence[AnyRecord]) -> None:
         is_on_loop = threading.get_ident() == self._thread
@@ -564,7 +560,7 @@ class BatchLogger:
         return self._used() <= self.buffer_limit
 
     def _refuse(self, records: Sequence[AnyRecord]) -> None:
-        error = self._full(self.accumulator.unsettled + self._in_inbox() - len(records))
+        error = self._full(self.accumulator.unsettled + len(self.inbox) - len(records))
         if self._withdraw(records, error):
             raise error
 
@@ -584,7 +580,7 @@ class BatchLogger:
         if self._why_closed:
             raise Closed(self._closed_message())
         if not has_room:
-            raise self._full(self.accumulator.unsettled + self._in_inbox())
+            raise self._full(self.accumulator.unsettled + len(self.inbox))
         with self._lock:
             self._text_cost += sum(map(cost_of, mine)) - METRIC_COST * len(mine)
             self.inbox.extend(mine)
@@ -611,7 +607,7 @@ class BatchLogger:
     def _take_out(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
         """Those of *records* that still lay in the inbox, and no longer do."""
         with self._lock:
-            mine = [record for record in records if _removed(self.inbox, record)]
+            mine = [record for record in reversed(records) if _removed(self.inbox, record)][::-1]
             self._text_cost -= sum(map(cost_of, mine)) - METRIC_COST * len(mine)
         return mine
 
@@ -619,13 +615,10 @@ class BatchLogger:
         self, records: Sequence[AnyRecord], error: AdpError, *, dropping: bool = False
     ) -> int:
         """Give up what still lies in the inbox; how many that were."""
+        mine = self._take_out(records)
+        for record in mine:
+            record.place = GivenUp(error)
         with self._lock:
-            waiting = {id(record) for record in list(self.inbox)}
-            mine = [record for record in records if id(record) in waiting]
-            for record in mine:
-                self._text_cost -= cost_of(record) - METRIC_COST
-                record.place = GivenUp(error)
-                self._has_withdrawn = True
             self.dropped += dropping * len(mine)
         return len(mine)
 
@@ -647,9 +640,6 @@ class BatchLogger:
             popleft = self.inbox.popleft
             records = [popleft() for _ in range(len(self.inbox))]
             self._text_cost = 0
-            if self._has_withdrawn:
-                records = [record for record in records if not isinstance(record.place, GivenUp)]
-                self._has_withdrawn = False
         if records:
             self.accumulator.take_in(records, since)
 
@@ -673,6 +663,8 @@ class BatchLogger:
         future = asyncio.run_coroutine_threadsafe(waiting, loop)
         try:
             return future.result(timeout)
+        except concurrent.futures.CancelledError:
+            raise Closed(self._closed_message()) from None
         except TimeoutError:
             future.cancel()
             raise
@@ -836,7 +828,7 @@ class BatchLogger:
     async def _deliver_all(self) -> None:
         now = time.monotonic()
         self.take_in(now)
-        for lane in self.accumulator.lanes.values():
+        for lane in list(self.accumulator.lanes.values()):  # another thread may add one
             self.accumulator.urge(lane, now)
         self._all_settled.clear()
         self._sender.wake()
@@ -844,7 +836,7 @@ class BatchLogger:
             await self._all_settled.wait()
 
     def _raise_end(self, left: int) -> None:
-        lanes = self.accumulator.lanes.values()
+        lanes = list(self.accumulator.lanes.values())
         try:
             self._raise_refused(lanes)
         except DeliveryError as refused:
@@ -921,6 +913,14 @@ _WOULD_BLOCK = "waiting here would block the event loop; use `await` in its plac
 
 
 def _removed(inbox: Inbox, record: AnyRecord) -> bool:
+    """Take *record* out; mostly it is the last one, and then it doesn't matter how many there are.
+
+    Under the lock: only metrics may come meanwhile, and their order is of no account.
+    """
+    if inbox and inbox[-1] is record:
+        if (last := inbox.pop()) is record:
+            return True
+        inbox.append(last)  # a metric of another thread, which came in between
     try:
         inbox.remove(record)
     except ValueError:

@@ -78,10 +78,15 @@ async def _obey(gateways: list[Gateway]) -> None:
         print(json.dumps(_answer(gateways[question["gateway"]], question)), flush=True)
 
 
+def _quota(question: dict[str, Any]) -> Quota | None:
+    if question["rate"] is None:
+        return None
+    return Quota(question["rate"], question["burst"], question["retry_after"])
+
+
 def _answer(gateway: Gateway, question: dict[str, Any]) -> dict[str, int]:
     if "rate" in question:
-        rate, retry_after = question["rate"], question.get("retry_after")
-        gateway.quota = Quota(rate, retry_after=retry_after) if rate is not None else None
+        gateway.quota = _quota(question)
     if question.get("reset"):
         gateway.reset_counts()
         gateway.backend = Counter() if isinstance(gateway.backend, Counter) else gateway.backend

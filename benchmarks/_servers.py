@@ -244,9 +244,12 @@ class Platform:
     def target(self) -> Target:
         return self.targets[0]
 
-    def set_quota(self, gateway: int, rate: float | None, retry_after: float | None = None) -> None:
-        """Requests a second from now on, None for any number; counts begin at zero."""
-        self._ask({"gateway": gateway, "rate": rate, "retry_after": retry_after, "reset": True})
+    def set_quota(
+        self, gateway: int, rate: float, burst: float, retry_after: float | None = None
+    ) -> None:
+        """*rate* requests a second from now on, *burst* at once; counts begin at zero."""
+        quota = {"rate": rate, "burst": burst, "retry_after": retry_after}
+        self._ask({"gateway": gateway, **quota, "reset": True})
 
     def lift_quota(self, gateway: int) -> None:
         self._ask({"gateway": gateway, "rate": None, "reset": False})

@@ -54,7 +54,7 @@ async def _new_runs(session: Session, count: int) -> list[str]:
     return [each.info.run_id for each in made if each.info is not None]
 
 
-def _ours(session: Session, run_ids: Sequence[str], count: int) -> Contender:
+def _ours(session: Session, run_ids: Sequence[str], count: int, name: str = "") -> Contender:
     runs = [session.attach_run(run_id) for run_id in run_ids]
     values = [value_of(step) for step in range(count)]
 
@@ -65,7 +65,7 @@ def _ours(session: Session, run_ids: Sequence[str], count: int) -> Contender:
         await session.logger.flush()
         return count / (time.perf_counter() - began)
 
-    return Contender("adp_async", "ours", once)
+    return Contender(name, "", once) if name else Contender("adp_async", "ours", once)
 
 
 def _floor(hand: HandWritten, run_ids: Sequence[str], count: int, in_flight: int) -> Contender:
@@ -82,9 +82,16 @@ def _floor(hand: HandWritten, run_ids: Sequence[str], count: int, in_flight: int
 
 async def _rates(target: Target, options: Options, runs: int) -> list[Samples]:
     count = options.size(max(runs, 8), runs) * BATCH
-    async with target.session() as session, HandWritten(target) as hand:
-        # Each has runs of its own: a run's table of latest values is no different for being shared.
-        contenders = [_ours(session, await _new_runs(session, runs), count)]
+    async with (
+        target.session() as session,
+        target.session(max_in_flight=1) as patient,
+        HandWritten(target) as hand,
+    ):
+        # Each has runs of its own.
+        contenders = [
+            _ours(session, await _new_runs(session, runs), count),
+            _ours(patient, await _new_runs(session, runs), count, "adp_async, max_in_flight=1"),
+        ]
         for in_flight in (1, 4):
             run_ids = await _new_runs(session, runs)
             contenders.append(_floor(hand, run_ids, count, in_flight))

@@ -1,13 +1,16 @@
 """Under a quota: how much of it is used, how many requests are refused, how fast a backlog drains.
 
 The gateway takes so many requests a second and answers 429 beyond that, with or without a
-``Retry-After`` of one second.  One client has all of the quota, or eight of them share it without
-knowing of each other.  All have more to send than the quota takes: ours logs metrics, the others
-have full batches ready.  The peers: ``oci``'s retry strategy as it comes (`AsyncBaseClient`, its
-circuit breaker included), and plain exponential back-off (1, 2, 4, ... at most 60 s, with jitter).
+``Retry-After`` of one second.  It lets what was not used for up to a second be made up for, or it
+is strict: one request at a time, and a bit too early is too early.  One client has all of the
+quota, or eight of them share it without knowing of each other.
 
-Contenders have a gateway each and run side by side; so do the quotas of 2 and 10, which leave the
-machine idle.  After that the quota is lifted, and a backlog of 20 batches a client drains.
+All have more to send than the quota takes: ours logs metrics, the others have full batches ready.
+The peers: ``oci``'s retry strategy as it comes (`AsyncBaseClient`, its circuit breaker included),
+and plain exponential back-off (1, 2, 4, ... at most 60 s, with jitter).
+
+Contenders have a gateway each and run side by side, and so do the quotas that leave the machine
+idle.  After that the quota is lifted, and a backlog of 20 batches a client drains.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from itertools import product, starmap
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from benchmarks._servers import Platform, Target
 
 CLIENTS = (1, 8)
+STRICT = (False, True)
 RETRY_AFTER = 1.0
 #: Batches that each client has waiting, at least, and that it drains in the end.
 BACKLOG = 20
@@ -190,9 +195,18 @@ class Scenario:
     """One line of the table."""
 
     quota: float
+    is_strict: bool
     retry_after: float | None
     clients: int
     way: str
+
+    @property
+    def burst(self) -> float:
+        return 1.0 if self.is_strict else self.quota
+
+    @property
+    def name(self) -> str:
+        return f"{self.quota:g}/s{' strict' if self.is_strict else ''}  {self.way}"
 
 
 @frozen
@@ -224,7 +238,7 @@ async def _play(
     target = where.targets[gateway]
     async with AsyncExitStack() as stack:
         sending = await WAYS[scenario.way](target, scenario.clients, stack)
-        where.set_quota(gateway, scenario.quota, scenario.retry_after)
+        where.set_quota(gateway, scenario.quota, scenario.burst, scenario.retry_after)
         counts = [where.counts(gateway)]
         feeding = asyncio.create_task(sending.feed())
         for _ in range(2):
@@ -235,7 +249,7 @@ async def _play(
         drained = await _drain(sending, where, gateway, longest)
     best = scenario.quota * seconds
     return Outcome(
-        Share.between(counts[0], counts[2], best + 1),  # the bucket is full at the start
+        Share.between(counts[0], counts[2], best + scenario.burst),
         Share.between(counts[1], counts[2], best / 2),
         drained,
         getattr(sending, "given_up", 0),
@@ -268,13 +282,15 @@ def _groups(options: Options) -> list[tuple[float, list[Scenario]]]:
     ways = list(WAYS) if options.peers else ["adp_async"]
     asked = (None, RETRY_AFTER)
     if options.smoke:
-        return [(0.5, [Scenario(20, None, 2, way) for way in ways])]
+        return [(0.5, [Scenario(20, False, None, 2, way) for way in ways])]
     slow = [
-        (50.0, [Scenario(q, after, n, way) for q in (2, 10) for after in asked for way in ways])
+        (50.0, list(starmap(Scenario, product((2, 10), STRICT, asked, (n,), ways))))
         for n in CLIENTS
     ]
     fast = [
-        (25.0, [Scenario(50, after, n, way) for way in ways]) for n in CLIENTS for after in asked
+        (25.0, list(starmap(Scenario, product((50,), STRICT, (after,), (n,), ways))))
+        for n in CLIENTS
+        for after in asked
     ]
     return [*slow, *fast]
 
@@ -291,10 +307,15 @@ def _table(found: dict[Scenario, Outcome], retry_after: float | None, clients: i
         "given up",
     )
     table = Table(f"{_who(clients)}, {how}", headings)
-    for scenario, outcome in sorted(found.items(), key=lambda each: each[0].quota):
+    for scenario, outcome in sorted(found.items(), key=_order):
         if (scenario.retry_after, scenario.clients) == (retry_after, clients):
-            table.add(f"{scenario.quota:g}/s  {scenario.way}", *_cells(outcome))
+            table.add(scenario.name, *_cells(outcome))
     return table
+
+
+def _order(found: tuple[Scenario, Outcome]) -> tuple[float, bool]:
+    scenario, _ = found
+    return scenario.quota, scenario.is_strict
 
 
 def _who(clients: int) -> str:
@@ -311,17 +332,18 @@ def _cells(outcome: Outcome) -> list[str | float]:
 def _goals(found: dict[Scenario, Outcome]) -> list[Goal]:
     """The worst of all quotas, with and without Retry-After."""
     goals = []
-    for clients in sorted({each.clients for each in found}):
+    for clients, is_strict in sorted({(each.clients, each.is_strict) for each in found}):
         ours = [
             outcome
             for each, outcome in found.items()
-            if each.way == "adp_async" and each.clients == clients
+            if each.way == "adp_async" and (each.clients, each.is_strict) == (clients, is_strict)
         ]
         for when, shares in (
             ("from the first request on", [outcome.whole for outcome in ours]),
             ("later half", [outcome.later for outcome in ours]),
         ):
-            what = f"worst of all quotas, {_who(clients)}, {when}"
+            kind = "strict quotas" if is_strict else "quotas"
+            what = f"worst of all {kind}, {_who(clients)}, {when}"
             goodput = min(share.goodput for share in shares)
             refused = max(share.refused for share in shares)
             goals.append(Goal.at_least(f"{what}: goodput / best possible", 0.95, goodput))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -47,8 +48,8 @@ class Child:
             async with asyncio.timeout(seconds):
                 out, errors = await self.process.communicate()
         except TimeoutError:
-            # Told to by `faulthandler`, it says where it hangs.
-            self.process.send_signal(6)
+            # With `faulthandler` it says where it hangs, and so do the processes it has started.
+            os.killpg(self.process.pid, signal.SIGABRT)
             out, errors = await self.process.communicate()
             raise AssertionError(f"it hangs\n{out.decode()}\n{errors.decode()}") from None
         assert self.process.returncode is not None
@@ -73,6 +74,7 @@ async def start(
         env=environment(platform, **knobs),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     return Child(process)
 

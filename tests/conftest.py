@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=20, help="of test_processes: forks")
+    parser.addoption("--kills", type=int, default=8, help="of test_kill: rounds")
+    parser.addoption("--points", type=int, default=100_000, help="of test_disk: while it is down")
     parser.addoption("--minutes", type=float, default=0.08, help="of test_soak: its length")
 
 
@@ -48,6 +50,12 @@ def in_background(platform: LocalPlatform) -> Iterator[LocalPlatform]:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+@pytest.fixture(autouse=True)
+def _spool_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
+    """No test writes into the state folder of whoever runs it."""
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path_factory.getbasetemp() / "spool"))
 
 
 @pytest.fixture(scope="session")

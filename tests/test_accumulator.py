@@ -335,6 +335,18 @@ def test_parts_of_a_barrier_keep_their_order(accumulator: Accumulator) -> None:
     assert seen == [("a", "1"), ("b", "1"), ("a", "2")]
 
 
+def test_a_tag_right_behind_a_full_load_of_metrics_makes_a_barrier() -> None:
+    """Whether the next batch has one is known before it is cut, whichever limit ends it."""
+    accumulator = Accumulator(limits=BatchLimits(metrics=2, entities=4))
+    add_all(accumulator, "run", metrics(4))
+    accumulator.add("run", RunTag("stage", "end"), now=0.0)
+
+    (metrics_only,) = accumulator.drain(5.0, room=9)
+    accumulator.succeed(metrics_only, 5.0)
+
+    assert keys(drain_one(accumulator, 5.0)) == ["loss", "loss", "stage"]
+
+
 def test_metrics_far_ahead_of_a_tag_need_no_barrier(accumulator: Accumulator) -> None:
     """A full batch of metrics leaves although a tag waits behind it."""
     add_all(accumulator, "run", metrics(2000))
@@ -551,6 +563,32 @@ def test_a_suspect_that_is_delivered_is_none_any_more(accumulator: Accumulator) 
     assert lane.suspects == {}
 
 
+def test_a_bad_key_among_good_ones_is_taken_apart(accumulator: Accumulator) -> None:
+    """Once it is known, the rest of the batch is not halved down to it each time."""
+    add_all(accumulator, "run", [metric(("good", "bad@key")[n % 2], step=n) for n in range(1000)])
+
+    requests = deliver_everything(accumulator, 1.0, lambda record: record.key == "bad@key")
+
+    assert requests <= 60
+    assert accumulator.delivered == 500
+
+
+def test_parts_of_a_refused_batch_keep_the_limits() -> None:
+    """A long tag, overwritten and so left out of the whole, is sent in a part, and counts there."""
+    accumulator = Accumulator(limits=BatchLimits(body_bytes=900))
+    tags = [RunTag("note", "x" * 800), RunTag("stage", "y" * 200), RunTag("note", "z")]
+    add_all(accumulator, "run", [*tags, RunTag("note", "z")])
+    accumulator.refuse(drain_one(accumulator, 1.0), REFUSED, 1.0)
+
+    sizes = []
+    while batches := accumulator.drain(1.0):
+        sizes.append(len(batches[0].body))
+        accumulator.succeed(batches[0], 1.0)
+
+    assert len(sizes) == 3
+    assert max(sizes) <= 900
+
+
 def test_a_bad_key_in_a_hot_loop_costs_few_requests(accumulator: Accumulator) -> None:
     """A key that never gets through is given up a batch at a time, not a point at a time."""
     bad = metrics(5000, key="bad@key")
@@ -613,7 +651,7 @@ def test_too_large_halves_and_remembers(accumulator: Accumulator) -> None:
     halves = accumulator.drain(1.0, room=9)
 
     assert [len(half.records) for half in halves] == [500, 500]
-    assert accumulator.limits.body_bytes == len(first.body) // 2 + 1
+    assert accumulator.limits.body_bytes == len(first.body) * 9 // 16
     accumulator.succeed(second, 1.0)
     add_all(accumulator, "run", metrics(1000), now=2.0)
     later = accumulator.drain(2.0, room=9)

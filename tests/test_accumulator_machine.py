@@ -291,7 +291,7 @@ class AccumulatorMachine(RuleBasedStateMachine):
 
 
 AccumulatorMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=50, deadline=None
+    max_examples=250, stateful_step_count=50, deadline=None
 )
 
 

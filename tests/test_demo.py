@@ -234,19 +234,10 @@ def test_the_demo_survives_throttling(
 
 
 def drawn(plot: Plot, width: int = 60, *, encoding: str = "utf-8") -> list[str]:
-    out = StringIO()
-    console = Console(file=out, width=width, force_terminal=False, legacy_windows=False)
-    options = attrs_free_update(console, encoding)
-    console.print(plot) if encoding == "utf-8" else console.print(
-        *[segment.text for segment in console.render(plot, options)], sep="", end=""
-    )
-    return out.getvalue().splitlines()
-
-
-def attrs_free_update(console: Console, encoding: str) -> Any:
+    console = Console(file=StringIO(), width=width)
     options = console.options
     options.encoding = encoding
-    return options
+    return "".join(segment.text for segment in console.render(plot, options)).splitlines()
 
 
 def test_the_plot_falls_where_the_line_falls() -> None:

@@ -44,7 +44,7 @@ def at_once(*works: Callable[[], object]) -> list[BaseException]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60.0)
+        thread.join(20.0)
     return errors
 
 

@@ -559,9 +559,8 @@ def _connect(
 
 
 def _lay_out(connection: sqlite3.Connection, identity: Identity) -> None:
-    """The tables of a new spool, in one write: nobody finds half of them."""
+    """The tables of a new spool, before there is a WAL: its first page says what it is."""
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = MEMORY")
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

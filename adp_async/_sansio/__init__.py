@@ -1,0 +1,103 @@
+"""The pure core: what is true without a network.  Theory of operation.
+
+A metric, from the call to the wire::
+
+     any thread            the loop's thread: decisions             the loop's thread: waiting
+    ════════════          ══════════════════════════               ═══════════════════════════
+    run.log_metric("loss", 0.12, step=7)
+        │  records: validated, coerced, stamped
+        ▼
+     inbox ─── past its gate? wake ────────────────────────────────►  Sender: look again
+        ·                                                                │
+        └─────────────► Accumulator.take_in(records, now)  ◄─────────────┤  at a wake, and
+                            │  one lane for a run                        │  once a linger
+                            │  journal: took                             │
+                            ▼                                            │
+                        drain(now, room)  ◄──────────────────────────────┤  room: less than
+                            │  lanes that are ready, in turn             │  max_in_flight under
+                            │  cut ─► set apart ─► fit ─► seal           │  way, no hold, no outage
+                            │  journal: sealed                           │
+                            ▼                                            ▼
+                        RecordBatch: body and retry token  ──────────►  a task for each batch
+                                                                         │  spool: token on disk?
+     Receipt = the record                                                ▼
+        ▲               Throttle.delay(now)  ─────────────────────────► sleep ◄──┐
+        │               Throttle.depart(now)                             │       │
+        │                                                              sign: a new date
+        │                                                              send      │
+        │               read_reply ─► None or AdpError  ◄────────────── Reply    │
+        │                   │                                                    │
+        │                   ├─ 401, mended by a refresh or the right time ───────┘
+        │                   ▼
+        │               Throttle.succeeded / .refused
+        │               action_for(error)
+        │                   │
+        │                   ├─ DELIVERED ──► succeed ───────────────┐
+        │                   ├─ WAIT_TURN, BACK_OFF, HOLD ──► retry_later      ┐
+        │                   ├─ RENEW_TOKEN ──► renew                          ├─ back at the head
+        │                   ├─ HALVE ──► too_large                            │  of its lane
+        │                   ├─ SPLIT ──► refuse: in halves, down to one       ┘
+        │                   └─ GIVE_UP ──► give_up ─────────────────┐
+        │                                                           ▼
+        └────────────── record.place = a Verdict, journal: settled, Board.settled: who waits
+
+Rules of this package
+---------------------
+
+*Nothing acts.*  No clock, no dice, no thread, no socket, no disk, no coroutine.  Time is the
+argument *now*, in monotonic seconds; chance is a *jitter* from [0, 1) or a `new_token` given.  So
+every rule about time is a table in a test, and an hour of outage takes a millisecond there.
+
+*It says when to come back.*  `Accumulator.next_deadline` and `Throttle.delay` are all that the
+shell needs to sleep by: `drain` hands something out exactly when the deadline has come, if there
+is room.  A shell that looks too often does no harm, one that looks late sends fuller batches.
+
+*One thread.*  What is here has no locks, since it belongs to the event loop.  Threads meet in the
+inbox, outside.
+
+*It imports `entities` and `errors`, and nothing else of ours.*  Who has to be told is a Protocol
+here (`Board`, `Notes`), and whoever stands outside implements it.
+
+What a lane promises
+--------------------
+
+A lane numbers its records in the order of the calls.  A batch is a *span* of those numbers; it may
+go out in parts, and the span is settled when each of its records has its end.  `settled_until` is
+where the first unsettled span begins: a flush waits for that to pass the number it saw, and the
+journal forgets what lies before it.
+
+A lane is ready when its next request is full, when its first record has lingered, or when someone
+waits for it.  Lanes leave in the order in which they became ready, and after one batch a lane goes
+to the end of the line, however old its records are: a busy run and ten thousand quiet ones share
+the way out evenly.
+
+Metrics append, so batches of metrics fly side by side.  Params and tags are a *barrier*: a batch
+with one of them leaves when nothing else of its run is in flight, and nothing follows before its
+end.  That is all it takes to keep their order, also through resends, halves and splits, which go
+back to the head of the lane.
+
+A batch is sealed for life: body and retry token stay the same on every attempt.  What is cut anew
+(a half, a part) is another request, under another token.
+
+Why a record is its own receipt
+-------------------------------
+
+The call that logs a metric may cost no more than an append.  So there is one object for a point:
+what goes into the body, what the caller keeps and awaits, what knows its end.  Its `place` is the
+lane while it waits or flies, and a `Verdict` when that is over; waiting is asked of the place.
+
+The modules
+-----------
+
+======================  ============================================================================
+`endpoints`             the operations, one row each, and the URLs they become
+`codec`                 entities to JSON and back: the one place that knows names on the wire
+`messages`, `replies`   a request and a reply as values; what a status and a body mean
+`signing`               what is signed, by which clock, and what may stand in a header
+`records`               metric, param, tag: the checks at the call, and the body of a log-batch
+`accumulator`           lanes and batches: what leaves when, and what becomes of it
+`verdicts`              what an error means for a batch
+`journal`               what has to outlive the process, as notes for the spool
+`retry`, `throttle`     when one request may be tried again; when any request may leave
+======================  ============================================================================
+"""

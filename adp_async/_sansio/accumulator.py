@@ -40,7 +40,7 @@ from adp_async._sansio.records import (
 from adp_async.errors import AdpError, DeliveryError, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     from adp_async._sansio.records import AnyRecord
 
@@ -362,6 +362,12 @@ class Accumulator:
         lane.text_seqs.append(seq)
         lane.text_cost += cost_of(record) - METRIC_COST
 
+    def _uncount_texts(self, lane: Lane, records: Iterable[AnyRecord]) -> None:
+        for record in records:
+            if type(record) is not Metric:
+                lane.count[type(record)] -= 1
+                lane.text_cost -= cost_of(record) - METRIC_COST
+
     # Being ready
 
     def urge(self, lane: Lane, now: float) -> None:
@@ -413,8 +419,10 @@ class Accumulator:
 
     def _next_is_barrier(self, lane: Lane) -> bool:
         """Whether a batch cut now would hold params or tags."""
-        room = min(self.limits.entities, self.limits.metrics)
-        return bool(lane.text_seqs) and lane.text_seqs[0] < lane.head_seq + room
+        if not lane.text_seqs:
+            return False
+        ahead = lane.text_seqs[0] - lane.head_seq
+        return ahead <= self.limits.metrics and ahead < self.limits.entities
 
     # Handing out
 
@@ -565,9 +573,10 @@ class Accumulator:
     def refuse(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """The service's verdict on the request: find the bad records, and deliver the others.
 
-        Halves it; a record that is refused alone is given up.  A key that never got through, and
-        of which ten records were refused alone, is bad itself: a batch of that key alone is given
-        up as a whole then, or a bad key in a hot loop would cost a request for each point.
+        Takes apart what was refused before, or halves it; a record that is refused alone is given
+        up.  A key that never got through, and of which ten records were refused alone, is bad
+        itself: a batch of that key alone is given up as a whole then, or a bad key in a hot loop
+        would cost a request for each point.
         """
         names = {(type(record), record.key) for record in batch.records}
         if len(names) == 1:
@@ -585,7 +594,8 @@ class Accumulator:
         if len(batch.records) == 1:
             self.give_up(batch, error, now)
             return
-        learned = max(SMALLEST_BODY_LIMIT, len(batch.body) // 2 + 1)
+        # A little more than half of it, since halves are never quite equal.
+        learned = max(SMALLEST_BODY_LIMIT, len(batch.body) * 9 // 16)
         if learned < self.limits.body_bytes:
             self.limits = evolve(self.limits, body_bytes=learned)
         self._split(batch, now)
@@ -633,10 +643,8 @@ class Accumulator:
         spilled.reverse()
         while lane.text_seqs and lane.text_seqs[-1] >= start:
             lane.text_seqs.pop()
-        for record in (*spilled, *lane.tail):
-            if type(record) is not Metric:
-                lane.count[type(record)] -= 1
-                lane.text_cost -= cost_of(record) - METRIC_COST
+        for records in (spilled, lane.tail):
+            self._uncount_texts(lane, records)
         lane.spilled.append((start, journaled_until))
         return self._let_go(lane, spilled, start)
 
@@ -751,10 +759,15 @@ class Accumulator:
 
     def _split(self, batch: RecordBatch, now: float) -> None:
         lane, at, parts = batch.lane, batch.first, []
-        for half in _halves(batch.records):
-            body = _encode(lane, half)
-            parts.append(self._batch(lane, half, body, batch.span, at, is_whole=False))
-            at = None if at is None else at + len(half)
+        cuts = self._set_apart(lane, batch.records)
+        if len(cuts) > 1:
+            at = None
+        else:
+            cuts = _halves(batch.records)
+        # A tag that was overwritten in the whole may be sent in a part, and make it larger.
+        for records, body in [fit for cut in cuts for fit in self._fit(lane, cut)]:
+            parts.append(self._batch(lane, records, body, batch.span, at, is_whole=False))
+            at = None if at is None else at + len(records)
         self._put_back(batch, parts, now, now)
 
     def _put_back(
@@ -833,9 +846,9 @@ def _encode(lane: Lane, records: list[AnyRecord]) -> bytes:
             record.place = lane
 
 
-def _halves(records: list[AnyRecord]) -> tuple[list[AnyRecord], list[AnyRecord]]:
+def _halves(records: list[AnyRecord]) -> list[list[AnyRecord]]:
     middle = len(records) // 2
-    return records[:middle], records[middle:]
+    return [records[:middle], records[middle:]]
 
 
 def _rejection(run_id: str, record: AnyRecord, error: AdpError) -> Rejection:
