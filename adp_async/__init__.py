@@ -36,10 +36,11 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.logger import BatchLogger, Receipt, Receipts, Stats
+from adp_async.logger import BatchLogger, Stats
 from adp_async.run import Run
 from adp_async.session import Session
 from adp_async.settings import Settings
+from adp_async.writer import Receipt, Receipts
 
 __version__ = "0.1.0"
 

@@ -20,9 +20,9 @@ from attrs import field, frozen
 
 import adp_async.session
 from adp_async.errors import AdpError, Closed
-from adp_async.logger import RunWriter
 from adp_async.run import Run as AsyncRun
 from adp_async.run import tell_behind
+from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence

@@ -1,8 +1,7 @@
-"""The background logger of a session: what ``log_*`` does at the call, and who waits for what.
+"""The background logger of a session: from the inbox to the end of a record, and who waits for it.
 
-A call validates, coerces and stamps its records and leaves them in the `Inbox`, the one thing
-that threads share; `deque.append` is atomic, so the way in takes no lock.  Everything behind the
-inbox belongs to the event loop's thread.  ``inbox.gate`` is how many records may lie there before
+Calls of ``log_*`` (`adp_async.writer`) leave their records in the `Inbox`.  Everything behind it
+belongs to the event loop's thread.  ``inbox.gate`` is how many records may lie there before
 a caller has to look up: 0 while the sender sleeps (the first record wakes it), a batchful while it
 is awake, less when memory runs out, and -1 when nothing is accepted any more.
 """
@@ -10,6 +9,7 @@ is awake, less when memory runs out, and -1 when nothing is accepted any more.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import logging
 import os
@@ -17,8 +17,6 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
-from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import define, field, frozen
@@ -27,20 +25,13 @@ from adp_async._io.sender import Sender
 from adp_async._sansio.accumulator import Accumulator, delivery_error
 from adp_async._sansio.records import (
     METRIC_COST,
-    SMALL_STEP,
     GivenUp,
     Metric,
-    Param,
-    Record,
-    RunTag,
     cost_of,
-    valid_int64,
-    valid_key,
-    valid_text,
-    valid_value,
 )
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import AdpError, BufferFull, Closed, DeliveryError
+from adp_async.writer import Inbox, Receipt, Receipts, RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -58,7 +49,7 @@ if TYPE_CHECKING:
     from adp_async._io.sender import Post
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Lane
-    from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
+    from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.throttle import Throttle
     from adp_async.errors import Rejection
 
@@ -66,42 +57,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger("adp_async")
 
-#: Keys that are known to be good; beyond that many a key is checked at every call.
-KNOWN_KEYS: Final = 10_000
 #: `drain` waits until this share of ``buffer_limit`` is taken.
 HIGH_WATER: Final = 0.5
+#: Seconds that the interpreter's end waits for what a session has to write down.
+LAST_COMMIT: Final = 5.0
 #: Runs whose writers are kept although nothing of theirs waits.
 KEPT_WRITERS: Final = 4096
-
-Receipt = Record
-
-
-class Receipts(tuple[Record, ...]):
-    """The receipts of several records of one call; waiting for it waits for all of them."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, None, None]:
-        for receipt in self:
-            yield from receipt.__await__()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Block this thread until the service has all of them.  See `Receipt.wait`."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for receipt in self:
-            receipt.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-
-    @property
-    def delivered(self) -> bool:
-        return all(receipt.delivered for receipt in self)
-
-    @property
-    def done(self) -> bool:
-        return all(receipt.done for receipt in self)
-
-    def __repr__(self) -> str:
-        done = sum(receipt.done for receipt in self)
-        return f"<Receipts {len(self)} records | {done} done>"
 
 
 @frozen
@@ -130,132 +91,6 @@ class Stats:
     def undelivered(self) -> int:
         """Records that are still on their way."""
         return self.waiting + self.in_flight + self.spooled
-
-
-class Inbox(deque["AnyRecord"]):
-    """Records between their call and the event loop; how many may lie here is the *gate*."""
-
-    __slots__ = ("gate",)
-    gate: int
-
-
-class RunWriter:
-    """``log_*`` of one run: plain calls from any thread, O(1), never a wait for the network."""
-
-    def __init__(self, run_id: str, log: BatchLogger) -> None:
-        if not isinstance(run_id, str) or not run_id:
-            message = f"a run id is a str that is not empty, not {run_id!r:.80}"
-            raise ValueError(message)
-        self._run_id = run_id
-        self._log = log
-        self._lane = log.accumulator.lane(run_id)
-        self._inbox = log.inbox
-        self._known = log.known_keys
-
-    @property
-    def run_id(self) -> str:
-        """The run's id."""
-        return self._run_id
-
-    def log_metric(
-        self, key: str, value: float, step: int = 0, timestamp: int | None = None
-    ) -> Receipt:
-        """Log one point of a metric; returns at once.
-
-        *value*: whatever ``float()`` takes; NaN and infinities are sent as the service spells
-        them.  *step*: an int64.  *timestamp*: Unix milliseconds, by default now.  Raises
-        `InvalidRecord` for a wrong key, value, step or timestamp, `BufferFull` when no memory is
-        left (see ``overflow``), and `Closed`.
-        """
-        # The short way, for what a training loop logs; anything else is looked at more closely.
-        if (
-            type(value) is float
-            and type(step) is int
-            and -SMALL_STEP < step < SMALL_STEP
-            and timestamp is None
-        ):
-            try:
-                record = Metric(self._known[key], value, time_ns() // 1_000_000, step, self._lane)
-            except (KeyError, TypeError):
-                record = self._metric(key, value, step, None)
-        else:
-            record = self._metric(key, value, step, timestamp)
-        inbox = self._inbox
-        inbox.append(record)
-        if len(inbox) > inbox.gate:
-            self._log.look_up((record,))
-        return record
-
-    def log_metrics(
-        self, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None
-    ) -> Receipts:
-        """Log several metrics at one *step* and time; see `log_metric`.
-
-        When one of them is invalid, none is taken.
-        """
-        if timestamp is None:
-            timestamp = time_ns() // 1_000_000
-        return self._accept(
-            [self._metric(key, value, step, timestamp) for key, value in metrics.items()]
-        )
-
-    def log_param(self, key: str, value: object) -> Receipt:
-        """Log a param: write-once, *value* written with ``str``, at most 6,000 characters.
-
-        The same value again is accepted by the service, another one is refused.  Errors as for
-        `log_metric`.
-        """
-        return self._accept([self._text(Param, "param", key, value)])[0]
-
-    def log_params(self, params: Mapping[str, object]) -> Receipts:
-        """Log several params; when one of them is invalid, none is taken."""
-        return self._accept(
-            [self._text(Param, "param", key, value) for key, value in params.items()]
-        )
-
-    def set_tag(self, key: str, value: object) -> Receipt:
-        """Set a tag: the last value wins; written with ``str``, at most 8,000 characters.
-
-        Errors as for `log_metric`.
-        """
-        return self._accept([self._text(RunTag, "tag", key, value)])[0]
-
-    def set_tags(self, tags: Mapping[str, object]) -> Receipts:
-        """Set several tags; when one of them is invalid, none is taken."""
-        return self._accept([self._text(RunTag, "tag", key, value) for key, value in tags.items()])
-
-    def _metric(self, key: str, value: object, step: object, timestamp: object) -> Metric:
-        run_id = self._run_id
-        key = self._key("metric", key)
-        value = valid_value(value, key=key, run_id=run_id)
-        step = valid_int64(step, what="step", key=key, run_id=run_id)
-        if timestamp is None:
-            timestamp = time_ns() // 1_000_000
-        timestamp = valid_int64(timestamp, what="timestamp", key=key, run_id=run_id)
-        return Metric(key, value, timestamp, step, self._lane)
-
-    def _text(
-        self, make: type[Param] | type[RunTag], kind: Kind, key: str, value: object
-    ) -> Param | RunTag:
-        key = self._key(kind, key)
-        limits = self._log.accumulator.limits
-        text = valid_text(value, kind=kind, key=key, run_id=self._run_id, limits=limits)
-        return make(key, text, self._lane)
-
-    def _key(self, kind: Kind, key: object) -> str:
-        known = self._known
-        try:
-            return known[key]  # type: ignore[index]
-        except (KeyError, TypeError):
-            limits = self._log.accumulator.limits
-            valid = valid_key(key, kind=kind, run_id=self._run_id, limits=limits)
-        if len(known) < KNOWN_KEYS:
-            known[valid] = valid
-        return valid
-
-    def _accept(self, records: Sequence[AnyRecord]) -> Receipts:
-        self._log.accept(records)
-        return Receipts(records)
 
 
 @define(eq=False)
@@ -370,7 +205,7 @@ class BatchLogger:
         self.take_in(now)
         lanes = list(self.accumulator.lanes.values())
         if run_id is not None:
-            lanes = [self.accumulator.lane(run_id)]
+            lanes = [self.lane(run_id)]
         busy = [lane for lane in lanes if not lane.is_idle]
         for lane in busy:
             self.accumulator.urge(lane, now)
@@ -415,7 +250,7 @@ class BatchLogger:
         )
 
     def _stats_of_run(self, run_id: str) -> Stats:
-        lane = self.accumulator.lane(run_id)
+        lane = self.lane(run_id)
         inbox = sum(record.place is lane for record in list(self.inbox))
         in_flight = sum(span.open for span in lane.spans) - sum(
             len(batch.records) for batch, _ in list(lane.sealed)
@@ -467,14 +302,16 @@ class BatchLogger:
             writer = self._writers[run_id] = RunWriter(run_id, self)
         return writer
 
+    def lane(self, run_id: str) -> Lane:
+        """The one lane of a run.  From any thread."""
+        with self._lock:
+            return self.accumulator.lane(run_id)
+
     def _forget_idle(self) -> None:
-        if self.inbox or threading.get_ident() != self._thread:
-            return
-        lanes = self.accumulator.lanes
-        for lane in [lane for lane in lanes.values() if lane.is_idle]:
-            if not lane.refused_count:
-                self.accumulator.forget(lane)
-                self._writers.pop(lane.run_id, None)
+        """Keep no writer of which nothing waits.  A lane lives as long as somebody holds it."""
+        for run_id, writer in list(self._writers.items()):
+            if writer.lane.is_idle:
+                self._writers.pop(run_id, None)
 
     def accept(self, records: Sequence[AnyRecord]) -> None:
         """Take the records of one call, all or none."""
@@ -736,12 +573,13 @@ class BatchLogger:
         """Raise what was refused since the last time somebody was told."""
         rejections: list[Rejection] = []
         rejected = 0
-        for lane in lanes:
+        for lane in list(lanes):
             news = lane.refused_count - lane.reported
             if news:
                 rejections.extend(list(lane.refused)[-news:])
                 rejected += news
                 lane.reported = lane.refused_count
+                self.accumulator.forget_if_idle(lane)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
 
@@ -788,18 +626,38 @@ class BatchLogger:
             self.shut(f"its sender crashed with {type(error).__name__}")
             self._abandon()
             self._all_settled.set()
-        except asyncio.CancelledError:
-            if self._task is not None:  # it wasn't `close`, so the loop is being torn down
-                self.shut("its event loop ended, and the session was not left before")
-                self._abandon()
-                if self._lost:
-                    message = "%d records were not delivered: %s"
-                    logger.warning(message, self._lost, self._why_closed)
-            raise
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._task is not None and self._crash is None:
+                # It wasn't `close` that cancelled this, so the loop is being torn down.
+                self._leave_behind("its event loop ended, and the session was not left before")
+
+    def _leave_behind(self, why: str) -> None:
+        """The end came without `close`: write down what is left, or say how much is lost."""
+        _open_loggers.discard(self)
+        self.shut(why)
+        self._abandon()
+        if self._lost:
+            logger.warning("%d records were not delivered: %s", self._lost, self._why_closed)
+
+    def interpreter_ends(self) -> None:
+        """The same when the loop, as in a notebook, will never run again.  From the main thread."""
+        loop, why = self._loop, "the interpreter ended, and the session was not left before"
+        if loop is not None and loop.is_running():  # in a thread that still lives
+            written = threading.Event()
+            loop.call_soon_threadsafe(self._leave_behind, why)
+            loop.call_soon_threadsafe(written.set)
+            written.wait(LAST_COMMIT)
+            return
+        # A loop that was closed takes no callbacks, and there is nobody left to be told.
+        self._all_settled = asyncio.Event()
+        if self._keeper is not None:
+            self._keeper.detach()
+        for waiting in (self._receipts, self._flushes, self._drains):
+            waiting.clear()
+        self._leave_behind(why)
 
     async def close(self, timeout: float) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
@@ -940,6 +798,12 @@ def _after_fork_in_child() -> None:
     for each in list(_open_loggers):
         each.forked()
     _open_loggers.clear()
+
+
+@atexit.register
+def _interpreter_ends() -> None:
+    for each in list(_open_loggers):
+        each.interpreter_ends()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,7 +11,7 @@ import anyio
 
 from adp_async._sansio.records import BatchLimits, valid_key, valid_text
 from adp_async.errors import AdpError, DeliveryError
-from adp_async.logger import RunWriter
+from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence

@@ -194,6 +194,9 @@ class Session:
         self.logger.open(spool, self._settings.spool_interval)
         # Where no spool can be made none can be emptied either.
         if spool is not None and self._settings.recover:
+            # Now, as the caller waits: a fork during an import leaves the module locked for good.
+            import adp_async._io.recovery  # noqa: F401
+
             self._recovering = asyncio.create_task(self._recover(), name="adp_async recovery")
 
     async def close(self) -> None:

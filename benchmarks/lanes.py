@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adp_async import BatchLimits, BatchLogger
 from adp_async._sansio.throttle import Throttle
-from adp_async.logger import RunWriter
+from adp_async.writer import RunWriter
 from benchmarks._harness import (
     Contender,
     Goal,

@@ -67,6 +67,8 @@ class AccumulatorMachine(RuleBasedStateMachine):
         self.now = 100.0
         self.accumulator = Accumulator(linger=LINGER, limits=LIMITS, new_token=self.new_token)
         self.runs = {run_id: History() for run_id in RUNS}
+        #: Callers hold a run's handle, and with it its lane.
+        self.handles = [self.accumulator.lane(run_id) for run_id in RUNS]
         self.in_flight: list[RecordBatch] = []
         #: Since a lane is ready: how many batches of other lanes were handed out.
         self.passed_over: dict[str, int] = {}

@@ -25,12 +25,13 @@ LAYERS = {
     "_io": {"auth", "_sansio", "entities", "errors"},
     "settings": {"auth", "_sansio", "errors"},
     "api": {"_sansio", "entities", "errors"},
-    "logger": {"_io", "_sansio", "entities", "errors"},
-    "run": {"logger", "settings", "api", "_sansio", "entities", "errors"},
+    "writer": {"_sansio", "errors"},
+    "logger": {"writer", "_io", "_sansio", "entities", "errors"},
+    "run": {"logger", "writer", "settings", "api", "_sansio", "entities", "errors"},
     "session": {
         "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
-    "blocking": {"session", "run", "logger", "settings", "api", "entities", "errors"},
+    "blocking": {"session", "run", "logger", "writer", "settings", "api", "entities", "errors"},
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.

@@ -306,6 +306,10 @@ class SpoolKeeper:
 
     # The end
 
+    def detach(self) -> None:
+        """The event loop runs no more; `commit_here` is all that will be called."""
+        self._wake = asyncio.Event()
+
     async def close(self) -> None:
         """A last commit, and let go of the file; it is removed when nothing is left in it."""
         await self.commit()

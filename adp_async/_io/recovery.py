@@ -117,7 +117,7 @@ class Recovery:
         )
         pieces, self.orphan.pieces = self.orphan.pieces, []
         for piece in pieces:
-            self.accumulator.restore(piece.run_id, piece.spilled, piece.sealed)
+            self.accumulator.restore(piece.run_id, piece.spilled, piece.sealed, piece.last)
         self._sender = Sender(
             accumulator=self.accumulator,
             throttle=self.throttle,

@@ -157,8 +157,8 @@ class Sender:
             await self.post(batch.body, batch.retry_token)
         except AdpError as error:
             action = action_for(error, batch.run_id)
-            if action is Action.SPLIT and await self._is_gone(batch):
-                action = Action.GIVE_UP
+            if action is Action.SPLIT:
+                return await self._look_at_run(batch, error)
             return error, action
         return None, Action.DELIVERED
 
@@ -224,15 +224,17 @@ class Sender:
             hint = " (check the credentials)" if action is Action.HOLD else ""
             logger.warning("batches are held back and will be sent again: %s%s", error, hint)
 
-    async def _is_gone(self, batch: RecordBatch) -> bool:
+    async def _look_at_run(self, batch: RecordBatch, error: AdpError) -> tuple[AdpError, Action]:
         """Whether it is the run itself that takes no records; then no record has to be found."""
         if len(batch.records) == 1 or not batch.is_whole:
-            return False
+            return error, Action.SPLIT
         try:
-            return await self.run_is_gone(batch.run_id)
-        except AdpError as error:
-            logger.debug("run %s could not be looked at: %s", batch.run_id, error)
-            return False
+            is_gone = await self.run_is_gone(batch.run_id)
+        except AdpError as trouble:
+            logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
+            # Nothing is decided while the service can't be asked.
+            return (trouble, Action.BACK_OFF) if trouble.retriable else (error, Action.SPLIT)
+        return error, Action.GIVE_UP if is_gone else Action.SPLIT
 
     def _tell_refused(self, batch: RecordBatch, error: AdpError, before: int) -> None:
         """A WARNING for a run's first refused record, its tenth, its hundredth, ..."""

@@ -145,12 +145,16 @@ class RejectedRow:
 
 @frozen
 class Piece:
-    """Records of a run that are still to be delivered, on disk from *first* to *last*."""
+    """What is still to be delivered of a run: ranges on disk, and batches that were under way.
+
+    *last* is where its records on disk end, delivered ones included.
+    """
 
     run_id: str
     spilled: tuple[tuple[int, int], ...]
     #: (first, retry token, records) of the batches that were under way.
     sealed: tuple[tuple[int, str, list[AnyRecord]], ...]
+    last: int
 
 
 @frozen
@@ -425,7 +429,7 @@ class Spool:
                 if records:
                     batches.append((first, token, records))
                     ranges = _without(ranges, first, last)
-        return Piece(run_id, tuple(ranges), tuple(batches))
+        return Piece(run_id, tuple(ranges), tuple(batches), max(row[1] for row in chunks))
 
     def _load_whole(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
         """The records of a sealed batch; none when one of them is damaged."""

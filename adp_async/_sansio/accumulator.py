@@ -273,6 +273,7 @@ class Accumulator:
     new_token: Callable[[], str] = _no_token
     board: Board | None = None
     journal: Notes | None = None
+    #: The lanes of which there is something to do, or to say.
     lanes: dict[str, Lane] = field(factory=dict, init=False)
     #: Records in the lanes that are not in flight, and those that are.
     waiting: int = field(default=0, init=False)
@@ -287,7 +288,7 @@ class Accumulator:
     rejected: Counter[str] = field(factory=Counter, init=False)
     _line: list[tuple[float, int, Lane]] = field(factory=list, init=False)
     _entries: int = field(default=0, init=False)
-    #: Every lane that somebody still holds on to, also when `forget` was asked to forget it.
+    #: Every lane that somebody holds on to: *lanes*, a writer, a record.
     _held_lanes: WeakValueDictionary[str, Lane] = field(factory=WeakValueDictionary, init=False)
     _first_seq: int = field(default=0, init=False)
 
@@ -302,18 +303,18 @@ class Accumulator:
         lane = self.lanes.get(run_id)
         if lane is None:
             lane = self._held_lanes.get(run_id) or Lane(run_id, self.board, self._first_seq)
-            self.lanes[run_id] = self._held_lanes[run_id] = lane
+            self._held_lanes[run_id] = lane
         return lane
 
-    def forget(self, lane: Lane) -> None:
-        """Hold on to an idle lane no longer.
+    def forget_if_idle(self, lane: Lane) -> None:
+        """Hold on no longer to a lane of which there is nothing to say or to do.
 
         One that is made for the same run later counts on from where no lane has been: what the
         journal still has to say about this one is not about that.
         """
-        assert lane.is_idle
-        self._first_seq = max(self._first_seq, lane.next_seq)
-        self.lanes.pop(lane.run_id, None)
+        if lane.is_idle and lane.refused_count == lane.reported:
+            self._first_seq = max(self._first_seq, lane.next_seq)
+            self.lanes.pop(lane.run_id, None)
 
     def add(self, run_id: str, record: AnyRecord, now: float) -> None:
         """Take one record in."""
@@ -731,9 +732,13 @@ class Accumulator:
         run_id: str,
         spilled: Sequence[tuple[int, int]],
         sealed: Sequence[tuple[int, str, list[AnyRecord]]],
+        last: int,
     ) -> None:
-        """A run of a process that died: ranges on disk, and (first, token, records) of batches."""
-        lane = self.lane(run_id)
+        """A run of a process that died: ranges on disk, and (first, token, records) of batches.
+
+        *last* is where its records on disk end, delivered ones included.
+        """
+        lane = self.lanes[run_id] = self.lane(run_id)
         lane.spilled.extend(spilled)
         self.spooled += lane.spooled
         for first, token, records in sealed:
@@ -744,9 +749,8 @@ class Accumulator:
             batch = RecordBatch(lane, records, body, token, span, is_barrier, first=first)
             lane.sealed.append((batch, 0.0))
             self._count(records)
-        ends = [last for _, last in spilled] + [span.last for span in lane.spans]
-        lane.next_seq = max(ends)
-        lane.head_seq = spilled[0][0] if spilled else lane.next_seq
+        lane.next_seq = last
+        lane.head_seq = spilled[0][0] if spilled else last
         self._schedule(lane, 0.0)
 
     def _is_bad_key(self, lane: Lane, key: str, refusals: int) -> bool:
@@ -791,6 +795,7 @@ class Accumulator:
         self._schedule(lane, now)
         if self.board is not None:
             self.board.settled(lane, records)
+        self.forget_if_idle(lane)
 
     def _land(self, batch: RecordBatch) -> None:
         batch.lane.in_flight -= 1

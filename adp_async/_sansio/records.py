@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 import msgspec
 from attrs import frozen
 
-from adp_async.errors import AdpError, InvalidRecord
+from adp_async.errors import AdpError, Closed, InvalidRecord
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -180,10 +180,28 @@ class GivenUp(Verdict):
 DELIVERED: Final = Verdict()
 
 
+class _Nowhere:
+    """The place of a record that no logger has taken."""
+
+    def wait(self, record: Record) -> Generator[Any, None, None]:
+        raise Closed("no session has taken this record")
+
+    def wait_blocking(self, record: Record, timeout: float | None) -> None:
+        raise Closed("no session has taken this record")
+
+    def verdict(self, record: Record) -> None:
+        return None
+
+
+_NOWHERE: Final = _Nowhere()
+
+
 def _at(record: Any) -> Place:
-    while (place := record.place) is None:
-        pass  # another thread is encoding its batch, which takes a tenth of a millisecond
-    return place  # type: ignore[no-any-return]
+    # None is only for the tenth of a millisecond in which another thread encodes its batch.
+    for _ in range(100_000):
+        if (place := record.place) is not None:
+            return place  # type: ignore[no-any-return]
+    return _NOWHERE
 
 
 # Coercion: each function returns what goes on the wire, or raises InvalidRecord.

@@ -11,6 +11,7 @@ import enum
 from adp_async.errors import (
     AdpError,
     BadRequest,
+    ConfigurationError,
     Conflict,
     Forbidden,
     NotAuthenticated,
@@ -31,7 +32,7 @@ class Action(enum.Enum):
     RENEW_TOKEN = "the retry token is spent: again under a new one"  # noqa: S105
     HALVE = "too large"
     SPLIT = "refused: find the bad records"
-    GIVE_UP = "the run is gone: no record of the batch can be delivered"
+    GIVE_UP = "the run is gone, or nowhere: no record of the batch can be delivered"
 
 
 def action_for(error: AdpError, run_id: str) -> Action:
@@ -39,6 +40,8 @@ def action_for(error: AdpError, run_id: str) -> Action:
     match error:
         case UnreadableReply():
             return Action.DELIVERED
+        case ConfigurationError():
+            return Action.GIVE_UP  # a session's settings never change: there is no workspace
         case Throttled():
             return Action.WAIT_TURN
         case PayloadTooLarge():
