@@ -73,6 +73,14 @@ def is_ocid(value: str) -> bool:
     return value.startswith("ocid") and _OCID.fullmatch(value) is not None
 
 
+def _wait_for_oci() -> None:
+    """Import all of ``oci`` before a part of it.
+
+    Another thread may be half-way through importing it, and who imports a part doesn't wait.
+    """
+    import oci  # noqa: F401
+
+
 class Auth:
     """Base of the classes that say how to sign."""
 
@@ -198,6 +206,7 @@ class ApiKey(Auth):
         pem, looked = self._key(profile)
         passphrase = self.passphrase or profile.get("pass_phrase")
         load_private_key(pem, passphrase, looked=looked)
+        _wait_for_oci()
         from oci.signer import Signer as ApiKeySigner
 
         secret = passphrase and passphrase.encode()
@@ -269,6 +278,7 @@ def _session_signer(profile: Profile, token_file: Path, passphrase: str | None) 
     token = _read_token(token_file, "security_token_file", profile.where)
     pem, looked = _read_key_file(profile)
     private_key = load_private_key(pem, passphrase, looked=looked)
+    _wait_for_oci()
     from oci.auth.signers import SecurityTokenSigner
 
     return SecurityTokenSigner(token, private_key)
@@ -376,6 +386,8 @@ def load_private_key(pem: bytes, passphrase: str | None, *, looked: str) -> Any:
     """The RSA key in *pem*, or `ConfigurationError` with what is wrong with it."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+    _wait_for_oci()
     from oci.exceptions import InvalidPrivateKey, MissingPrivateKeyPassphrase
     from oci.signer import load_private_key as load
 
@@ -410,6 +422,7 @@ class InstancePrincipal(Auth):
     mode: ClassVar[str] = "instance_principal"
 
     def load(self) -> Signer:
+        _wait_for_oci()
         from oci.auth.signers import InstancePrincipalsSecurityTokenSigner
 
         return _built(self.mode, InstancePrincipalsSecurityTokenSigner, _ON_AN_INSTANCE)
@@ -431,6 +444,7 @@ class DelegationToken(Auth):
 
     def load(self) -> Signer:
         token = self.token or self._token_from_file()
+        _wait_for_oci()
         from oci.auth.signers import InstancePrincipalsDelegationTokenSigner
 
         def build() -> Signer:
@@ -453,6 +467,7 @@ class ResourcePrincipal(Auth):
     mode: ClassVar[str] = "resource_principal"
 
     def load(self) -> Signer:
+        _wait_for_oci()
         from oci.auth.signers import get_resource_principals_signer
 
         fix = "Resource principals work inside an OCI resource that sets OCI_RESOURCE_PRINCIPAL_*."
@@ -466,6 +481,7 @@ class WorkloadIdentity(Auth):
     mode: ClassVar[str] = "oke_workload_identity"
 
     def load(self) -> Signer:
+        _wait_for_oci()
         from oci.auth.signers import get_oke_workload_identity_resource_principal_signer
 
         fix = "Workload identity works in a pod of an enhanced OKE cluster."

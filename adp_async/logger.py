@@ -15,13 +15,13 @@ import logging
 import os
 import threading
 import time
-import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import define, field, frozen
 
 from adp_async._io.sender import Sender
+from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator, delivery_error
 from adp_async._sansio.records import (
     METRIC_COST,
@@ -119,6 +119,7 @@ class BatchLogger:
     max_block: float = 10.0
     overflow: Literal["block", "drop"] = "block"
     policy: RetryPolicy = field(factory=RetryPolicy)
+    new_token: Callable[[], str] = field(factory=Tokens)
     accumulator: Accumulator = field(init=False)
     inbox: Inbox = field(init=False)
     known_keys: dict[str, str] = field(factory=dict, init=False)
@@ -150,7 +151,7 @@ class BatchLogger:
         self.accumulator = Accumulator(
             linger=self.linger,
             limits=self.limits,
-            new_token=lambda: uuid.uuid4().hex,
+            new_token=self.new_token,
             board=self,
         )
         self._sender = Sender(
@@ -585,18 +586,28 @@ class BatchLogger:
 
     # ------------------------------------------------------------------ lifetime
 
-    def open(self, spool: Spool | None = None, interval: float = 0.2) -> None:
-        """Start accepting and sending, in the running event loop; *spool* outlives the process."""
+    def open(
+        self,
+        spool: Spool | None = None,
+        interval: float = 0.2,
+        after: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        """Start accepting and sending, in the running event loop; *spool* outlives the process.
+
+        *after* is awaited before params and tags of a run leave.
+        """
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._why_closed = ""
         self.inbox.gate = 0
         if spool is not None:
-            self._keeper = self._keep(spool, interval)
+            self._keeper = self._keep(spool, interval, after)
         self._task = asyncio.create_task(self._supervise(), name="adp_async sender")
         _open_loggers.add(self)
 
-    def _keep(self, spool: Spool, interval: float) -> SpoolKeeper:
+    def _keep(
+        self, spool: Spool, interval: float, after: Callable[[str], Awaitable[None]] | None
+    ) -> SpoolKeeper:
         from adp_async._io.keeper import SpoolKeeper
 
         keeper = SpoolKeeper(
@@ -608,6 +619,7 @@ class BatchLogger:
             changed=self._made_room,
             trouble=lambda: str(self._sender.trouble or ""),
             overdue=self._let_nothing_lie,
+            after=after,
         )
         self._sender.before_departure = keeper.before_departure
         return keeper

@@ -73,11 +73,11 @@ class Run(RunWriter):
         Doesn't linger.  Raises `DeliveryError` naming what was refused and not yet reported.
         There is no time limit: use ``asyncio.timeout``.
         """
-        await self._log.flush(self.run_id)
+        await self._session.logger.flush(self.run_id)
 
     async def drain(self) -> None:
         """Wait until the session's buffer is below its high-water mark."""
-        await self._log.drain()
+        await self._session.logger.drain()
 
     async def finish(self, status: RunStatus = "FINISHED") -> None:
         """Flush, then give the run its *status* and end time.
@@ -100,7 +100,7 @@ class Run(RunWriter):
 
     def stats(self) -> Stats:
         """Counts of this run as of now; from any thread."""
-        return self._log.stats(self.run_id)
+        return self._session.logger.stats(self.run_id)
 
     async def leave(self, error: BaseException | None) -> None:
         """Flush and end the run, within ``close_timeout``; what leaving ``start_run`` does."""

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import random
 import time
-import uuid
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -21,6 +20,7 @@ import anyio
 from attrs import define, field
 
 from adp_async._io.authenticator import Authenticator
+from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from adp_async._io.recovery import Orphan, Recovery
+    from adp_async._io.recovery import Orphan, Predecessors, Recovery
     from adp_async._io.spool import Identity, Spool
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
@@ -94,6 +94,7 @@ class Session:
             limit=settings.max_connections,
         )
         self._throttle = Throttle(settings.retry)
+        self._new_token = Tokens()
         self._state = "it has not been entered"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifetime = asyncio.Lock()  # opening and closing, whoever does it
@@ -111,6 +112,7 @@ class Session:
             max_block=settings.max_block,
             overflow=settings.overflow,
             policy=settings.retry,
+            new_token=self._new_token,
         )
 
     # The families are imported at their first use: their classes are a third of the import's time.
@@ -191,13 +193,18 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._state = ""
         spool = await self._make_spool()
-        self.logger.open(spool, self._settings.spool_interval)
+        interval = self._settings.spool_interval
         # Where no spool can be made none can be emptied either.
-        if spool is not None and self._settings.recover:
-            # Now, as the caller waits: a fork during an import leaves the module locked for good.
-            import adp_async._io.recovery  # noqa: F401
+        if spool is None or not self._settings.recover:
+            self.logger.open(spool, interval)
+            return
+        # Now, as the caller waits: a fork during an import leaves the module locked for good.
+        from adp_async._io.recovery import Predecessors
 
-            self._recovering = asyncio.create_task(self._recover(), name="adp_async recovery")
+        before_us = Predecessors()
+        self.logger.open(spool, interval, before_us.wait)
+        recovering = self._recover(before_us)
+        self._recovering = asyncio.create_task(recovering, name="adp_async recovery")
 
     async def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds; what leaving does.
@@ -283,7 +290,7 @@ class Session:
             logger.warning("accepted records are only in memory: %s", error)
             return None
 
-    async def _recover(self) -> None:
+    async def _recover(self, before_us: Predecessors) -> None:
         """Deliver what processes that died have left for this platform and workspace."""
         from adp_async._io.recovery import open_orphans
         from adp_async._io.spool import SpoolError
@@ -301,16 +308,25 @@ class Session:
                     but_not=seen,
                 )
                 orphans = await worker.do(find)
+                before_us.found(orphans)
                 if not orphans:
                     return
                 message = "%d records of %d processes that ended are being delivered from %s"
                 count = sum(orphan.records for orphan in orphans)
                 logger.warning(message, count, len(orphans), self.spool_folder)
                 seen.update(orphan.spool.path for orphan in orphans)
-                await self.recover(orphans)
+                try:
+                    for orphan in orphans:
+                        run_ids = orphan.run_ids
+                        await self.recover([orphan])
+                        before_us.delivered(run_ids)
+                finally:
+                    for orphan in orphans:
+                        orphan.spool.let_go()
         except SpoolError as error:
             logger.warning("%s", error)
         finally:
+            before_us.given_up()
             worker.stop()
 
     async def recover(
@@ -449,7 +465,7 @@ class Session:
         if not endpoint.takes_retry_token:
             return await ask()
         deadline = time.monotonic() + options.get("timeout", self._settings.call_timeout)
-        options.setdefault("retry_token", uuid.uuid4().hex)
+        options.setdefault("retry_token", self._new_token())
         try:
             return await ask()
         except UnreadableReply as error:
@@ -560,7 +576,7 @@ class Session:
         payload = None
         if body is not None or endpoint.method != "GET":
             payload = body if isinstance(body, bytes) else encode({} if body is None else body)
-        headers = _headers(endpoint, options, has_body=payload is not None)
+        headers = _headers(endpoint, options, self._new_token, has_body=payload is not None)
         return Request(endpoint.method, url, headers, payload, endpoint.operation)
 
     # ------------------------------------------------------------------ what the sender needs
@@ -571,7 +587,7 @@ class Session:
         headers = {
             "accept": "application/json",
             "content-type": "application/json",
-            "opc-request-id": uuid.uuid4().hex,
+            "opc-request-id": self._new_token(),
             "opc-retry-token": retry_token,
         }
         url, operation = self._log_batch_url, LOG_BATCH.operation
@@ -610,15 +626,18 @@ class _Call:
         return RequestTimeout(f"{operation}: no reply within {self.timeout:g} s{after}")
 
 
-def _headers(endpoint: Endpoint, options: CallOptions, *, has_body: bool) -> dict[str, str]:
+def _headers(
+    endpoint: Endpoint, options: CallOptions, new_token: Callable[[], str], *, has_body: bool
+) -> dict[str, str]:
     headers = {"accept": "application/json"}
     if has_body:
         headers["content-type"] = "application/json"
-    headers["opc-request-id"] = check_request_id(options.get("request_id", uuid.uuid4().hex))
+    request_id = options["request_id"] if "request_id" in options else new_token()
+    headers["opc-request-id"] = check_request_id(request_id)
     if "retry_token" in options and not endpoint.takes_retry_token:
         raise ValueError(f"{endpoint.operation} takes no retry token")
     if endpoint.takes_retry_token:
-        token = options.get("retry_token", uuid.uuid4().hex)
+        token = options["retry_token"] if "retry_token" in options else new_token()
         headers["opc-retry-token"] = check_retry_token(token)
     if "principal" in options:
         headers["dh-user-principal"] = check_principal(options["principal"])

@@ -250,7 +250,8 @@ class Settings:
 
     *linger*: the longest a record waits for company.  Longer means fewer requests and later
     charts.  Default 1 s.
-    *max_in_flight*: batches on their way at once.  More help on a slow line.  Default 4.
+    *max_in_flight*: batches on their way at once, at most: as many as make it faster are used.
+    More help on a slow line.  Default 4.
     *buffer_limit*: the memory that waiting records may take.  Default 256 MiB.
     *overflow*: what happens beyond that without a spool: ``"block"`` makes a thread wait,
     ``"drop"`` drops new metrics and counts them.  Default ``"block"``.

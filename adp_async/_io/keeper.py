@@ -24,7 +24,7 @@ from adp_async._sansio.journal import Changes, Journal
 from adp_async._sansio.records import METRIC_COST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Accumulator, Lane, RecordBatch
@@ -66,6 +66,8 @@ class SpoolKeeper:
     trouble: Callable[[], str]
     #: Told when the event loop doesn't come around to commit; from any thread.
     overdue: Callable[[], None] | None = None
+    #: Awaited before params and tags of a run leave: a process before this one comes first.
+    after: Callable[[str], Awaitable[None]] | None = None
     journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
@@ -78,6 +80,7 @@ class SpoolKeeper:
     _told: str = field(default="", init=False)
     #: Whose turn it is to be read back.
     _turn: int = field(default=0, init=False)
+    _watcher: threading.Thread | None = field(default=None, init=False)
     _is_watched: threading.Event = field(factory=threading.Event, init=False)
     _is_over: threading.Event = field(factory=threading.Event, init=False)
 
@@ -102,8 +105,6 @@ class SpoolKeeper:
 
     async def run(self) -> None:
         """Commit, let go and read back until cancelled."""
-        if self.overdue is not None:
-            threading.Thread(target=self._watch, name="adp_async watch", daemon=True).start()
         try:
             while True:
                 self._wake.clear()
@@ -130,12 +131,21 @@ class SpoolKeeper:
         if is_idle:
             self._is_watched.clear()
         else:
-            self._is_watched.set()
+            self._let_watch()
         try:
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
         except TimeoutError:
             return
+
+    def _let_watch(self) -> None:
+        if not self._is_watched.is_set():
+            self._is_watched.set()
+            if self._watcher is None and self.overdue is not None:
+                self._watcher = threading.Thread(
+                    target=self._watch, name="adp_async watch", daemon=True
+                )
+                self._watcher.start()
 
     def _watch(self) -> None:
         """In a thread: tell when the event loop is too busy with something else to commit."""
@@ -153,6 +163,8 @@ class SpoolKeeper:
 
     async def before_departure(self, batch: RecordBatch) -> None:
         """Have on disk what must be there before *batch* leaves."""
+        if self.after is not None and batch.is_barrier:
+            await self.after(batch.run_id)
         if self.journal.concerns(batch) and self.failure is None:
             await self._commit(partial(self.journal.collect_for, batch))
 
@@ -178,7 +190,7 @@ class SpoolKeeper:
         if now < self._next_commit or self.failure is not None:
             return
         self.take_in(now)
-        self._is_watched.set()
+        self._let_watch()
         self._book()
         if self._under_way is None and (commit := self._begin(self.journal.collect)) is not None:
             self._working.do(self._write, commit)

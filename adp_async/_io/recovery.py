@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -13,10 +13,18 @@ from attrs import define, field
 from adp_async._io.keeper import SpoolKeeper
 from adp_async._io.sender import Sender
 from adp_async._io.spool import Spool, SpoolBusy, SpoolError, find_spools
+from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Collection,
+        Generator,
+        Iterable,
+        Sequence,
+    )
     from pathlib import Path
 
     from adp_async._io.sender import Post
@@ -42,6 +50,10 @@ class Orphan:
 
     spool: Spool
     pieces: list[Piece]
+
+    @property
+    def run_ids(self) -> list[str]:
+        return [piece.run_id for piece in self.pieces]
 
     @property
     def records(self) -> int:
@@ -95,6 +107,46 @@ def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan 
 
 
 @define(eq=False)
+class Predecessors:
+    """Runs of which processes that ended have left something.
+
+    Who goes on with such a run has its params and tags wait: what they overwrite comes first.
+    """
+
+    _are_known: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _are_through: dict[str, asyncio.Event] = field(factory=dict, init=False)
+    _counts: Counter[str] = field(factory=Counter, init=False)
+
+    async def wait(self, run_id: str) -> None:
+        """Until all that was left of the run is delivered."""
+        await self._are_known.wait()
+        if (event := self._are_through.get(run_id)) is not None:
+            await event.wait()
+
+    def found(self, orphans: Iterable[Orphan]) -> None:
+        """These, and no others, are being recovered."""
+        run_ids = [run_id for orphan in orphans for run_id in orphan.run_ids]
+        self._counts.update(run_ids)
+        for run_id in run_ids:
+            self._are_through.setdefault(run_id, asyncio.Event())
+        self._are_known.set()
+
+    def delivered(self, run_ids: Iterable[str]) -> None:
+        """One orphan with these runs is through."""
+        self._counts.subtract(run_ids)
+        for run_id in run_ids:
+            if not self._counts[run_id]:
+                self._are_through.pop(run_id).set()
+
+    def given_up(self) -> None:
+        """Recovery is over, whatever it has reached: nobody waits any more."""
+        self._are_known.set()
+        for event in self._are_through.values():
+            event.set()
+        self._are_through.clear()
+
+
+@define(eq=False)
 class Recovery:
     """Delivers one orphan: an accumulator and a sender of its own, with the batches it had."""
 
@@ -113,7 +165,7 @@ class Recovery:
 
     def __attrs_post_init__(self) -> None:
         self.accumulator = Accumulator(
-            linger=0.0, limits=self.limits, new_token=lambda: uuid.uuid4().hex, board=self
+            linger=0.0, limits=self.limits, new_token=Tokens(), board=self
         )
         pieces, self.orphan.pieces = self.orphan.pieces, []
         for piece in pieces:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
+from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError
 
@@ -57,12 +58,16 @@ class Sender:
     retries: int = field(default=0, init=False)
     #: Why the last batch without a verdict has none; None when all is well.
     trouble: AdpError | None = field(default=None, init=False)
+    _concurrency: Concurrency = field(init=False)
     _failures: int = field(default=0, init=False)
     _resume_at: float = field(default=0.0, init=False)
     _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _posts: set[asyncio.Task[None]] = field(factory=set, init=False)
     #: Batches without an answer yet; also those whose task was cancelled before its first step.
     _under_way: set[RecordBatch] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._concurrency = Concurrency(self.max_in_flight)
 
     def wake(self) -> None:
         """Look again now.  For the loop's own thread."""
@@ -86,7 +91,7 @@ class Sender:
         """How many batches may leave now.  The later one leaves, the fuller it is."""
         if self._waits_until(now) > now:
             return 0
-        room = self.max_in_flight - self.accumulator.batches_in_flight
+        room = self._concurrency.limit - self.accumulator.batches_in_flight
         if self._failures:
             # One batch finds out whether the service is back.
             return 1 if self.accumulator.batches_in_flight == 0 else 0
@@ -153,6 +158,7 @@ class Sender:
             self.wake()
 
     async def _ask(self, batch: RecordBatch) -> tuple[AdpError | None, Action]:
+        began = self.clock()
         try:
             await self.post(batch.body, batch.retry_token)
         except AdpError as error:
@@ -160,6 +166,11 @@ class Sender:
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
+        if (
+            not self.throttle.is_paced
+            and 2 * len(batch.records) >= self.accumulator.limits.entities
+        ):
+            self._concurrency.landed(self.clock() - began)
         return None, Action.DELIVERED
 
     def _succeeded(self, batch: RecordBatch) -> None:

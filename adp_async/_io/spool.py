@@ -180,6 +180,14 @@ def default_spool_folder() -> Path:
     return Path(platformdirs.user_state_dir("adp_async", appauthor=False)) / "spool"
 
 
+def _new_name() -> str:
+    """A name that tells when and by which process, and sorts by time."""
+    now = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    micros = int(now % 1 * 1e6)
+    return f"{stamp}-{micros:06}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+
+
 def find_spools(folder: Path) -> list[Path]:
     """The spools in *folder*, oldest first."""
     try:
@@ -209,8 +217,7 @@ class Spool:
         """A new spool of this process, in *folder*, which is made for its owner alone."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-            path = folder / f"{stamp}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+            path = folder / _new_name()
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise SpoolError(f"no spool can be made in {folder}: {error.strerror}") from error
@@ -276,6 +283,7 @@ class Spool:
             with self._transaction() as connection:
                 self._settle(connection, changes, last_error)
             changes.is_settled = True
+            self._shrink()
         if not (changes.chunks or changes.sealed):
             return
         if changes.chunks and self.size >= self.limit:
@@ -305,8 +313,12 @@ class Spool:
         if last_error:
             query = "INSERT OR REPLACE INTO meta VALUES ('last_error', ?)"
             connection.execute(query, (last_error[:1000],))
-        if connection.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
-            connection.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES // 2})").fetchall()
+
+    def _shrink(self) -> None:
+        with self._reading() as connection:
+            if connection.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
+                # `execute` would take one step of it, which is one page.
+                connection.executescript(f"PRAGMA incremental_vacuum({_FREE_PAGES // 2})")
 
     def _settle_run(self, connection: sqlite3.Connection, settled: Settled) -> None:
         run_id = settled.run_id

@@ -36,6 +36,7 @@ from adp_async._sansio.records import (
     RunTag,
     cost_of,
     encode_records,
+    has_text,
 )
 from adp_async.errors import AdpError, DeliveryError, Rejection
 
@@ -335,25 +336,28 @@ class Accumulator:
     def _grew(self, lane: Lane, records: Sequence[AnyRecord], now: float) -> None:
         first = lane.next_seq
         lane.next_seq += len(records)
-        self._count(records)
+        with_text = has_text(records)
+        self._count(records, with_text=with_text)
         if lane.spilled:
             lane.tail.extend(records)
         else:
             if not lane.marks or lane.marks[-1][1] != now:
                 lane.marks.append((first, now))
-            self._enqueue(lane, records, first)
+            self._enqueue(lane, records, first, with_text=with_text)
         if self.journal is not None:
             self.journal.took(lane, first, records)
         self.lanes.setdefault(lane.run_id, lane)
         self._schedule(lane, now)
 
-    def _count(self, records: Sequence[AnyRecord], sign: int = 1) -> None:
+    def _count(self, records: Sequence[AnyRecord], sign: int = 1, *, with_text: bool) -> None:
         self.waiting += sign * len(records)
-        self.cost += sign * _cost_of_all(records)
+        self.cost += sign * _cost_of_all(records, with_text=with_text)
 
-    def _enqueue(self, lane: Lane, records: Sequence[AnyRecord], first: int) -> None:
+    def _enqueue(
+        self, lane: Lane, records: Sequence[AnyRecord], first: int, *, with_text: bool
+    ) -> None:
         lane.queue.extend(records)
-        if _has_text(records):
+        if with_text:
             for seq, record in enumerate(records, first):
                 if type(record) is not Metric:
                     self._count_text(lane, record, seq)
@@ -532,7 +536,7 @@ class Accumulator:
         *,
         is_whole: bool,
     ) -> RecordBatch:
-        is_barrier = any(type(record) is not Metric for record in records)
+        is_barrier = has_text(records)
         token = self.new_token()
         batch = RecordBatch(lane, records, body, token, span, is_barrier, is_whole, first)
         self._note_sealed(batch)
@@ -656,7 +660,7 @@ class Accumulator:
         return self._let_go(lane, [lane.tail.popleft() for _ in range(count)], last)
 
     def _let_go(self, lane: Lane, records: list[AnyRecord], first: int) -> int:
-        self._count(records, -1)
+        self._count(records, -1, with_text=has_text(records))
         self.spooled += len(records)
         references = _references(records)
         if max(references, default=0) > _NO_RECEIPT:
@@ -688,9 +692,9 @@ class Accumulator:
         for record in records:
             record.place = lane
         self.spooled -= len(records)
-        self._count(records)
+        self._count(records, with_text=has_text(records))
         lane.marks.append((first, now))
-        self._enqueue(lane, records, first)
+        self._enqueue(lane, records, first, with_text=has_text(records))
         if not lane.spilled and lane.tail:
             self._append_tail(lane, upto, now)
         self._schedule(lane, now)
@@ -724,7 +728,7 @@ class Accumulator:
     def _append_tail(self, lane: Lane, first: int, now: float) -> None:
         """What came while the lane was on disk has its turn."""
         lane.marks.append((first, now))
-        self._enqueue(lane, list(lane.tail), first)
+        self._enqueue(lane, list(lane.tail), first, with_text=has_text(lane.tail))
         lane.tail.clear()
 
     def restore(
@@ -745,10 +749,10 @@ class Accumulator:
             span = Span(first, first + len(records))
             lane.spans.append(span)
             body = _encode(lane, records)
-            is_barrier = _has_text(records)
+            is_barrier = has_text(records)
             batch = RecordBatch(lane, records, body, token, span, is_barrier, first=first)
             lane.sealed.append((batch, 0.0))
-            self._count(records)
+            self._count(records, with_text=has_text(records))
         lane.next_seq = last
         lane.head_seq = spilled[0][0] if spilled else last
         self._schedule(lane, 0.0)
@@ -786,7 +790,7 @@ class Accumulator:
     def _settle(self, batch: RecordBatch, now: float) -> None:
         lane, records = batch.lane, batch.records
         self._land(batch)
-        self.cost -= _cost_of_all(records)
+        self.cost -= _cost_of_all(records, with_text=batch.is_barrier)
         batch.span.open -= len(records)
         if not batch.span.open:
             lane.spans.remove(batch.span)
@@ -831,14 +835,8 @@ def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return whole
 
 
-def _has_text(records: Sequence[AnyRecord]) -> bool:
-    return set(map(type, records)) != {Metric}
-
-
-def _cost_of_all(records: Sequence[AnyRecord]) -> int:
-    if _has_text(records):
-        return sum(map(cost_of, records))
-    return len(records) * METRIC_COST
+def _cost_of_all(records: Sequence[AnyRecord], *, with_text: bool) -> int:
+    return sum(map(cost_of, records)) if with_text else len(records) * METRIC_COST
 
 
 def _encode(lane: Lane, records: list[AnyRecord]) -> bytes:

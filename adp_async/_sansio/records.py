@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from collections.abc import Sequence  # noqa: TC003 - a struct's field is read at run time
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -21,7 +22,7 @@ from attrs import frozen
 from adp_async.errors import AdpError, Closed, InvalidRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator
 
 #: Steps up to here take the short way through ``log_metric``.
 SMALL_STEP: Final = 2**30 - 1
@@ -291,17 +292,35 @@ _NULL_VALUE = b'"value":null'
 
 class _Body(msgspec.Struct, omit_defaults=True):
     run_id: str
-    metrics: list[Any] = []
+    metrics: Sequence[Any] = []
     params: list[Any] = []
     tags: list[Any] = []
 
 
-def encode_records(run_id: str, records: Iterable[AnyRecord]) -> bytes:
+def has_text(records: Sequence[AnyRecord]) -> bool:
+    """Whether there is a param or a tag among *records*."""
+    if len(records) == 1:
+        return type(records[0]) is not Metric
+    return set(map(type, records)) != {Metric}
+
+
+def encode_records(run_id: str, records: Sequence[AnyRecord]) -> bytes:
     """The JSON of a log-batch request with *records*, whose *place* must be None.
 
     A tag that is overwritten by a later record is left out, and so is a param given again: within
     one request only the last can be seen.
     """
+    body = _sorted(run_id, records) if has_text(records) else _Body(run_id, records)
+    encoded = _encoder.encode(body)
+    if _NULL_VALUE in encoded:
+        body.metrics = [
+            metric if math.isfinite(metric.value) else _spelled(metric) for metric in body.metrics
+        ]
+        encoded = _encoder.encode(body)
+    return encoded
+
+
+def _sorted(run_id: str, records: Sequence[AnyRecord]) -> _Body:
     metrics: list[Any] = []
     params: dict[str, Param] = {}
     tags: dict[str, RunTag] = {}
@@ -313,14 +332,7 @@ def encode_records(run_id: str, records: Iterable[AnyRecord]) -> bytes:
             params[record.key] = record  # type: ignore[assignment]
         else:
             tags[record.key] = record  # type: ignore[assignment]
-    body = _Body(run_id, metrics, list(params.values()), list(tags.values()))
-    encoded = _encoder.encode(body)
-    if _NULL_VALUE in encoded:
-        body.metrics = [
-            metric if math.isfinite(metric.value) else _spelled(metric) for metric in metrics
-        ]
-        encoded = _encoder.encode(body)
-    return encoded
+    return _Body(run_id, metrics, list(params.values()), list(tags.values()))
 
 
 def _spelled(metric: Metric) -> dict[str, object]:

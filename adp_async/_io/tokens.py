@@ -1,0 +1,22 @@
+"""Retry tokens and request ids: unique, not secret."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+
+
+class Tokens:
+    """Makes tokens of 32 hex digits: 64 random bits of its own, then a count.
+
+    One system call for all of them: where those are slow (in a sandbox, say), a ``uuid4`` for
+    every request costs as much as encoding a batch of a thousand metrics.
+    """
+
+    def __init__(self) -> None:
+        self._prefix = uuid.uuid4().hex[:16]
+        self._count = itertools.count(1)
+
+    def __call__(self) -> str:
+        """The next one.  From any thread."""
+        return f"{self._prefix}{next(self._count):016x}"

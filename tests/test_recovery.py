@@ -1,0 +1,592 @@
+"""What a session does with its spool while it runs, and what the next one does with what is left.
+
+Killed processes are spools without one; sessions are real but for the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
+
+from adp_async._io import recovery, spool
+from adp_async._io.recovery import open_orphan
+from adp_async._io.spool import Identity, Spool, SpoolError, find_spools
+from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async.errors import ConnectionLost, DeliveryError
+from adp_async.local import Fault
+from adp_async.testing import FakeSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from adp_async._io.keeper import SpoolKeeper
+    from adp_async._sansio.journal import Changes
+    from adp_async.local import LocalPlatform
+    from adp_async.local.stand_in import StandIn
+
+LOG_BATCH = "log_experiment_run_batch"
+DOWN = ConnectionLost("the line is cut")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a thread and a disk have no event
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def session_with(
+    folder: Path, store: StandIn | None = None, *, down: bool = False, **knobs: Any
+) -> AsyncIterator[FakeSession]:
+    """A session with a spool in *folder*, before a service with the runs of *store*."""
+    given = {"spool": folder, "spool_interval": 0.02, "close_timeout": 0.1, **knobs}
+    session = FakeSession(**given)
+    if store is not None:
+        session.service.store = store
+    if down:
+        session.answer(LOG_BATCH, DOWN)
+    async with session:
+        yield session
+
+
+def steps(session: FakeSession, run_id: str = "run") -> list[int]:
+    return [metric.step for metric in session.received(run_id).metrics]
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def keeper(session: FakeSession) -> SpoolKeeper:
+    found = session.logger._keeper
+    assert found is not None
+    return found
+
+
+def on_disk(session: FakeSession) -> int:
+    return keeper(session).spool.contents().records
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# While it runs
+
+
+async def test_what_waits_is_on_disk_within_the_interval(folder: Path) -> None:
+    """Also when nothing was logged for a while before."""
+    async with session_with(folder, down=True) as session:
+        run = session.attach_run(session.add_run())
+        await asyncio.sleep(0.03)
+        for count in (10, 20):
+            run.log_metrics({f"m{number}": 1.0 for number in range(10)})
+            begin = time.monotonic()
+            await until(lambda: on_disk(session) == count)  # noqa: B023
+            assert time.monotonic() - begin < 1.0
+
+
+async def test_code_that_never_awaits_is_written_too(folder: Path) -> None:
+    """A training loop that keeps the event loop to itself loses no more than any other."""
+    async with session_with(folder, linger=60.0) as session:
+        run = session.attach_run(session.add_run())
+        for step in range(10):
+            run.log_metric("loss", 0.5, step)
+            time.sleep(0.045)  # noqa: ASYNC251 - that is the point
+        assert on_disk(session) >= 9 - 1
+
+
+async def test_what_is_delivered_in_time_never_touches_the_disk(folder: Path) -> None:
+    """And a spool without anything in it is gone when the session is left."""
+    async with session_with(folder, spool_interval=60.0) as session:
+        await asyncio.sleep(0.02)
+        run = session.attach_run(session.add_run())
+        for _ in range(5):
+            run.log_metrics({"a": 1.0, "b": 2.0})
+            await run.flush()
+        (path,) = find_spools(folder)
+        wal = path.with_name(f"{path.name}-wal")
+        assert wal.stat().st_size < 20_000
+
+    assert left_in(folder) == []
+
+
+async def test_a_journaled_batch_leaves_after_its_token_was_written(folder: Path) -> None:
+    """The request that a later process would repeat is on disk before it goes out."""
+    async with session_with(folder, linger=0.2) as session:
+        run = session.attach_run(session.add_run("run"))
+        seen: list[tuple[str, ...]] = []
+        post = session.service.send
+
+        async def send(request: Any, **options: Any) -> Any:
+            if request.operation == LOG_BATCH:
+                rows = keeper(session).spool._connection.execute("SELECT token FROM sealed")
+                seen.append((request.headers["opc-retry-token"], *(row[0] for row in rows)))
+            return await post(request, **options)
+
+        session.service.send = send  # type: ignore[method-assign]
+        run.log_metric("loss", 0.5, 1)
+        await until(lambda: on_disk(session) == 1)
+        await run.flush()
+        assert [len(set(tokens)) for tokens in seen] == [1]
+        assert len(seen[0]) == 2
+
+
+@pytest.mark.parametrize("spool_knob", [False, "off"])
+async def test_without_a_spool_nothing_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spool_knob: bool | str
+) -> None:
+    """Turned off by the argument, or by the environment."""
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", "off" if spool_knob == "off" else str(folder))
+    session = FakeSession(close_timeout=0.05)
+    if spool_knob == "off":
+        from adp_async.settings import Settings
+
+        arguments = {"platform_id": FAKE.platform_id, "workspace": "fake"}
+        assert Settings.resolve(arguments).spool is False
+    session.answer(LOG_BATCH, DOWN)
+    await session.open()
+    session.attach_run(session.add_run()).log_metric("loss", 0.5)
+    await asyncio.sleep(0.01)
+    with pytest.raises(DeliveryError, match="1 records were not delivered"):
+        await session.close()
+
+    assert session.logger._keeper is None
+    assert find_spools(folder.parent) == find_spools(folder) == []
+
+
+async def test_what_is_left_at_the_end_is_said_and_delivered_later(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No error: the records are safe.  The next session has them delivered."""
+    async with session_with(folder, down=True) as first:
+        first.attach_run(first.add_run("run")).log_metrics({"loss": 1.0}, step=7)
+    assert any("the next session delivers them" in each for each in warnings(caplog))
+
+    async with session_with(folder, first.service.store) as second:
+        await until(lambda: find_spools(folder) == [keeper(second).spool.path])
+        assert steps(second) == [7]
+
+
+async def test_a_commit_that_is_cancelled_is_not_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session is left in the middle of one: that and the next are written."""
+    entered, go_on = threading.Event(), threading.Event()
+    commit = Spool.commit
+
+    def slow(self: Spool, changes: Changes, last_error: str = "") -> None:
+        if changes.chunks and not entered.is_set():
+            entered.set()
+            go_on.wait(5)
+        commit(self, changes, last_error)
+
+    monkeypatch.setattr(Spool, "commit", slow)
+    async with session_with(folder, down=True, close_timeout=0.01) as session:
+        run = session.attach_run(session.add_run("run"))
+        run.log_metric("loss", 1.0, 1)
+        await until(entered.is_set)
+        run.log_metric("loss", 1.0, 2)
+        asyncio.get_running_loop().call_later(0.04, go_on.set)
+
+    (path,) = find_spools(folder)
+    left = Spool.open(path, limit=LIMIT)
+    assert [record.step for _, record in left.waiting()] == [1, 2]  # type: ignore[union-attr]
+    left.let_go()
+
+
+async def test_a_disk_that_fails_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logging goes on in memory, and when the disk is back what waits is written."""
+    monkeypatch.setattr("adp_async._io.keeper.SECONDS_AFTER_FAILURE", 0.02)
+    insert = Spool._insert
+    is_full = True
+
+    def failing(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+        if is_full:
+            raise sqlite3.OperationalError("database or disk is full")
+        insert(self, connection, changes)
+
+    monkeypatch.setattr(Spool, "_insert", failing)
+    async with session_with(folder, down=True) as session:
+        run = session.attach_run(session.add_run("run"))
+        for step in range(20):
+            run.log_metric("loss", 1.0, step)
+            await asyncio.sleep(0.005)
+        troubles = [each for each in warnings(caplog) if "disk is full" in each]
+        assert len(troubles) == 1
+        assert "only in memory" in troubles[0]
+        assert run.stats().waiting + run.stats().in_flight == 20
+
+        is_full = False
+        await until(lambda: on_disk(session) == 20)
+        assert any("written again" in each for each in warnings(caplog))
+
+
+# Memory
+
+
+async def test_the_disk_takes_what_memory_cannot_hold(folder: Path) -> None:
+    """Memory stays within its limit, order is kept, receipts come true."""
+    async with session_with(folder, down=True, buffer_limit=400_000) as session:
+        run = session.attach_run(session.add_run("run"))
+        receipts = []
+        for step in range(20_000):
+            receipt = run.log_metric("loss", 0.5, step)
+            if step % 4999 == 0:
+                receipts.append(receipt)
+                await asyncio.sleep(0)
+        assert session.logger.accumulator.cost <= 400_000
+        assert run.stats().spooled > 15_000
+        assert run.stats().accepted == 20_000
+
+        session.service._scripts.clear()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*receipts)
+            await run.flush()
+        assert sorted(steps(session)) == list(range(20_000))
+        assert session.logger.accumulator.cost == 0
+
+    assert left_in(folder) == []
+
+
+async def test_a_thread_waits_for_the_disk(folder: Path) -> None:
+    """It is held up for as long as a commit takes, and gets no error."""
+    async with session_with(folder, down=True, buffer_limit=400_000) as session:
+        run = session.attach_run(session.add_run("run"))
+
+        def log() -> None:
+            for step in range(20_000):
+                run.log_metric("loss", 0.5, step)
+
+        await asyncio.to_thread(log)
+        assert session.logger._used() <= 400_000 + 1000
+        session.service._scripts.clear()
+        async with asyncio.timeout(20):
+            await run.flush()
+        assert sorted(steps(session)) == list(range(20_000))
+
+
+async def test_many_runs_share_what_memory_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading back stays within the limit, takes turns, and reads little twice."""
+    read = 0
+    load = Spool.load
+
+    def counted(self: Spool, run_id: str, first: int, last: int) -> Any:
+        nonlocal read
+        records = load(self, run_id, first, last)
+        read += len(records)
+        return records
+
+    monkeypatch.setattr(Spool, "load", counted)
+    async with session_with(folder, down=True, buffer_limit=500_000) as session:
+        runs = [session.attach_run(session.add_run(f"run-{number}")) for number in range(50)]
+        for step in range(400):
+            for run in runs:
+                run.log_metric("loss", 0.5, step)
+            if step % 40 == 0:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        assert session.logger.accumulator.cost <= 500_000
+
+        session.service._scripts.clear()
+        peak = 0
+        flush = asyncio.ensure_future(session.logger.flush())
+        async with asyncio.timeout(30):
+            while not flush.done():
+                peak = max(peak, session.logger.accumulator.cost)
+                await asyncio.sleep(0)
+        for run in runs:
+            assert steps(session, run.run_id) == list(range(400))
+    assert peak <= 500_000
+    assert read < 100_000
+
+
+# The next session
+
+
+async def test_the_next_session_delivers_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one line; with the tokens they had; and the file is gone."""
+    text = [Param("p", "v"), RunTag("t", "v")]
+    orphan(folder, chunk(metrics(30)), sealed(0, 10, "token-a"), sealed(10, 20, "token-b"))
+    orphan(folder, chunk(text))
+    async with session_with(folder) as session:
+        session.add_run("run")
+        await until(lambda: find_spools(folder) == [keeper(session).spool.path])
+        assert sorted(steps(session)) == list(range(30))
+        tokens = [request.headers["opc-retry-token"] for request in session.requests]
+        received = session.received("run")
+        assert (received.params, received.tags) == ([("p", "v")], [("t", "v")])
+
+    assert tokens[:2] == ["token-a", "token-b"]
+    assert [each for each in warnings(caplog) if "processes" in each] == [
+        f"32 records of 2 processes that ended are being delivered from {folder}"
+    ]
+    assert left_in(folder) == []
+
+
+async def test_left_alone_it_stays(folder: Path) -> None:
+    """``recover=False`` looks at nothing; another platform's spool is nobody's business."""
+    mine = orphan(folder, chunk(metrics(3)))
+    theirs = orphan(
+        folder, chunk(metrics(3)), identity=Identity(FAKE.endpoint, FAKE.platform_id, "other")
+    )
+    async with session_with(folder, recover=False) as session:
+        session.add_run("run")
+        await asyncio.sleep(0.03)
+        assert steps(session) == []
+    async with session_with(folder, session.service.store) as session:
+        await until(lambda: len(steps(session)) == 3)
+        await until(lambda: not mine.exists())
+
+    assert find_spools(folder) == [theirs]
+
+
+async def test_another_address_of_the_same_workspace_is_the_same_place(folder: Path) -> None:
+    """An endpoint may move; platform and workspace say where the records belong."""
+    orphan(
+        folder,
+        chunk(metrics(3)),
+        identity=Identity("https://elsewhere", FAKE.platform_id, FAKE.workspace),
+    )
+    async with session_with(folder) as session:
+        session.add_run("run")
+        await until(lambda: len(steps(session)) == 3)
+
+
+async def test_rejected_records_stay_and_are_not_announced(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every start would say so otherwise, and nothing can be done but to look and discard."""
+    orphan(folder, chunk([Metric("bad key!", 0.5, 1, 1), *metrics(5)]))
+    async with session_with(folder) as session:
+        session.add_run("run")
+        await until(lambda: len(steps(session)) == 5)
+        await until(lambda: len(find_spools(folder)) == 2 and not is_busy(folder, session))
+    (path,) = find_spools(folder)
+    caplog.clear()
+    async with session_with(folder):
+        await asyncio.sleep(0.03)
+
+    assert warnings(caplog) == []
+    left = Spool.open(path, limit=LIMIT)
+    (row,) = left.contents().rejected
+    assert (row.key, left.contents().records) == ("bad key!", 0)
+    assert "illegal key" in row.reason
+    left.let_go()
+
+
+def is_busy(folder: Path, session: FakeSession) -> bool:
+    own = keeper(session).spool.path
+    for path in find_spools(folder):
+        if path != own:
+            try:
+                Spool.open(path, limit=LIMIT).let_go()
+            except SpoolError:
+                return True
+    return False
+
+
+async def test_records_of_a_run_that_is_gone_are_rejected_and_kept(folder: Path) -> None:
+    """404 for the run: nobody will ever take them, and a person has to know."""
+    path = orphan(folder, chunk(metrics(500), run_id="deleted"), chunk(metrics(5)))
+    async with session_with(folder) as session:
+        session.add_run("run")
+        await until(lambda: len(steps(session)) == 5)
+        await until(lambda: not is_busy(folder, session))
+
+    left = Spool.open(path, limit=LIMIT)
+    contents = left.contents()
+    assert (contents.records, len(contents.rejected)) == (0, 500)
+    assert "deleted" in contents.rejected[0].reason
+    left.let_go()
+
+
+async def test_a_second_kill_while_the_service_is_down(folder: Path) -> None:
+    """Recovery gets nowhere, and a little further, and ends: each record arrives once."""
+    path = orphan(folder, chunk(metrics(5000)), sealed(0, 1000, "token-a"), settled(0))
+    async with session_with(folder, down=True) as first:
+        first.add_run("run")
+        await until(lambda: first.requests)
+    assert path.exists()
+
+    second = FakeSession(spool=folder, close_timeout=0.1)
+    second.service.store = first.service.store
+    async with second:
+        await until(lambda: len(steps(second)) >= 1000)
+        second.answer(LOG_BATCH, DOWN)
+        await asyncio.sleep(0.01)
+    reached = len(steps(second))
+
+    async with session_with(folder, first.service.store) as third:
+        await until(lambda: find_spools(folder) == [keeper(third).spool.path])
+        assert sorted(steps(third)) == list(range(5000))
+    assert reached % 1000 == 0
+
+
+async def test_leaving_while_recovering_leaves_the_rest_in_the_file(folder: Path) -> None:
+    """The end of a session doesn't wait for what others have left."""
+    path = orphan(folder, chunk(metrics(3000)))
+    other = orphan(folder, chunk(metrics(10), run_id="other"))
+    async with session_with(folder, down=True) as session:
+        session.add_run("run")
+        await until(lambda: session.requests)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2.0
+
+    for each, count in ((path, 3000), (other, 10)):
+        left = Spool.open(each, limit=LIMIT)
+        assert left.contents().records == count
+        left.let_go()
+
+
+async def test_a_damaged_row_costs_no_other(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are delivered, one warning names it, and it is still in the file."""
+    path = orphan(folder, *(chunk(metrics(1000, first), first) for first in range(0, 5000, 1000)))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE chunks SET body = x'c1' WHERE first = 2000")
+    connection.close()
+    async with session_with(folder) as session:
+        session.add_run("run")
+        await until(lambda: len(steps(session)) == 4000)
+        await until(lambda: not is_busy(folder, session))
+
+    assert steps(session) == [*range(2000), *range(3000, 5000)]
+    assert len([each for each in warnings(caplog) if "are damaged" in each]) == 1
+    left = Spool.open(path, limit=LIMIT)
+    assert "damaged" in left.contents().trouble
+    left.let_go()
+
+
+async def test_many_spools_are_delivered_some_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that is open takes two file descriptors, and a fleet may have died."""
+    monkeypatch.setattr(recovery, "OPENED", 3)
+    for number in range(8):
+        orphan(folder, chunk(metrics(1, number)))
+    opened: list[int] = []
+    before = len(spool._open_spools)
+    async with session_with(folder) as session:
+        session.add_run("run")
+        while len(steps(session)) < 8:
+            opened.append(len(spool._open_spools) - before)
+            await asyncio.sleep(0.001)
+
+    assert sorted(steps(session)) == list(range(8))
+    assert max(opened) <= 4
+
+
+async def test_only_one_of_two_sessions_delivers(folder: Path) -> None:
+    """Whoever has it open has it alone, also within one process."""
+    for number in range(6):
+        orphan(folder, chunk(metrics(100, number * 100)))
+    async with session_with(folder) as first:
+        first.add_run("run")
+        async with session_with(folder, first.service.store) as second:
+            await until(lambda: len(steps(first)) >= 600)
+            await asyncio.sleep(0.02)
+            assert sorted(steps(second)) == list(range(600))
+
+    assert left_in(folder) == []
+
+
+# A run that goes on
+
+
+async def test_who_goes_on_with_a_run_overwrites_what_was_left(folder: Path) -> None:
+    """The tag of the process that died is set first, then that of the one that took over."""
+    orphan(folder, chunk([RunTag("state", "old"), *metrics(2000)]))
+    session = FakeSession(spool=folder)
+    session.add_run("run")
+    async with session:
+        run = session.attach_run("run")
+        run.set_tag("state", "new")
+        await run.flush()
+
+    assert session.received("run").tags == [("state", "old"), ("state", "new")]
+
+
+async def test_a_session_that_is_left_early_keeps_that_order(folder: Path) -> None:
+    """What had to wait is in the second file then, and the first is delivered before it."""
+    orphan(folder, chunk([RunTag("state", "old")]))
+    await asyncio.sleep(0.01)
+    async with session_with(folder, down=True) as session:
+        session.add_run("run")
+        session.attach_run("run").set_tag("state", "new")
+    assert len(find_spools(folder)) == 2
+    async with session_with(folder, session.service.store) as session:
+        await until(lambda: len(session.received("run").tags) == 2)
+
+    assert session.received("run").tags == [("state", "old"), ("state", "new")]
+
+
+# Two processes
+
+RACER = """
+import asyncio, sys
+from adp_async import Session
+
+async def main():
+    async with Session() as session:
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+async def test_two_processes_never_deliver_the_same_spool(
+    bare_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """Both start at once before a folder of orphans: every point arrives once."""
+    from children import start
+
+    gateway = bare_platform.gateway
+    run_id = gateway.add_run()
+    folder = tmp_path / "spool"
+    here = Identity(bare_platform.endpoint, bare_platform.platform_id, bare_platform.workspace)
+    for number in range(12):
+        rows = chunk(metrics(200, number * 200), run_id=run_id)
+        orphan(folder, rows, sealed(0, 100, f"token-{number}", run_id=run_id), identity=here)
+    racers = [await start(bare_platform, tmp_path, RACER, spool=folder) for _ in range(2)]
+    gateway.inject(Fault.drop(), times=3, operation=LOG_BATCH)
+    await until(lambda: len(gateway.received(run_id).metrics) >= 2400)
+    for racer in racers:
+        racer.process.terminate()
+        await racer.process.wait()
+
+    arrived = sorted(metric.step for metric in gateway.received(run_id).metrics)
+    assert arrived == list(range(2400))
+
+
+def test_a_recovery_is_of_one_orphan(folder: Path) -> None:
+    """`open_orphan` says None for a spool without anything to deliver, and removes an empty one."""
+    empty = orphan(folder)
+    full = orphan(folder, chunk(metrics(1)))
+    found = open_orphan(full, identity=None, limit=LIMIT)
+
+    assert open_orphan(empty, identity=None, limit=LIMIT) is None
+    assert not empty.exists()
+    assert found is not None
+    assert found.records == 1
+    found.spool.let_go()

@@ -1,0 +1,449 @@
+"""The file itself: what is written comes back, whoever reads it and whatever happened to it."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import stat
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
+
+from adp_async._io import spool as module
+from adp_async._io.spool import (
+    KEPT_REFUSED,
+    Spool,
+    SpoolBusy,
+    SpoolError,
+    SpoolNewer,
+    SpoolUnreadable,
+    find_spools,
+    pack,
+    unpack,
+)
+from adp_async._sansio.journal import Changes, Chunk, Refused, Unreadable
+from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async.errors import BadRequest, Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from adp_async._sansio.records import AnyRecord
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
+    yield spool
+    spool.let_go()
+
+
+def fields(record: AnyRecord) -> tuple[Any, ...]:
+    if type(record) is Metric:
+        return (record.key, repr(record.value), record.timestamp, record.step)
+    return (type(record).__name__, record.key, record.value)  # type: ignore[union-attr]
+
+
+def steps(records: list[AnyRecord]) -> list[int]:
+    return [record.step for record in records]  # type: ignore[union-attr]
+
+
+# Records as bytes
+
+int64 = st.integers(-(2**63), 2**63 - 1)
+texts = st.text(st.characters(codec="utf-8"))
+records = st.one_of(
+    st.builds(Metric, texts, st.floats(), int64, int64),
+    st.builds(Param, texts, texts),
+    st.builds(RunTag, texts, texts),
+)
+
+
+@given(st.lists(records))
+def test_what_is_packed_comes_back(given_records: list[AnyRecord]) -> None:
+    """Every float, int64 and character, whatever kinds lie side by side."""
+    back = unpack(pack(given_records))
+
+    assert list(map(fields, back)) == list(map(fields, given_records))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.0, 5e-324, 0.1 + 0.2])
+def test_a_float_comes_back_bit_by_bit(value: float) -> None:
+    """NaN and the infinities included."""
+    (back,) = unpack(pack([Metric("loss", value, -(2**63), 2**63 - 1)]))
+
+    assert fields(back) == ("loss", repr(value), -(2**63), 2**63 - 1)
+
+
+# The file
+
+
+def test_a_spool_is_its_owners_alone(tmp_path: Path) -> None:
+    """The folder that is made, the file and its WAL are nobody else's to read."""
+    before = os.umask(0)
+    try:
+        spool = Spool.create(tmp_path / "made" / "here", FAKE, limit=LIMIT)
+        spool.commit(chunk(metrics(10)))
+    finally:
+        os.umask(before)
+    wal = spool.path.with_name(spool.path.name + "-wal")
+
+    assert stat.S_IMODE(spool.path.parent.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (spool.path, wal)] == [0o600, 0o600]
+    spool.let_go()
+
+
+def test_a_spool_knows_whose_records_it_holds(tmp_path: Path) -> None:
+    """Endpoint, platform and workspace are in the file."""
+    path = orphan(tmp_path, chunk(metrics(1)))
+    spool = Spool.open(path, limit=LIMIT)
+
+    assert spool.identity == FAKE
+    spool.let_go()
+
+
+def test_an_empty_spool_goes_when_it_is_closed(spool: Spool) -> None:
+    """Neither the file nor what SQLite puts beside it is left."""
+    spool.commit(chunk(metrics(10)))
+    spool.commit(settled(10))
+    spool.close()
+
+    assert list(spool.path.parent.iterdir()) == []
+
+
+def test_a_spool_with_something_in_it_stays(spool: Spool) -> None:
+    """Closed in good order it is one file."""
+    spool.commit(chunk(metrics(10)))
+    spool.close()
+
+    assert list(spool.path.parent.iterdir()) == [spool.path]
+
+
+def test_spools_are_found_oldest_first(tmp_path: Path) -> None:
+    """Their names begin with the time; other files are none."""
+    for name in ("20260102-x.spool", "20260101-x.spool", "20260101-x.spool-wal", "notes.txt"):
+        (tmp_path / name).touch()
+
+    names = [path.name for path in find_spools(tmp_path)]
+    assert names == ["20260101-x.spool", "20260102-x.spool"]
+    assert find_spools(tmp_path / "missing") == []
+
+
+# The lock
+
+
+def test_a_spool_in_use_is_busy(spool: Spool) -> None:
+    """Nobody opens it while its session lives, not even one of the same process."""
+    with pytest.raises(SpoolBusy, match="in use"):
+        Spool.open(spool.path, limit=LIMIT)
+
+
+def test_looking_at_a_spool_of_this_process_leaves_its_lock(spool: Spool) -> None:
+    """Closing a file gives up all the locks a process has on it, so it must not be opened."""
+    spool.commit(chunk(metrics(1)))
+    with pytest.raises(SpoolBusy):
+        Spool.open(spool.path, limit=LIMIT)
+    link = spool.path.with_name("other.spool")
+    link.symlink_to(spool.path)
+    with pytest.raises(SpoolBusy):
+        Spool.open(link, limit=LIMIT)
+
+    assert is_locked(spool.path)
+
+
+def is_locked(path: Path) -> bool:
+    """What another process finds."""
+    import subprocess
+
+    script = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)\n"
+        "connection.execute('BEGIN IMMEDIATE')"
+    )
+    command = [sys.executable, "-c", script, str(path)]
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+def test_the_lock_goes_with_the_spool(tmp_path: Path) -> None:
+    """What was let go of can be opened, once."""
+    path = orphan(tmp_path, chunk(metrics(1)))
+    first = Spool.open(path, limit=LIMIT)
+    with pytest.raises(SpoolBusy):
+        Spool.open(path, limit=LIMIT)
+    first.let_go()
+
+    Spool.open(path, limit=LIMIT).let_go()
+
+
+def test_a_spool_in_the_making_is_left_alone(tmp_path: Path) -> None:
+    """Another process has made the file and not yet said what it is: no reason to warn."""
+    path = tmp_path / "new.spool"
+    path.touch()
+    with pytest.raises(SpoolBusy, match="being made"):
+        Spool.open(path, limit=LIMIT)
+
+    os.utime(path, (time.time() - 3600,) * 2)
+    with pytest.raises(SpoolError, match="no spool"):
+        Spool.open(path, limit=LIMIT)
+
+
+def test_a_spool_that_has_gone_is_somebody_elses(tmp_path: Path) -> None:
+    """Another process delivered it between the look at the folder and the look at the file."""
+    with pytest.raises(SpoolBusy, match="removed"):
+        Spool.open(tmp_path / "gone.spool", limit=LIMIT)
+
+
+def test_a_newer_spool_is_left_as_it_is(tmp_path: Path) -> None:
+    """Not a byte of it changes, and the message says what to do."""
+    path = orphan(tmp_path, chunk(metrics(1)))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    before = path.read_bytes()
+
+    with pytest.raises(SpoolNewer, match="upgrade"):
+        Spool.open(path, limit=LIMIT)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_database_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    """It has the name of a spool, and is none."""
+    path = tmp_path / "a.spool"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    os.utime(path, (time.time() - 3600,) * 2)
+    before = path.read_bytes()
+
+    with pytest.raises(SpoolError, match="no spool"):
+        Spool.open(path, limit=LIMIT)
+    assert path.read_bytes() == before
+
+
+# Commits
+
+
+def test_a_commit_is_whole_or_not_at_all(spool: Spool) -> None:
+    """A record that can't be packed leaves nothing of its commit behind."""
+    bad = [Metric("loss", object(), 1, 1)]  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        spool.commit(Changes(chunks=[Chunk("run", 0, metrics(5)), Chunk("run", 5, bad)]))
+
+    assert spool.pieces() == []
+    spool.commit(chunk(metrics(3)))
+    assert spool.pieces()[0].spilled == ((0, 3),)
+
+
+def test_what_frees_space_is_written_when_there_is_none(tmp_path: Path) -> None:
+    """Over the limit nothing more is taken, and what was delivered goes all the same."""
+    spool = Spool.create(tmp_path, FAKE, limit=100_000)
+    spool.commit(chunk(metrics(5000)))
+    both = chunk(metrics(1000, 5000), 5000)
+    both.settled = settled(1000).settled
+    with pytest.raises(SpoolError, match="spool_limit"):
+        spool.commit(both)
+
+    assert both.is_settled
+    assert spool.pieces()[0].spilled == ((1000, 5000),)
+    spool.commit(settled(5000))
+    spool.commit(chunk(metrics(1000, 5000), 5000))
+    assert spool.pieces()[0].spilled == ((5000, 6000),)
+    spool.let_go()
+
+
+def test_the_file_shrinks_when_its_records_are_gone(spool: Spool) -> None:
+    """Free pages are given back beyond a few that are kept for what comes next."""
+    text = "x" * 6000
+    spool.commit(chunk([Param(f"p{number}", text) for number in range(5000)]))
+    assert spool.path.stat().st_size + wal_bytes(spool) > 25_000_000
+    spool.commit(settled(5000))
+    for number in range(10):
+        spool.commit(chunk(metrics(1, number), number, run_id="other"))
+        spool.commit(settled(number + 1, run_id="other"))
+    spool.commit(chunk(metrics(1)))
+    spool.let_go()
+
+    assert spool.path.stat().st_size < 10_000_000
+
+
+def wal_bytes(spool: Spool) -> int:
+    return spool.path.with_name(spool.path.name + "-wal").stat().st_size
+
+
+def test_refused_records_are_bounded(spool: Spool) -> None:
+    """The last ten thousand are kept."""
+    for first in range(0, KEPT_REFUSED + 2000, 1000):
+        spool.commit(Changes(refused=[refusal(number) for number in range(first, first + 1000)]))
+
+    rejected = spool.contents().rejected
+    assert len(rejected) == KEPT_REFUSED
+    assert [rejected[0].record.step, rejected[-1].record.step] == [2000, KEPT_REFUSED + 1999]  # type: ignore[union-attr]
+
+
+def refusal(step: int = 0) -> Refused:
+    record = Metric("loss", 0.5, 1, step)
+    error = BadRequest("no such thing", status=400, code="INVALID")
+    return Refused(Rejection("run", "metric", "loss", step, error), record)
+
+
+def test_a_refused_record_keeps_the_file(spool: Spool) -> None:
+    """Until a person has seen it: with its reason, and the record itself."""
+    spool.commit(Changes(refused=[refusal(7)]))
+    spool.close()
+    again = Spool.open(spool.path, limit=LIMIT)
+    (row,) = again.contents().rejected
+
+    assert (row.run_id, row.kind, row.key, fields(row.record)[3]) == ("run", "metric", "loss", 7)
+    assert "400 INVALID: no such thing" in row.reason
+    assert again.pieces() == []
+    again.discard()
+    assert find_spools(spool.path.parent) == []
+
+
+def test_any_thread_may_write(spool: Spool) -> None:
+    """One lock lets them in, one after the other."""
+
+    def write(number: int) -> None:
+        for first in range(0, 100, 10):
+            spool.commit(chunk(metrics(10, first), first, run_id=f"run-{number}"))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [piece.spilled for piece in spool.pieces()] == [((0, 100),)] * 4
+
+
+# Reading
+
+
+def test_records_are_read_across_rows(spool: Spool) -> None:
+    """From the middle of one row to the middle of another."""
+    for first in range(0, 50, 10):
+        spool.commit(chunk(metrics(10, first), first))
+
+    assert steps(spool.load("run", 5, 33)) == list(range(5, 33))
+    assert spool.load("run", 5, 5) == []
+
+
+def test_reading_stops_at_a_hole(spool: Spool) -> None:
+    """What comes before it is read; nothing is made up, and the end of the hole is said."""
+    spool.commit(chunk(metrics(10)))
+    spool.commit(chunk(metrics(10, 20), 20))
+
+    assert steps(spool.load("run", 0, 30)) == list(range(10))
+    with pytest.raises(SpoolUnreadable) as raised:
+        spool.load("run", 10, 30)
+    assert raised.value.until == 20
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xc1", pack([])[:0] + b"\x93\x01", b"\x91\x92\xa1x\x01"])
+def test_a_damaged_row_costs_no_other(spool: Spool, damage: bytes) -> None:
+    """Records before and after it are read, and it is put aside as it is."""
+    for first in range(0, 30, 10):
+        spool.commit(chunk(metrics(10, first), first))
+    spool._connection.execute("UPDATE chunks SET body = ? WHERE first = 10", (damage,))
+
+    assert steps(spool.load("run", 0, 30)) == list(range(10))
+    with pytest.raises(SpoolUnreadable, match="damaged") as raised:
+        spool.load("run", 10, 30)
+    assert raised.value.until == 20
+    assert steps(spool.load("run", 20, 30)) == list(range(20, 30))
+
+    spool.commit(Changes(unreadable=[Unreadable("run", 10, 20)], settled=settled(30).settled))
+    assert spool.pieces() == []
+    spool.close()
+    again = Spool.open(spool.path, limit=LIMIT)
+    assert "1 rows are damaged" in again.contents().trouble
+    again.let_go()
+
+
+def test_what_is_left_of_a_run(spool: Spool) -> None:
+    """Not before where it is settled, not what is done out of turn, and batches by themselves."""
+    spool.commit(chunk(metrics(100)))
+    spool.commit(sealed(20, 30, "token-a"))
+    spool.commit(sealed(40, 50, "token-b"))
+    spool.commit(settled(10, (40, 60)))
+    (piece,) = spool.pieces()
+
+    assert piece.spilled == ((10, 20), (30, 40), (60, 100))
+    assert [(first, token, steps(found)) for first, token, found in piece.sealed] == [
+        (20, "token-a", list(range(20, 30)))
+    ]
+    assert piece.last == 100
+
+
+def test_counts_leave_out_what_is_settled(spool: Spool) -> None:
+    """A row of which half was delivered counts by half, kind by kind."""
+    mixed: list[AnyRecord] = [*metrics(10), Param("p", "v"), RunTag("t", "v"), *metrics(10, 12)]
+    spool.commit(chunk(mixed))
+    spool.commit(settled(5, (10, 12), (20, 21)))
+    (row,) = spool.contents().runs
+
+    assert (row.metrics, row.params, row.tags) == (5 + 9, 0, 0)
+    assert spool.contents().records == len(list(spool.waiting()))
+
+
+def test_what_waits_is_listed_in_order(spool: Spool) -> None:
+    """Batches under way have their place among the others."""
+    spool.commit(chunk(metrics(30)))
+    spool.commit(chunk(metrics(5), run_id="other"))
+    spool.commit(sealed(10, 20, "token"))
+    spool.commit(settled(5))
+
+    waiting = [(run_id, fields(record)[3]) for run_id, record in spool.waiting()]
+    assert waiting == [
+        *(("run", step) for step in range(5, 30)),
+        *(("other", step) for step in range(5)),
+    ]
+
+
+def test_nothing_is_kept_of_a_run_that_is_through(spool: Spool) -> None:
+    """A process of many runs leaves no trace of each."""
+    for number in range(20):
+        spool.commit(chunk(metrics(3), run_id=f"run-{number}"))
+        spool.commit(sealed(0, 3, "token", run_id=f"run-{number}"))
+        spool.commit(settled(3, run_id=f"run-{number}"))
+
+    for table in ("chunks", "sealed", "runs", "done"):
+        count = spool._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        assert count == 0, table
+
+
+def test_many_runs_are_found_in_good_time(spool: Spool) -> None:
+    """Time grows with the rows, not with rows times runs."""
+    changes = Changes(chunks=[Chunk(f"run-{number}", 0, metrics(1)) for number in range(5000)])
+    spool.commit(changes)
+    begin = time.perf_counter()
+
+    assert len(spool.pieces()) == 5000
+    assert time.perf_counter() - begin < 1.0
+
+
+def test_no_record_is_in_a_repr(spool: Spool) -> None:
+    """What was logged is nobody's business who looks at the objects."""
+    secret = "a value of somebody"
+    spool.commit(chunk([RunTag("t", secret)]))
+    spool.commit(Changes(refused=[refusal()]))
+
+    assert secret not in repr([spool, spool.contents(), spool.contents().rejected])
+
+
+def test_the_module_forgets_spools_that_were_let_go_of(tmp_path: Path) -> None:
+    """A long process that recovers many spools holds on to none."""
+    before = len(module._open_spools)
+    spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
+    spool.close()
+
+    assert len(module._open_spools) == before
