@@ -93,12 +93,14 @@ class Stats:
         return self.waiting + self.in_flight + self.spooled
 
 
-@define(eq=False)
 class _Flush:
     """Somebody waits until every record of a lane before *until* has its end."""
 
-    until: int
-    done: asyncio.Future[None]
+    __slots__ = ("done", "until")
+
+    def __init__(self, until: int) -> None:
+        self.until = until
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 @define(eq=False)
@@ -529,7 +531,7 @@ class BatchLogger:
                 self._receipts.pop(id(record), None)
 
     async def _flush(self, lane: Lane) -> None:
-        flush = _Flush(lane.next_seq, asyncio.get_running_loop().create_future())
+        flush = _Flush(lane.next_seq)
         if lane.settled_until >= flush.until:
             return
         flushes = self._flushes.setdefault(lane, [])

@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
@@ -83,7 +82,7 @@ def _says(broken: bool, rule: str, value: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _seconds(value: Any) -> None:

@@ -70,7 +70,7 @@ async def start(
     file = folder / "script.py"
     file.write_text(textwrap.dedent(script))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "faulthandler", file, *map(str, arguments)),
+        *(sys.executable, "-X", "faulthandler", str(file), *map(str, arguments)),
         env=environment(platform, **knobs),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -69,6 +69,7 @@ async def next_session_delivers(platform: LocalPlatform, run_id: str, count: int
     await platform.gateway.up()
     async with platform.session(**KNOBS) as session:
         await until(lambda: len(platform.gateway.received(run_id).metrics) >= count)
+        assert session._recovering is not None
         await session._recovering
     assert sorted(points(platform.gateway, run_id)["loss"]) == list(range(count))
     assert list(session.spool_folder.iterdir()) == []

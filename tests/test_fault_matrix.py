@@ -17,11 +17,11 @@ import pytest
 from attrs import define, field
 
 from adp_async._sansio.retry import RetryPolicy
-from adp_async.errors import AdpError
+from adp_async.errors import AdpError, ConnectionFailed
 from adp_async.local import Fault
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable
 
     from adp_async import Session
     from adp_async.local import Gateway, LocalPlatform
@@ -143,7 +143,7 @@ class Create:
         assert len(self.made) == is_done
 
 
-CALLS: tuple[Callable[[], Logger | Update | Create], ...] = (Logger, Update, Create)
+CALLS: tuple[type[Logger | Update | Create], ...] = (Logger, Update, Create)
 
 
 def cells() -> list[Any]:
@@ -152,7 +152,7 @@ def cells() -> list[Any]:
     for line in OUTCOMES.strip().splitlines():
         fault, *outcomes = (cell.strip() for cell in line.split("|"))
         for call, outcome in zip(CALLS, outcomes, strict=True):
-            name = f"{fault}-{call.__name__.lower()}"  # type: ignore[attr-defined]
+            name = f"{fault}-{call.__name__.lower()}"
             parameters.append(pytest.param(fault, call(), outcome, id=name))
     return parameters
 
@@ -175,6 +175,23 @@ async def test_fault(
     sent = [each for each in gateway.recorded if each.operation == call.operation]
     assert described(sent, error) == outcome
     assert list(session.spool_folder.iterdir()) == [], "the spool went with the last record"
+
+
+async def test_a_host_that_never_comes_back(
+    bare_platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Direct calls say that they never left, the logger holds, and its end leaves a spool."""
+    knobs = knobs_for("no such host", bare_platform) | {"close_timeout": 0.1}
+    unknown_host(monkeypatch, times=1_000_000)
+    async with bare_platform.session(**knobs) as session:
+        for make in (lambda: session.runs.create(), lambda: session.runs.update("r", run_name="x")):
+            with pytest.raises(ConnectionFailed, match="Name or service not known") as caught:
+                await make()
+            assert not caught.value.maybe_applied
+        session.attach_run("r").log_metric("loss", 0.5)
+    (spool,) = session.spool_folder.glob("*.spool")
+    assert spool.stat().st_size > 0
+    assert bare_platform.gateway.requests == 0
 
 
 def knobs_for(fault: str, platform: LocalPlatform) -> dict[str, Any]:
@@ -229,7 +246,7 @@ async def under(
         yield
     elif fault == "no such host":
         with monkeypatch.context() as patch:
-            failures = unknown_host_twice(patch)
+            failures = unknown_host(patch, times=2)
             yield
         assert len(failures) == 2
     else:
@@ -245,13 +262,13 @@ async def up_after(seconds: float, gateway: Gateway) -> None:
     await gateway.up()
 
 
-def unknown_host_twice(patch: pytest.MonkeyPatch) -> list[socket.gaierror]:
-    """The first two look-ups of a name fail."""
+def unknown_host(patch: pytest.MonkeyPatch, *, times: int) -> list[socket.gaierror]:
+    """The next look-ups of a name fail."""
     failures: list[socket.gaierror] = []
     look_up = asyncio.BaseEventLoop.getaddrinfo
 
     async def getaddrinfo(self: Any, *arguments: Any, **options: Any) -> Any:
-        if len(failures) < 2:
+        if len(failures) < times:
             failures.append(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
             raise failures[-1]
         return await look_up(self, *arguments, **options)

@@ -15,6 +15,7 @@ import pytest
 from children import points, start, until
 
 from adp_async import blocking
+from adp_async._io.spool import Spool, find_spools
 from adp_async.auth import CustomSigner
 from adp_async.testing import FakeBlockingSession
 
@@ -97,6 +98,53 @@ async def test_parent_and_children_log_at_once(
         f"child-{number}": list(range(20)) for number in range(rounds)
     }
     assert list((bare_platform.directory / "spool").iterdir()) == []  # type: ignore[operator]
+
+
+FORKED_SPOOL = """
+    import os, sys
+    from pathlib import Path
+    from adp_async._io.spool import Identity, Spool, SpoolError
+    from adp_async._sansio.journal import Changes, Chunk
+    from adp_async._sansio.records import Metric
+
+    def commit(first):
+        records = [Metric("loss", 1.0, 1, step) for step in range(first, first + 100)]
+        spool.commit(Changes(chunks=[Chunk("r", first, records)]))
+
+    folder, how = Path(sys.argv[1]), sys.argv[2]
+    spool = Spool.create(folder, Identity("https://x", "platform", "workspace"), limit=10**9)
+    commit(0)
+    pid = os.fork()
+    if pid == 0:
+        if how == "closes":
+            spool.close()
+        elif how == "forgets":
+            del spool
+        elif how == "writes":
+            try:
+                commit(1000)
+            except SpoolError:
+                sys.exit()
+            sys.exit("it wrote")
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0
+    commit(100)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("how", ["exits", "forgets", "closes", "writes"])
+async def test_a_forked_spool(bare_platform: LocalPlatform, tmp_path: Path, how: str) -> None:
+    """Whatever a child does with its copy of an open spool, the parent's file stays whole."""
+    folder = tmp_path / "forked"
+    child = await start(bare_platform, tmp_path, FORKED_SPOOL, folder, how)
+    code, _, errors = await child.ends()
+    assert (code, errors) == (-9, "")
+    (path,) = find_spools(folder)
+    spool = Spool.open(path, limit=10**9)
+    assert [piece.spilled for piece in spool.pieces()] == [((0, 200),)]
+    spool.let_go()
 
 
 FORK_AND_DIE = """

@@ -166,12 +166,15 @@ class Sender:
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
-        if (
-            not self.throttle.is_paced
-            and 2 * len(batch.records) >= self.accumulator.limits.entities
-        ):
-            self._concurrency.landed(self.clock() - began)
+        self._learn(batch, self.clock() - began)
         return None, Action.DELIVERED
+
+    def _learn(self, batch: RecordBatch, round_trip: float) -> None:
+        """How many under way are worth it; only full batches, as many as may be, tell."""
+        is_full = 2 * len(batch.records) >= self.accumulator.limits.entities
+        is_busy = self.accumulator.batches_in_flight >= self._concurrency.limit
+        if is_full and is_busy and not self.throttle.is_paced:
+            self._concurrency.landed(round_trip)
 
     def _succeeded(self, batch: RecordBatch) -> None:
         if self.trouble is not None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from attrs import define
 from yarl import URL
 
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
@@ -36,11 +35,13 @@ USER_AGENT: Final = "adp-async"
 MAX_REPLY_BYTES: Final = 64 * 2**20
 
 
-@define
 class _Journey:
     """How far one request got."""
 
-    connecting: bool = False
+    __slots__ = ("connecting",)
+
+    def __init__(self) -> None:
+        self.connecting = False
 
 
 class AiohttpTransport:

@@ -347,7 +347,9 @@ class Accumulator:
         if self.journal is not None:
             self.journal.took(lane, first, records)
         self.lanes.setdefault(lane.run_id, lane)
-        self._schedule(lane, now)
+        # More metrics change nothing until they fill a request.
+        if with_text or lane.ready_at is None or self.is_full(lane):
+            self._schedule(lane, now)
 
     def _count(self, records: Sequence[AnyRecord], sign: int = 1, *, with_text: bool) -> None:
         self.waiting += sign * len(records)
