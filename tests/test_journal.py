@@ -487,6 +487,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.spool = spool
         self.bench = Bench(limits=LIMITS, tokens=self.tokens)
         self.flying: list[RecordBatch] = []
+        self.under_way: Changes | None = None
 
     def teardown(self) -> None:
         try:
@@ -536,6 +537,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.flying.append(batch)
 
     def leave(self, batch: RecordBatch) -> None:
+        self.book()
         if self.bench.journal.concerns(batch):
             changes = self.bench.journal.collect_for(batch)
             self.write(changes)
@@ -572,12 +574,26 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(is_disk_full=st.booleans())
     def commit(self, is_disk_full: bool) -> None:
+        self.book()
         changes = self.bench.journal.collect()
         if is_disk_full:
             self.bench.journal.failed(changes)
             return
         self.write(changes)
         self.bench.journal.committed(changes)
+
+    @rule()
+    def begin_commit(self) -> None:
+        """It is written, and its end is taken note of some time later."""
+        self.book()
+        self.under_way = self.bench.journal.collect()
+        self.write(self.under_way)
+
+    @rule()
+    def book(self) -> None:
+        if self.under_way is not None:
+            self.bench.journal.committed(self.under_way)
+            self.under_way = None
 
     def write(self, changes: Changes) -> None:
         self.spool.commit(changes)

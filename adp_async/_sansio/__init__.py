@@ -96,6 +96,7 @@ The modules
 `signing`               what is signed, by which clock, and what may stand in a header
 `records`               metric, param, tag: the checks at the call, and the body of a log-batch
 `accumulator`           lanes and batches: what leaves when, and what becomes of it
+`concurrency`           how many batches are worth having under way
 `verdicts`              what an error means for a batch
 `journal`               what has to outlive the process, as notes for the spool
 `retry`, `throttle`     when one request may be tried again; when any request may leave
