@@ -151,8 +151,17 @@ class RunWriter:
         """
         if timestamp is None:
             timestamp = time_ns() // 1_000_000
+        known, lane = self._known, self._lane
+        if not metrics.keys() <= known.keys() or set(map(type, metrics.values())) != {float}:
+            return self._accept(
+                [self._metric(key, value, step, timestamp) for key, value in metrics.items()]
+            )
+        # The short way, as in `log_metric`: there is nothing to check but what all of them share.
+        key = next(iter(metrics))
+        step = valid_int64(step, what="step", key=key, run_id=self._run_id)
+        timestamp = valid_int64(timestamp, what="timestamp", key=key, run_id=self._run_id)
         return self._accept(
-            [self._metric(key, value, step, timestamp) for key, value in metrics.items()]
+            [Metric(known[key], value, timestamp, step, lane) for key, value in metrics.items()]
         )
 
     def log_param(self, key: str, value: object) -> Receipt:
