@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=20, help="of test_processes: forks")
-    parser.addoption("--kills", type=int, default=8, help="of test_kill: rounds")
+    parser.addoption("--kills", type=int, default=10, help="of test_kill: rounds")
     parser.addoption("--points", type=int, default=100_000, help="of test_disk: while it is down")
     parser.addoption("--minutes", type=float, default=0.08, help="of test_soak: its length")
 

@@ -242,6 +242,7 @@ def figures_of(said: dict[str, Any], service: CountingService, trouble: Trouble)
     tallies = service.tallies.values()
     memory = said["memory"]
     quarter = max(1, len(memory) // 4)
+    accepted = said["steps"] * RUNS + 2 * RUNS * beats(said)
     return {
         "seconds": round(said["seconds"], 1),
         "points": said["steps"] * RUNS,
@@ -254,9 +255,7 @@ def figures_of(said: dict[str, Any], service: CountingService, trouble: Trouble)
         "outages": trouble.outages,
         "clock_jumps": trouble.clocks,
         "quotas": trouble.quotas,
-        "undelivered_by_the_first": said["steps"] * RUNS
-        + 2 * RUNS * beats(said)
-        - said["delivered"],
+        "undelivered_by_the_first": accepted - said["delivered"],
         **{name: said[name] for name in ("requests", "retries", "throttled")},
         **{name: said[name] for name in ("left_at_the_end", "spooled_at_the_end")},
         "memory_first": round(memory[0], 1),

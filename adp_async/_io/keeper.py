@@ -149,10 +149,10 @@ class SpoolKeeper:
 
     def _watch(self) -> None:
         """In a thread: tell when the event loop is too busy with something else to commit."""
-        pause = max(self.interval, SHORTEST_INTERVAL)
-        while not self._is_over.wait(pause):
+        grace = max(self.interval, SHORTEST_INTERVAL) / 4
+        while not self._is_over.wait(grace):
             self._is_watched.wait()
-            if time.monotonic() > self._next_commit + pause and self.overdue is not None:
+            if time.monotonic() > self._next_commit + grace and self.overdue is not None:
                 self.overdue()
 
     # Writing
@@ -324,9 +324,12 @@ class SpoolKeeper:
 
     async def close(self) -> None:
         """A last commit, and let go of the file; it is removed when nothing is left in it."""
-        await self.commit()
+        # (A full disk may not even take the word that all of it was delivered.)
+        if not self.accumulator.abandoned:  # which came after a last commit, and told no journal
+            await self.commit()
         try:
-            await self._working.do(self.spool.close)
+            is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)
+            await self._working.do(self.spool.close, is_all_settled)
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
         self._working.stop()

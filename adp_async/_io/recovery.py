@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
+    from adp_async.errors import AdpError
 
 logger = logging.getLogger("adp_async")
 
@@ -157,7 +158,7 @@ class Recovery:
     limits: BatchLimits
     policy: RetryPolicy
     accumulator: Accumulator = field(init=False)
-    #: Told after every batch.
+    #: Told at the beginning, and after every batch.
     on_progress: Callable[[Recovery], None] | None = None
     _keeper: SpoolKeeper = field(init=False)
     _sender: Sender = field(init=False)
@@ -198,8 +199,15 @@ class Recovery:
         """Records delivered so far, and rejected."""
         return self.accumulator.delivered, sum(self.accumulator.rejected.values())
 
+    @property
+    def trouble(self) -> AdpError | None:
+        """Why nothing is delivered at the moment; None when all is well."""
+        return self._sender.trouble
+
     async def run(self) -> None:
         """Deliver all of it.  What remains when this is cancelled stays in the spool."""
+        if self.on_progress is not None:
+            self.on_progress(self)
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._sender.run()),
             asyncio.create_task(self._keeper.run()),

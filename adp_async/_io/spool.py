@@ -12,6 +12,7 @@ import ctypes
 import os
 import secrets
 import sqlite3
+import sys
 import threading
 import time
 import weakref
@@ -47,8 +48,9 @@ _CACHE_KIB: Final = 2048
 _FREE_PAGES: Final = 2048
 #: Records that are read at once.
 LOADED: Final = 10_000
-#: What the WAL shrinks to after a large commit.
-_WAL_BYTES: Final = 4 * 2**20
+_PAGE_BYTES: Final = 4096
+#: The WAL's usual size: a larger one is moved into the file less often, and that is what costs.
+_WAL_BYTES: Final = 16 * 2**20
 #: A file that is younger and looks like no spool yet may be in the making.
 _SECONDS_IN_THE_MAKING: Final = 60.0
 _MAGIC: Final = b"SQLite format 3\0"
@@ -97,6 +99,10 @@ class SpoolUnreadable(SpoolError):
 
 class SpoolBusy(SpoolError):
     """Another process, or session, has the spool open."""
+
+
+class SpoolForeign(SpoolError):
+    """No spool at all, or what is left of one whose beginning is gone."""
 
 
 class SpoolNewer(SpoolError):
@@ -239,15 +245,21 @@ class Spool:
         try:
             _check_pages(path, connection)
         except BaseException:
+            if sys.version_info >= (3, 12):
+                # What is damaged is left as it is; an older Python merges the WAL into the file.
+                connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             connection.close()
             raise
         return cls(path, limit, connection)
 
-    def close(self) -> None:
-        """Let go of the file; one in which nothing is left is removed."""
+    def close(self, is_all_settled: bool = False) -> None:
+        """Let go of the file; one in which nothing is left is removed.
+
+        *is_all_settled*: no record in it is waiting, whatever it says itself.
+        """
         with self._lock:
             try:
-                is_empty = not self._has_rows()
+                is_empty = not self._has_rows(is_all_settled)
             except SpoolError:
                 is_empty = False
             self.let_go()
@@ -267,13 +279,13 @@ class Spool:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         self._connection, self._lock = _CLOSED, threading.RLock()
 
-    def _has_rows(self) -> bool:
+    def _has_rows(self, is_all_settled: bool) -> bool:
         with self._reading() as connection:
             query = (
-                "SELECT EXISTS (SELECT 1 FROM chunks) OR EXISTS (SELECT 1 FROM refused) "
-                "OR EXISTS (SELECT 1 FROM unreadable)"
+                "SELECT EXISTS (SELECT 1 FROM chunks WHERE NOT ?) "
+                "OR EXISTS (SELECT 1 FROM refused) OR EXISTS (SELECT 1 FROM unreadable)"
             )
-            return bool(connection.execute(query).fetchone()[0])
+            return bool(connection.execute(query, (is_all_settled,)).fetchone()[0])
 
     # ------------------------------------------------------------------ writing
 
@@ -286,6 +298,8 @@ class Spool:
             self._shrink()
         if not (changes.chunks or changes.sealed):
             return
+        if not self.path.exists():  # SQLite would go on writing what nobody finds
+            raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.chunks and self.size >= self.limit:
             raise SpoolError(f"{self.path} has reached spool_limit, {self.limit} bytes")
         with self._transaction() as connection:
@@ -564,6 +578,7 @@ def _connect(
                 lay_out(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // _PAGE_BYTES}")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
             connection.execute("BEGIN IMMEDIATE")
@@ -613,7 +628,7 @@ def _check_header(path: Path) -> None:
         raise SpoolBusy(f"{path} is being made by another process")
     if application != APPLICATION_ID:
         message = f"{path} is no spool, or was cut off at its beginning; it is left as it is"
-        raise SpoolError(message)
+        raise SpoolForeign(message)
     version = _number(header, 60)
     if version > FORMAT:
         message = (
@@ -631,7 +646,7 @@ def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
     with _as_ours(path):
         found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     if found != "ok":
-        raise SpoolError(f"{path} is damaged ({found}); it is left as it is")
+        raise SpoolError(f"{path} is damaged, and left as it is: {' '.join(found.split())}")
 
 
 @contextmanager
@@ -642,6 +657,8 @@ def _as_ours(path: Path) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise SpoolBusy(f"{path} is in use by a running process") from error
+        if name.startswith("SQLITE_CORRUPT"):
+            raise SpoolError(f"{path} is damaged, and left as it is: {error}") from error
         raise SpoolError(f"{path}: {error} ({name or type(error).__name__})") from error
 
 

@@ -285,6 +285,8 @@ class Accumulator:
     cost: int = field(default=0, init=False)
     batches_in_flight: int = field(default=0, init=False)
     delivered: int = field(default=0, init=False)
+    #: Records that were left behind at the end.
+    abandoned: int = field(default=0, init=False)
     #: How many records were given up, by the class of the error.
     rejected: Counter[str] = field(factory=Counter, init=False)
     _line: list[tuple[float, int, Lane]] = field(factory=list, init=False)
@@ -632,6 +634,7 @@ class Accumulator:
                 left.append((lane, records))
             for each in (lane.queue, lane.sealed, lane.spans, lane.spilled, lane.tail, lane.held):
                 each.clear()
+        self.abandoned += self.unsettled
         self.waiting = self.spooled = self.cost = 0
         self._line.clear()
         return left

@@ -169,11 +169,17 @@ class Journal:
         return self._changes(notes)
 
     def collect_for(self, batch: RecordBatch) -> Changes:
-        """What `concerns` it: its token with its records, and what was settled."""
+        """What `concerns` it: its token with its records, and what was settled.
+
+        The tokens of others that leave at the same time come along, when their records are there.
+        """
         notes = self._notes
         took, took_later = _divided(notes.took, batch.lane, batch.span.last)
-        sealed = [each for each in notes.sealed if each is batch]
-        sealed_later = [each for each in notes.sealed if each is not batch]
+        sealed: list[RecordBatch] = []
+        sealed_later: list[RecordBatch] = []
+        for each in notes.sealed:
+            is_written = each.span.last <= self._written_until.get(each.lane, 0)
+            (sealed if is_written or each is batch else sealed_later).append(each)
         self._notes = Notes(took_later, sealed_later)
         return self._changes(Notes(took, sealed, notes.settled, notes.refused, notes.unreadable))
 

@@ -1,4 +1,4 @@
-"""The command line: ``adp-async demo | serve | doctor``.
+"""The command line: ``adp-async demo | serve | sync | doctor``.
 
 Here are the commands and their options; what they do is in the module of that name, imported
 when it is asked for.

@@ -128,3 +128,49 @@ def doctor_command(
         profile=profile,
     )
     raise typer.Exit(run_doctor(given))
+
+
+@app.command("sync")
+@in_one_line
+def sync_command(
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="A spool or a folder of them, in place of the usual one."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Only show what lies there, and what was rejected.")
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Only write the records as JSON lines into this new file; - is stdout."),
+    ] = None,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Only remove what lies there, after a question.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds to try; what is left then stays.")
+    ] = None,
+    auth: Annotated[
+        str | None, typer.Option(help="In place of OCI_CLI_AUTH, such as api_key.")
+    ] = None,
+    config_file: Annotated[
+        Path | None, typer.Option(help="In place of OCI_CONFIG_FILE: OCI's config file.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="In place of OCI_CLI_PROFILE: the profile in it.")
+    ] = None,
+) -> None:
+    """Deliver what processes that ended have left on disk."""
+    from adp_async.cli import sync
+    from adp_async.cli.doctor import Given
+
+    sync.check_exclusive(list=show, export=export is not None, discard=discard)
+    if show:
+        raise typer.Exit(sync.list_spools(path))
+    if export is not None:
+        raise typer.Exit(sync.export(path, export))
+    if discard:
+        raise typer.Exit(sync.discard(path, is_sure=yes))
+    given = Given(auth=auth, config_file=config_file, profile=profile)
+    raise typer.Exit(sync.sync(path, given, timeout=timeout))

@@ -1,0 +1,452 @@
+"""``adp-async sync``: what a person sees of spools, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import os
+import stat
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import in_background
+from rich.console import Console
+from spools import LIMIT, chunk, metrics, orphan, sealed, settled
+from typer.testing import CliRunner
+
+from adp_async._io.spool import Identity, Spool, find_spools
+from adp_async._sansio.journal import Changes, Refused
+from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async.cli import app
+from adp_async.cli import sync as module
+from adp_async.cli.serve import environment
+from adp_async.errors import BadRequest, Rejection
+from adp_async.local import Fault, LocalPlatform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from click.testing import Result
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+LOG_BATCH = "log_experiment_run_batch"
+
+
+@pytest.fixture(scope="module")
+def bare(
+    tmp_path_factory: pytest.TempPathFactory, api_key: RSAPrivateKey
+) -> Iterator[LocalPlatform]:
+    """A platform without MLflow in a thread of its own: the command has a loop of its own."""
+    directory = tmp_path_factory.mktemp("bare")
+    with in_background(LocalPlatform(directory, mlflow=False, key=api_key)) as platform:
+        yield platform
+
+
+@pytest.fixture
+def platform(bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalPlatform]:
+    """The environment has the credentials; where to deliver is in the spools."""
+    given = environment(bare)
+    for name in ("AIDP_ENDPOINT", "AIDP_INSTANCE_ID", "AIDP_WORKSPACE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("OCI_CONFIG_FILE", "OCI_CLI_PROFILE"):
+        monkeypatch.setenv(name, given[name])
+    monkeypatch.delenv("OCI_CLI_AUTH", raising=False)
+    yield bare
+    bare.gateway.reset()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "spool"))
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def here(platform: LocalPlatform) -> Identity:
+    return Identity(platform.endpoint, platform.platform_id, platform.workspace)
+
+
+@pytest.fixture
+def run_id(platform: LocalPlatform) -> str:
+    return platform.gateway.add_run()
+
+
+def sync(*arguments: object, **options: Any) -> Result:
+    return CliRunner().invoke(app, ["sync", *map(str, arguments)], **options)
+
+
+def steps(platform: LocalPlatform, run_id: str) -> list[int]:
+    return sorted(metric.step for metric in platform.gateway.received(run_id).metrics)
+
+
+def refusal(run_id: str) -> Changes:
+    record = Metric("bad key!", float("nan"), 1000, 7)
+    error = BadRequest("illegal key [sic]", status=400, code="INVALID")
+    return Changes(refused=[Refused(Rejection(run_id, "metric", "bad key!", 7, error), record)])
+
+
+# Delivering
+
+
+def test_what_lies_there_is_delivered(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """Two spools, said in lines; the place is in them, the credentials in the environment."""
+    rows = chunk(metrics(2500), run_id=run_id)
+    orphan(folder, rows, sealed(0, 1000, "token", run_id=run_id), identity=here)
+    orphan(folder, chunk([Param("p", "v"), RunTag("t", "v")], run_id=run_id), identity=here)
+    result = sync()
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert "2,500 records to deliver" in lines[0]
+    assert lines[-1] == "2,502 records delivered"
+    assert steps(platform, run_id) == list(range(2500))
+    assert platform.gateway.received(run_id).tags == [("t", "v")]
+    assert find_spools(folder) == []
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_path_says_which(
+    platform: LocalPlatform, tmp_path: Path, folder: Path, here: Identity, run_id: str, what: str
+) -> None:
+    """One spool, or the folder they lie in, wherever that is."""
+    elsewhere = tmp_path / "elsewhere"
+    path = orphan(elsewhere, chunk(metrics(5), run_id=run_id), identity=here)
+    other = orphan(elsewhere, chunk(metrics(5, 5), run_id=run_id), identity=here)
+    result = sync(path if what == "file" else elsewhere)
+
+    assert result.exit_code == 0
+    assert steps(platform, run_id) == list(range(5 if what == "file" else 10))
+    assert other.exists() == (what == "file")
+
+
+def test_nothing_there_is_fine(folder: Path) -> None:
+    """Also when there is no folder."""
+    result = sync()
+
+    assert (result.exit_code, result.stdout) == (0, f"nothing lies in {folder}\n")
+
+
+def test_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    """One line."""
+    result = sync(tmp_path / "typo")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert "no such file" in result.stderr
+
+
+def test_what_is_refused_is_kept_and_said(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """The rest is delivered; the exit code says that something is left."""
+    records = [*metrics(3), Metric("bad key!", 1.0, 1000, 9)]
+    orphan(folder, chunk(records, run_id=run_id), identity=here)
+    result = sync()
+
+    assert result.exit_code == 1
+    assert "3 of 4 delivered, 1 rejected" in result.stdout
+    assert "3 records delivered, 1 rejected and kept (--list shows them)" in result.stdout
+    assert "illegal key" in sync("--list").stdout
+
+
+def test_a_spool_in_use_is_left_alone(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """It is somebody's who lives, and so no failure."""
+    spool = Spool.create(folder, here, limit=LIMIT)
+    spool.commit(chunk(metrics(3), run_id=run_id))
+    result = sync()
+    spool.close()
+
+    assert result.exit_code == 0
+    assert f"in use by pid {os.getpid()}" in result.stdout
+    assert "0 records delivered" in result.stdout
+    assert steps(platform, run_id) == []
+
+
+def test_wrong_credentials_end_it_at_once(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """A session would wait for them to be put right; whoever stands here wants to know."""
+    orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    platform.gateway.inject(Fault.reply(401, "NotAuthenticated", "who is it"), times=None)
+    begin = time.monotonic()
+    result = sync()
+
+    assert result.exit_code == 1
+    assert time.monotonic() - begin < 10
+    assert result.stderr.count("\n") == 1
+    assert "401 NotAuthenticated: who is it" in result.stderr
+    platform.gateway.clear_faults()
+    assert sync().exit_code == 0
+
+
+def test_an_unknown_profile_is_a_mistake(folder: Path, here: Identity, run_id: str) -> None:
+    """Options say how to sign; the spool is let go of."""
+    path = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    result = sync("--profile", "NOBODY")
+
+    assert result.exit_code == 1
+    assert "NOBODY" in result.stderr
+    assert result.stderr.count("\n") == 1
+    Spool.open(path, limit=LIMIT).let_go()
+
+
+def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run_id: str) -> None:
+    """What is left when it is over stays."""
+    path = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    platform.gateway.inject(Fault.reply(503), times=None)
+    result = sync("--timeout", 0.5)
+
+    assert result.exit_code == 1
+    assert "batches are held back" in result.stdout
+    assert "0.5 s are over" in result.stdout
+    assert "0 records delivered, 3 still wait" in result.stdout
+    Spool.open(path, limit=LIMIT).let_go()
+
+
+def test_one_that_is_damaged_keeps_no_other(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """It is said, and the exit code says that it is left."""
+    bad = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    bad.write_bytes(b"x" * 5000)
+    os.utime(bad, (0, 0))
+    orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    result = sync()
+
+    assert result.exit_code == 1
+    assert "is no spool" in result.stdout
+    assert steps(platform, run_id) == [0, 1, 2]
+
+
+def test_in_a_terminal_there_is_a_bar(
+    platform: LocalPlatform,
+    folder: Path,
+    here: Identity,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It fits 80 columns, and what the library warns of stands above it."""
+    orphan(folder, chunk(metrics(3000), run_id=run_id), identity=here)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
+    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    platform.gateway.inject(Fault.reply(503), times=2, operation=LOG_BATCH)
+    result = sync()
+
+    assert result.exit_code == 0
+    shown = screen.getvalue()
+    assert "3000/3000" in shown
+    assert "━" in shown
+    assert "batches are held back" in shown
+    assert logging.getLogger("adp_async").handlers == []
+
+
+# Showing
+
+
+def test_the_list_says_what_a_person_asks(folder: Path, here: Identity, run_id: str) -> None:
+    """Where from, how much of which kind, how old, why it is still there, what was refused."""
+    path = orphan(
+        folder,
+        chunk([*metrics(1200), Param("p", "v"), RunTag("t", "v")], run_id=run_id),
+        settled(100, run_id=run_id),
+        refusal(run_id),
+        identity=here,
+        error="503 Unavailable: come back (opc-request-id abc)",
+    )
+    before = path.read_bytes()
+    result = sync("--list")
+
+    assert result.exit_code == 0
+    for each in (
+        here.platform_id,
+        here.workspace,
+        "1,102 records of 1 run, the oldest",
+        "1,100 metrics, 1 param, 1 tag",
+        "last error  503 Unavailable: come back (opc-request-id abc)",
+        "1 record",
+        "'bad key!' of run",
+        "400 INVALID: illegal key [sic]",
+    ):
+        assert each in result.stdout
+    assert path.read_bytes() == before
+
+
+def test_the_list_fits_a_terminal(
+    folder: Path, here: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 columns, and not a line for each of a thousand runs."""
+    changes = [chunk(metrics(1), run_id=f"{number:032x}") for number in range(30)]
+    orphan(folder, *changes, identity=here, error="x" * 300)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
+    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    sync("--list")
+
+    lines = screen.getvalue().splitlines()
+    assert "and 18 runs more" in screen.getvalue()
+    assert max(len(plain(line)) for line in lines) <= 80
+    assert len(lines) < 30
+
+
+def plain(line: str) -> str:
+    from rich.text import Text
+
+    return Text.from_ansi(line).plain
+
+
+def test_the_list_of_what_cannot_be_read(folder: Path, here: Identity) -> None:
+    """Newer, damaged, in use: each with its reason."""
+    spool = Spool.create(folder, here, limit=LIMIT)
+    bad = orphan(folder, identity=here)
+    bad.write_bytes(b"x" * 5000)
+    os.utime(bad, (0, 0))
+    result = sync("--list")
+    spool.close()
+
+    assert result.exit_code == 0
+    assert f"in use by pid {os.getpid()}" in result.stdout
+    assert "is no spool" in result.stdout
+
+
+# Exporting
+
+
+def test_records_are_exported_as_lines_of_json(
+    folder: Path, tmp_path: Path, here: Identity, run_id: str
+) -> None:
+    """What waits and what was rejected, with all that is known of it; nothing is removed."""
+    path = orphan(
+        folder,
+        chunk([*metrics(2), Param("p", "ü"), RunTag("t", "v")], run_id=run_id),
+        refusal(run_id),
+        identity=here,
+    )
+    target = tmp_path / "out.jsonl"
+    result = sync("--export", target)
+    lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    where = {"platform_id": here.platform_id, "workspace": here.workspace, "run_id": run_id}
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "5 records exported\n")
+    assert lines[1] == {
+        **where,
+        "kind": "metric",
+        "key": "loss",
+        "value": 0.5,
+        "timestamp": 1001,
+        "step": 1,
+        "state": "waiting",
+    }
+    assert [line["kind"] for line in lines] == ["metric", "metric", "param", "tag", "metric"]
+    assert lines[4]["value"] == "NaN"
+    assert lines[4]["state"] == "rejected"
+    assert "illegal key" in lines[4]["reason"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert path.exists()
+
+
+def test_an_export_to_stdout(folder: Path, here: Identity, run_id: str) -> None:
+    """Only JSON there; what else is to say goes to standard error."""
+    orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    result = sync("--export", "-")
+
+    assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [0, 1, 2]
+    assert result.stderr == "3 records exported\n"
+
+
+def test_an_export_overwrites_nothing(folder: Path, tmp_path: Path) -> None:
+    """One line says so."""
+    (tmp_path / "mine").write_text("mine")
+    result = sync("--export", tmp_path / "mine")
+
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+# Discarding
+
+
+def test_discarding_asks_first(folder: Path, here: Identity, run_id: str) -> None:
+    """And without anybody to answer it takes ``--yes``."""
+    path = orphan(folder, chunk(metrics(3), run_id=run_id), refusal(run_id), identity=here)
+    refused = sync("--discard", input="")
+    assert refused.exit_code == 1
+    assert "--yes" in refused.stderr
+    assert path.exists()
+
+    result = sync("--discard", "--yes")
+    assert result.exit_code == 0
+    assert "3 records of 1 run" in result.stdout
+    assert "1 spool discarded" in result.stdout
+    assert find_spools(folder) == []
+
+
+@pytest.mark.parametrize(("answer", "is_left"), [("n", True), ("", True), ("y", False)])
+def test_the_answer_counts(
+    folder: Path, here: Identity, monkeypatch: pytest.MonkeyPatch, answer: str, is_left: bool
+) -> None:
+    """No is the default."""
+    path = orphan(folder, chunk(metrics(3)), identity=here)
+    monkeypatch.setattr(module, "_is_somebody_there", lambda: True)
+    result = sync("--discard", input=f"{answer}\n")
+
+    assert "Discard 3 records in 1 spool for good?" in result.stdout
+    assert path.exists() == is_left
+    assert result.exit_code == int(is_left)
+
+
+def test_discarding_spares_what_is_in_use_and_what_is_no_spool(
+    folder: Path, here: Identity
+) -> None:
+    """And takes what is damaged: nobody can read that."""
+    live = Spool.create(folder, here, limit=LIMIT)
+    damaged = orphan(folder, *(chunk(metrics(1000, n), n) for n in range(0, 5000, 1000)))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+    foreign = folder / "notes.spool"
+    foreign.write_text("not a spool at all")
+    os.utime(foreign, (0, 0))
+    result = sync("--discard", "--yes")
+
+    assert result.exit_code == 0
+    assert (live.path.exists(), damaged.exists(), foreign.exists()) == (True, False, True)
+    live.close()
+
+
+def test_one_thing_at_a_time(folder: Path) -> None:
+    """What doesn't go together is said, and nothing is done."""
+    result = sync("--list", "--discard", "--yes")
+
+    assert result.exit_code == 1
+    assert "--list and --discard" in result.stderr
+
+
+# A session and the command
+
+
+async def test_two_never_deliver_the_same(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """While a session recovers, the command leaves what that has; every point arrives once."""
+    for number in range(4):
+        orphan(folder, chunk(metrics(500, number * 500), run_id=run_id), identity=here)
+    platform.gateway.latency = 0.02
+    async with platform.session(spool=folder):
+        script = "from adp_async.cli import main; main()"
+        command = await asyncio.create_subprocess_exec(sys.executable, "-c", script, "sync")
+        await command.wait()
+        async with asyncio.timeout(10):
+            while len(steps(platform, run_id)) < 2000:  # noqa: ASYNC110 - it is another thread's
+                await asyncio.sleep(0.01)
+
+    assert steps(platform, run_id) == list(range(2000))
