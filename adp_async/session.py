@@ -292,7 +292,7 @@ class Session:
 
     async def _recover(self, before_us: Predecessors) -> None:
         """Deliver what processes that died have left for this platform and workspace."""
-        from adp_async._io.recovery import open_orphans
+        from adp_async._io.recovery import found_by, open_orphans
         from adp_async._io.spool import SpoolError
         from adp_async._io.worker import Worker
 
@@ -307,7 +307,7 @@ class Session:
                     limit=self._settings.spool_limit,
                     but_not=seen,
                 )
-                orphans = await worker.do(find)
+                orphans = await found_by(worker.do(find))
                 before_us.found(orphans)
                 if not orphans:
                     return

@@ -234,8 +234,28 @@ async def test_a_disk_that_fails_is_said_once(
         assert run.stats().waiting + run.stats().in_flight == 20
 
         is_full = False
-        await until(lambda: on_disk(session) == 20)
-        assert any("written again" in each for each in warnings(caplog))
+        await until(lambda: any("written again" in each for each in warnings(caplog)))
+        assert on_disk(session) == 20
+
+
+async def test_a_disk_that_fails_costs_no_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is delivered while nothing can be written is not kept for when it can."""
+
+    def failing(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Spool, "_insert", failing)
+    async with session_with(folder, linger=0.2) as session:
+        run = session.attach_run(session.add_run("run"))
+        run.log_metric("loss", 0.5)
+        await until(lambda: keeper(session).failure)
+        for step in range(5000):
+            run.log_metric("loss", 0.5, step)
+        await run.flush()
+        notes = keeper(session).journal._notes
+        await until(lambda: not (notes.took or notes.sealed))
 
 
 # Memory
@@ -475,6 +495,24 @@ async def test_a_damaged_row_costs_no_other(folder: Path, caplog: pytest.LogCapt
     left = Spool.open(path, limit=LIMIT)
     assert "damaged" in left.contents().trouble
     left.let_go()
+
+
+async def test_leaving_while_looking_lets_go_of_what_is_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that looks isn't through yet: what it opens then is nobody's."""
+    path = orphan(folder, chunk(metrics(3)))
+    open_one = recovery.open_orphan
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.04)
+        return open_one(*arguments, **options)
+
+    monkeypatch.setattr(recovery, "open_orphan", slow)
+    async with session_with(folder):
+        await asyncio.sleep(0.01)
+
+    Spool.open(path, limit=LIMIT).let_go()
 
 
 async def test_many_spools_are_delivered_some_at_a_time(

@@ -113,6 +113,8 @@ class SpoolKeeper:
                     self.take_in(now)
                     await self.commit()
                     self._next_commit = time.monotonic() + self._pause()
+                elif self.failure is not None:
+                    self.journal.prune()
                 self.let_go()
                 await self._read_back()
                 await self._sleep()
@@ -127,13 +129,14 @@ class SpoolKeeper:
 
     async def _sleep(self) -> None:
         is_idle = not (self.accumulator.unsettled or self.journal.is_dirty)
-        timeout = None if is_idle else max(0.0, self._next_commit - time.monotonic())
+        until_commit = max(0.0, self._next_commit - time.monotonic())
+        timeout = min(until_commit, max(self.interval, SHORTEST_INTERVAL))
         if is_idle:
             self._is_watched.clear()
         else:
             self._let_watch()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if is_idle else timeout):
                 await self._wake.wait()
         except TimeoutError:
             return

@@ -41,6 +41,8 @@ logger = logging.getLogger("adp_async")
 MEMORY_LIMIT = 32 * 2**20
 #: Batches of recovered records on their way at once: the session's own come first.
 MAX_IN_FLIGHT = 2
+#: Seconds that the end of a session waits for the search to end.
+LONGEST_WAIT = 2.0
 #: Spools that are opened at once: each takes two file descriptors and a lock.
 OPENED = 64
 
@@ -85,6 +87,18 @@ def open_orphans(
         if len(orphans) >= OPENED:
             break
     return orphans
+
+
+async def found_by(finding: asyncio.Future[list[Orphan]]) -> list[Orphan]:
+    """What a thread finds; if nobody waits for that any more, it lets go of it again."""
+    try:
+        return await asyncio.shield(finding)
+    except asyncio.CancelledError:
+        await asyncio.wait([finding], timeout=LONGEST_WAIT)
+        if finding.done() and finding.exception() is None:
+            for orphan in finding.result():
+                orphan.spool.let_go()
+        raise
 
 
 def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan | None:

@@ -298,7 +298,7 @@ class Spool:
             self._shrink()
         if not (changes.chunks or changes.sealed):
             return
-        if not self.path.exists():  # SQLite would go on writing what nobody finds
+        if not os.path.exists(self.path):  # SQLite would go on writing what nobody finds
             raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.chunks and self.size >= self.limit:
             raise SpoolError(f"{self.path} has reached spool_limit, {self.limit} bytes")

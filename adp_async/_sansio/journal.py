@@ -209,20 +209,29 @@ class Journal:
                 self._written_until.pop(lane, None)
                 self.journaled_until.pop(lane, None)
 
+    def prune(self) -> None:
+        """Forget notes of what was delivered meanwhile: the next commit may be far away."""
+        notes = self._notes
+        notes.took = [each for each in notes.took if _end(each) > each[0].settled_until]
+        notes.sealed = [batch for batch in notes.sealed if batch.span.open]
+
     def failed(self, changes: Changes) -> None:
         """*changes* are not on disk: their notes are kept for the next commit."""
         notes, later = changes.notes, self._notes
         assert notes is not None
-        took = [note for note in notes.took if note[1] + len(note[2]) > note[0].settled_until]
-        sealed = [batch for batch in notes.sealed if batch.span.open]
         kept = Notes() if changes.is_settled else notes
         self._notes = Notes(
-            took + later.took,
-            sealed + later.sealed,
+            notes.took + later.took,
+            notes.sealed + later.sealed,
             kept.settled | later.settled,
             kept.refused + later.refused,
             kept.unreadable + later.unreadable,
         )
+        self.prune()
+
+
+def _end(taken: Taken) -> int:
+    return taken[1] + len(taken[2])
 
 
 def _sealed(batch: RecordBatch) -> Sealed:
