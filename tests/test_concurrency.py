@@ -13,12 +13,26 @@ if TYPE_CHECKING:
 
 
 def served(concurrency: Concurrency, round_trip: Callable[[int], float], batches: int) -> list[int]:
-    """The limits under which *batches* landed."""
+    """The limits under which *batches* landed, once as many as may be are under way."""
+    for _ in range(concurrency.most):
+        concurrency.delivered()
     limits = []
     for _ in range(batches):
         limits.append(concurrency.limit)
         concurrency.landed(round_trip(concurrency.limit))
     return limits
+
+
+def test_it_begins_with_one_and_grows_with_what_is_delivered() -> None:
+    """The first answer to a flood is then one 429, not four."""
+    concurrency = Concurrency(most=3)
+    limits = [concurrency.limit]
+    for _ in range(4):
+        concurrency.landed(0.1)  # tells nothing yet
+        concurrency.delivered()
+        limits.append(concurrency.limit)
+
+    assert limits == [1, 2, 3, 3, 3]
 
 
 def test_a_service_that_does_them_side_by_side_gets_as_many_as_may_be() -> None:

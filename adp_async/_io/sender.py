@@ -171,6 +171,7 @@ class Sender:
 
     def _learn(self, batch: RecordBatch, round_trip: float) -> None:
         """How many under way are worth it; only full batches, as many as may be, tell."""
+        self._concurrency.delivered()
         is_full = 2 * len(batch.records) >= self.accumulator.limits.entities
         is_busy = self.accumulator.batches_in_flight >= self._concurrency.limit
         if is_full and is_busy and not self.throttle.is_paced:

@@ -4,6 +4,9 @@ A service that does them side by side delivers more the more are under way; one 
 after another (a store with a single writer) only makes them wait, and often gets slower by it.
 Which one it is shows when one fewer, or one more, is tried: fewer are kept when they deliver as
 much, more only when they deliver a good deal more.  A try that failed is repeated later and later.
+
+It begins with one and grows by one with every batch delivered: when there is a quota, the first
+429 then comes to one or two requests and not to all that may be under way.
 """
 
 from __future__ import annotations
@@ -27,6 +30,12 @@ class Concurrency:
     """The number of batches that may be under way, between 1 and *most*.
 
     >>> concurrency = Concurrency(most=4)
+    >>> concurrency.limit
+    1
+    >>> for _ in range(3):
+    ...     concurrency.delivered()
+    >>> concurrency.limit
+    4
     >>> for _ in range(100):
     ...     concurrency.landed(0.1 * concurrency.limit)  # one after another
     >>> concurrency.limit
@@ -35,8 +44,9 @@ class Concurrency:
 
     most: int
     #: What may be under way now, and what has proved best so far.
-    limit: int = field(init=False)
+    limit: int = field(default=1, init=False)
     _best: int = field(init=False)
+    _is_starting: bool = field(default=True, init=False)
     _best_rate: float = field(default=0.0, init=False)
     #: Round trips of batches that left under the limit before are not counted.
     _leftover: int = field(default=0, init=False)
@@ -47,10 +57,18 @@ class Concurrency:
     _upwards: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.limit = self._best = self.most
+        self._best = self.most
+
+    def delivered(self) -> None:
+        """A batch of any size was delivered."""
+        if self._is_starting:
+            self.limit = min(self.limit + 1, self.most)
+            self._is_starting = self.limit < self.most
 
     def landed(self, round_trip: float) -> None:
         """A full batch was delivered in *round_trip* seconds, with *limit* under way."""
+        if self._is_starting:
+            return
         if self._leftover:
             self._leftover -= 1
             return

@@ -2,20 +2,24 @@
 
 Limits are per user and service, so a 429 to one call is news for every call.  A 429 does two
 things.  It starts a *hold*: nobody sends until it is over.  And it teaches the *limit*: what
-follows is paced at a little less than what got through.
+follows is paced by it.
 
-How the rate grows between two 429s.  While nothing is known but the first 429, it *searches*: a
-little faster with every request that gets through.  Once it was refused on its way, the limit is
-known, and the rate follows the window curve of CUBIC (RFC 9438, section 4.2): back to the limit
-within a *plateau*, slowest where the last 429 came, then faster the longer none comes, until
-nothing bounds it any more.  A plateau is long enough that 429s stay rare and holds cheap.
+How the rate grows between two 429s, with every *stage* closer to the limit and less often beyond
+it.  When nothing got through before the first 429, it `SEARCHES`: a little faster with every
+request that gets through.  When a burst did, that is a first idea of the limit, which a few
+requests `TRY` out.  Once the rate was refused on its way up, the limit is `KNOWN`, and the rate
+follows the window curve of CUBIC (RFC 9438, section 4.2): back to the limit within a *plateau*,
+then faster the longer no 429 comes, until nothing bounds it any more.  A plateau is long enough
+that one request in a hundred is refused, and that holds are a small part of the time.
 
-What a 429 says about the limit.  A service that saves up what is not used (a token bucket) lets
-through more than its limit for a while, so the rate at the 429 is too high an estimate; but over
-the whole time since the last 429, exactly the limit got through.  One that saves nothing refuses
-as soon as the rate is too high; but of what a hold let pass it gives nothing back, so what got
-through is too low.  The truth lies between, and the larger of what got through and a little less
-than the rate serves both.
+What a 429 says about the limit depends on how many requests got through since the last one.
+Many: it is as seldom as it may be, or has nothing to do with our rate; the limit stays.  Few: the
+rate is too high.  How much too high?  A service that saves up what is not used (a token bucket)
+lets through more than its limit for a while, so the rate at the 429 is too high an estimate; but
+over the whole time since the last 429, exactly the limit got through.  One that saves nothing
+refuses as soon as the rate is too high; but of what a hold let pass it gives nothing back, so
+what got through is too low.  The truth lies between: the rate is cut to what got through, but
+never by more than a share that grows the fewer they were.
 
 Before the first 429 there is no rate and nothing is paced.
 """
@@ -23,6 +27,7 @@ Before the first 429 there is no rate and nothing is paced.
 from __future__ import annotations
 
 from collections import deque
+from enum import IntEnum
 from math import exp
 
 from attrs import define, field
@@ -30,27 +35,46 @@ from attrs import define, field
 from adp_async._sansio.retry import RetryPolicy
 
 #: While it searches the rate grows e-fold in this many requests, but not within less time.
-SEARCH_REQUESTS = 6.0
+SEARCH_REQUESTS = 3.0
 SEARCH = 1.0
-#: Fewer successes than this between two 429s tell nothing but that the rate is too high: cut it.
-ENOUGH = 8
-CUT = 0.8
-#: The limit is this share of the rate refused, at least: beyond the limit we knew, and before it.
-BEYOND = 0.98
-BEFORE = 0.93
+#: Requests that a first idea of the limit is tried out with, and the seconds they take at least.
+TRIAL_REQUESTS = 10.0
+TRIAL = 2.0
 #: After a 429 the rate is this share of the limit.
 DECREASE = 0.96
-#: Seconds, requests (but no more than so many seconds) and holds that the way back to the limit
-#: takes: the longest of the three.
-PLATEAU = 20.0
+#: Requests (but no more than so many seconds), seconds and holds that the way back to a known
+#: limit takes: the longest of the three.
 PLATEAU_REQUESTS = 100.0
-LONGEST_PLATEAU = 100.0
+LONGEST_PLATEAU = 50.0
+PLATEAU = 10.0
 PLATEAU_HOLDS = 30.0
-#: How boldly the rate grows behind the plateau: by this share when as much time again is over.
+#: How boldly the rate grows behind the plateau: by this share within one unit of seconds.
 PROBE = 0.5
-LOWEST_RATE = 0.02
-#: A rate this many times the one last refused is no bound any more.
+SHORTEST_UNIT, LONGEST_UNIT = 5.0, 8.0
+#: Of what a probe found beyond the limit we knew, this share is believed.
+BELIEVED = 0.8
+#: So many requests between two 429s make a 429 rare, when its hold took no more than this share.
+RARE = 50
+RARE_HOLD = 0.1
+#: Fewer than so many requests since the last 429: the rate falls to this share of it, at most.
+CUTS = ((1, 0.5), (4, 0.6), (20, 0.85), (RARE, 0.95))
+LOWEST_RATE = 0.1
+#: A rate this many times the limit is no bound any more.
 LIFTED = 32.0
+#: The hold of a single 429 is no longer than so many turns; when told how long to wait, this
+#: share of it is the most that goes on top.
+HOLD_TURNS = 4.0
+ON_TOP = 0.25
+#: Up to this share of an interval a request that leaves late is made up for by the next.
+SLACK = 0.05
+
+
+class Stage(IntEnum):
+    """How well the limit is known."""
+
+    SEARCHES = 0
+    TRIES = 1
+    KNOWS = 2
 
 
 @define
@@ -72,7 +96,7 @@ class Throttle:
     _next_turn: float = field(default=0.0, init=False)
     #: The service's limit as far as known, in requests a second; None before the first 429.
     _limit: float | None = field(default=None, init=False)
-    _searches: bool = field(default=False, init=False)
+    _stage: Stage = field(default=Stage.SEARCHES, init=False)
     #: When the last 429 came that told something new; its hold, and the end of that.
     _refused_at: float = field(default=0.0, init=False)
     _hold: float = field(default=0.0, init=False)
@@ -89,10 +113,16 @@ class Throttle:
     def depart(self, now: float) -> None:
         """A request leaves now; the next one has its turn one interval later.
 
-        One that leaves late is not made up for: a strict service would refuse the next one.
+        One that leaves a little late (a timer, a busy loop) is made up for; more than that would
+        be refused by a strict service.
         """
         rate = self.rate(now)
-        self._next_turn = 0.0 if rate is None else now + 1.0 / rate
+        if rate is None:
+            self._next_turn = 0.0
+            return
+        turn = max(self._next_turn, self.held_until)
+        is_on_time = now - turn < SLACK / rate
+        self._next_turn = (turn if is_on_time else now) + 1.0 / rate
 
     def rate(self, now: float) -> float | None:
         """Requests a second that may leave; None while nothing bounds it."""
@@ -110,14 +140,23 @@ class Throttle:
         return self._limit is not None
 
     def _growth(self, elapsed: float, limit: float) -> float:
-        if self._searches:
+        if self._stage is Stage.SEARCHES:
             return exp(min(elapsed / SEARCH, self._succeeded / SEARCH_REQUESTS, 10.0))
-        plateau = max(
-            PLATEAU, min(LONGEST_PLATEAU, PLATEAU_REQUESTS / limit), PLATEAU_HOLDS * self._hold
-        )
-        # -1 at the end of the hold, 0 back at the limit; beyond it the probing begins.
-        way = elapsed / plateau - 1.0
-        return 1.0 + (1.0 - DECREASE if way < 0.0 else PROBE) * way**3
+        plateau = self._plateau(limit)
+        if elapsed < plateau:
+            return 1.0 - (1.0 - DECREASE) * (1.0 - elapsed / plateau) ** 3
+        unit = max(SHORTEST_UNIT, min(plateau, LONGEST_UNIT))
+        return 1.0 + PROBE * ((elapsed - plateau) / unit) ** 3
+
+    def _plateau(self, limit: float) -> float:
+        """Seconds from the end of a hold until the rate grows beyond *limit*."""
+        match self._stage:
+            case Stage.SEARCHES:
+                return 0.0
+            case Stage.TRIES:
+                return max(TRIAL, TRIAL_REQUESTS / limit)
+        requests = min(LONGEST_PLATEAU, PLATEAU_REQUESTS / limit)
+        return max(PLATEAU, requests, PLATEAU_HOLDS * self._hold)
 
     def succeeded(self, now: float) -> None:
         """A reply came that was no 429."""
@@ -138,23 +177,41 @@ class Throttle:
             return
         self._in_a_row += 1
         self._limit = max(LOWEST_RATE, self._learned(departed, now))
-        self._hold = self.policy.delay(self._in_a_row, jitter=jitter, retry_after=asked)
+        self._hold = self._hold_of(self._limit, asked, jitter)
         until = now + max(self._hold, 1.0 / self._limit)
         # No growth while holding.
         self.held_until = self._resumed_at = max(self.held_until, until)
         self._refused_at, self._succeeded = now, 0
         self._next_turn = 0.0
 
+    def _hold_of(self, limit: float, asked: float, jitter: float) -> float:
+        hold = self.policy.delay(self._in_a_row, jitter=jitter)
+        if asked:
+            return asked + min(hold, ON_TOP * asked)
+        return min(hold, jitter * HOLD_TURNS / limit) if self._in_a_row == 1 else hold
+
     def _learned(self, departed: float, now: float) -> float:
         """The limit, as this 429 tells it."""
         known, rate = self._limit, self.rate(departed)
         if known is None or rate is None:
-            self._searches = True
-            return float(max(1, sum(time > now - 1.0 for time in self._recent)))
-        if self._searches:
-            self._searches = self._succeeded == 0
-            return rate * CUT
-        if self._succeeded < ENOUGH:
-            return min(known, rate) * CUT
+            burst = sum(time > now - 1.0 for time in self._recent)
+            self._stage = Stage.TRIES if burst > 1 else Stage.SEARCHES
+            return float(max(1, burst))
         got_through = self._succeeded / (now - self._refused_at)
-        return max(min(rate, got_through), rate * (BEYOND if rate > known else BEFORE))
+        if self._succeeded and departed - self._resumed_at >= self._plateau(known):
+            return self._found(known, rate, got_through)
+        is_rare = self._succeeded >= RARE and self._hold <= RARE_HOLD * (now - self._refused_at)
+        # A second one in a row is most often the same hold-up, which wants a longer hold.
+        if is_rare or (self._succeeded == 0 and self._in_a_row == 2):
+            return known
+        share = next((share for few, share in CUTS if self._succeeded < few), CUTS[-1][1])
+        return max(min(0.98 * rate, got_through), share * rate)
+
+    def _found(self, known: float, rate: float, got_through: float) -> float:
+        """The limit after a way up that ended at *rate*."""
+        stage, self._stage = self._stage, Stage(min(self._stage + 1, Stage.KNOWS))
+        if stage is Stage.SEARCHES:
+            before = rate * exp(-1.0 / SEARCH_REQUESTS)  # the rate that last got through
+            return max(known, before)
+        beyond = 0.98 * (known + BELIEVED * (rate - known))
+        return max(known, min(rate, got_through), beyond)
