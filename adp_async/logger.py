@@ -94,13 +94,23 @@ class Stats:
 
 
 class _Flush:
-    """Somebody waits until every record of a lane before *until* has its end."""
+    """Somebody waits until the records that some lanes hold by now have their end.
+
+    *until*: the lanes that are not there yet, and up to which record.
+    """
 
     __slots__ = ("done", "until")
 
-    def __init__(self, until: int) -> None:
-        self.until = until
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self.until = {lane: lane.next_seq for lane in lanes if lane.settled_until < lane.next_seq}
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def look_at(self, lane: Lane) -> None:
+        """Records of *lane* had their end: perhaps they were the last."""
+        if lane.settled_until >= self.until.get(lane, 0):
+            self.until.pop(lane, None)
+            if not self.until:
+                _resolve(self.done)
 
 
 @define(eq=False)
@@ -213,7 +223,7 @@ class BatchLogger:
         for lane in busy:
             self.accumulator.urge(lane, now)
         self._sender.wake()
-        await asyncio.gather(*map(self._flush, busy))
+        await self._flush(busy)
         self._raise_refused(lanes)
 
     async def drain(self) -> None:
@@ -275,7 +285,7 @@ class BatchLogger:
 
     def _oldest(self, lanes: list[Lane]) -> float:
         # Copies, taken at once: another thread may ask while the loop's own changes them.
-        firsts = [marks[0][1] for lane in lanes if (marks := list(lane.marks))]
+        firsts = [times[0] for lane in lanes if (times := lane.times[:1])]
         firsts += [span.since for lane in lanes for span in list(lane.spans)]
         return max(0.0, time.monotonic() - min(firsts)) if firsts else 0.0
 
@@ -530,18 +540,19 @@ class BatchLogger:
             if not futures:
                 self._receipts.pop(id(record), None)
 
-    async def _flush(self, lane: Lane) -> None:
-        flush = _Flush(lane.next_seq)
-        if lane.settled_until >= flush.until:
-            return
-        flushes = self._flushes.setdefault(lane, [])
-        flushes.append(flush)
+    async def _flush(self, lanes: Iterable[Lane]) -> None:
+        flush = _Flush(lanes)
+        waited_for = list(flush.until)
+        for lane in waited_for:
+            self._flushes.setdefault(lane, []).append(flush)
         try:
-            await flush.done
+            if waited_for:
+                await flush.done
         finally:
-            flushes.remove(flush)
-            if not flushes:
-                self._flushes.pop(lane, None)
+            for lane in waited_for:
+                flushes = self._flushes.pop(lane, [])
+                if others := [each for each in flushes if each is not flush]:
+                    self._flushes[lane] = others
 
     def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
         """Records of *lane* have their end: tell those who wait for it."""
@@ -550,8 +561,7 @@ class BatchLogger:
                 for future in self._receipts.get(id(record), ()):
                     _resolve(future)
         for flush in self._flushes.get(lane, ()):
-            if lane.settled_until >= flush.until:
-                _resolve(flush.done)
+            flush.look_at(lane)
         if self._keeper is not None and self.accumulator.spooled:
             self._keeper.wake()
         self._tell_room()

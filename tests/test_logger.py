@@ -194,6 +194,28 @@ async def test_flush_of_one_run() -> None:
         assert waiting.delivered
 
 
+async def test_flush_of_all_runs_ends_with_the_last() -> None:
+    """A run that is held back holds that flush, and no other one's."""
+    async with FakeSession(linger=60.0) as session:
+        runs = [attach(session) for _ in range(20)]
+        late, send, opened = runs[-1], session.service.send, asyncio.Event()
+
+        async def hold_one(request: Any, *, timeout: float | None = None) -> Any:
+            if late.run_id.encode() in (request.body or b""):
+                await opened.wait()
+            return await send(request, timeout=timeout)
+
+        session.service.send = hold_one  # type: ignore[method-assign]
+        receipts = [run.log_metric("loss", 0.5) for run in runs]
+        flush = asyncio.create_task(session.logger.flush())
+        await asyncio.gather(*(run.flush() for run in runs[:-1]))
+        assert not flush.done()
+        opened.set()
+        await flush
+        assert all(receipt.delivered for receipt in receipts)
+        assert session.logger._flushes == {}
+
+
 async def test_flush_with_nothing_to_do() -> None:
     """It returns at once, and no request is made."""
     async with FakeSession() as session:

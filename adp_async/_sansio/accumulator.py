@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter, deque
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -116,7 +117,7 @@ class Lane:
         "held",
         "in_flight",
         "left_at",
-        "marks",
+        "marked",
         "next_seq",
         "proven",
         "queue",
@@ -133,6 +134,7 @@ class Lane:
         "tail",
         "text_cost",
         "text_seqs",
+        "times",
         "urgent_until",
     )
 
@@ -144,19 +146,22 @@ class Lane:
         #: The sequence number of the queue's first record, and of the next one to come.
         self.head_seq = first_seq
         self.next_seq = first_seq
+        # A deque is 600 bytes even when it is empty, which counts with ten thousand runs: what is
+        # mostly empty, or short, is a list.
         #: Behind the queue: ranges of records that are only on disk, and those that came since.
-        self.spilled: deque[tuple[int, int]] = deque()
-        self.tail: deque[AnyRecord] = deque()
+        self.spilled: list[tuple[int, int]] = []
+        self.tail: list[AnyRecord] = []
         #: Spilled records whose receipt somebody has, by their sequence number.
         self.held: dict[int, AnyRecord] = {}
-        #: (sequence number, time): records from there on came at that time.
-        self.marks: deque[tuple[int, float]] = deque()
+        #: Records of the queue from a *marked* sequence number on came at the time beside it.
+        self.marked: list[int] = []
+        self.times: list[float] = []
         #: Params and tags in the queue: how many, where, and their memory.
         self.count: dict[type, int] = {Param: 0, RunTag: 0}
-        self.text_seqs: deque[int] = deque()
+        self.text_seqs: list[int] = []
         self.text_cost = 0
         #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
-        self.sealed: deque[tuple[RecordBatch, float]] = deque()
+        self.sealed: list[tuple[RecordBatch, float]] = []
         self.in_flight = 0
         self.barrier_in_flight = False
         self.spans: list[Span] = []
@@ -168,10 +173,11 @@ class Lane:
         #: Attempts that failed since the last one that did not.
         self.failures = 0
         self.delivered = 0
-        self.refused: deque[Rejection] = deque(maxlen=KEPT_REJECTIONS)
+        #: The last ones, by name, and how many they were in all.
+        self.refused: list[Rejection] = []
         self.refused_count = 0
         #: The same by the class of the error.
-        self.rejected: Counter[str] = Counter()
+        self.rejected: dict[str, int] = {}
         #: How many of them somebody was told of.
         self.reported = 0
         self.ready_at: float | None = None
@@ -199,6 +205,20 @@ class Lane:
         open_parts.append((self.next_seq, self.next_seq))
         neighbours = itertools.pairwise(open_parts)
         return tuple((end, start) for (_, end), (start, _) in neighbours if end < start)
+
+    def mark(self, seq: int, now: float) -> None:
+        """Records from *seq* on came *now*."""
+        if not self.times or self.times[-1] != now:
+            self.marked.append(seq)
+            self.times.append(now)
+
+    def forget_marks(self) -> None:
+        """Keep that of the queue's first record, and those after it."""
+        passed = 0 if self.queue else len(self.marked)
+        while passed + 1 < len(self.marked) and self.marked[passed + 1] <= self.head_seq:
+            passed += 1
+        del self.marked[:passed]
+        del self.times[:passed]
 
     @property
     def is_idle(self) -> bool:
@@ -326,29 +346,31 @@ class Accumulator:
 
     def take_in(self, records: Sequence[AnyRecord], now: float) -> None:
         """Take records in, each of which has its lane as its *place*."""
-        if len(lanes := set(map(_PLACE, records))) == 1:
-            self._grew(lanes.pop(), records, now)
-            return
-        groups: dict[Lane, list[AnyRecord]] = {}
-        for record in records:
-            groups.setdefault(record.place, []).append(record)
-        for lane, group in groups.items():
-            self._grew(lane, group, now)
-
-    def _grew(self, lane: Lane, records: Sequence[AnyRecord], now: float) -> None:
-        first = lane.next_seq
-        lane.next_seq += len(records)
         with_text = has_text(records)
         self._count(records, with_text=with_text)
+        if len(lanes := set(map(_PLACE, records))) == 1:
+            self._grew(lanes.pop(), records, now, with_text=with_text)
+            return
+        groups: defaultdict[Lane, list[AnyRecord]] = defaultdict(list)
+        for record in records:
+            groups[record.place].append(record)
+        for lane, group in groups.items():
+            self._grew(lane, group, now, with_text=with_text and has_text(group))
+
+    def _grew(
+        self, lane: Lane, records: Sequence[AnyRecord], now: float, *, with_text: bool
+    ) -> None:
+        first = lane.next_seq
+        lane.next_seq = first + len(records)
+        if not lane.queue:  # else it is there
+            self.lanes.setdefault(lane.run_id, lane)
         if lane.spilled:
             lane.tail.extend(records)
         else:
-            if not lane.marks or lane.marks[-1][1] != now:
-                lane.marks.append((first, now))
+            lane.mark(first, now)
             self._enqueue(lane, records, first, with_text=with_text)
         if self.journal is not None:
             self.journal.took(lane, first, records)
-        self.lanes.setdefault(lane.run_id, lane)
         # More metrics change nothing until they fill a request.
         if with_text or lane.ready_at is None or self.is_full(lane):
             self._schedule(lane, now)
@@ -393,10 +415,11 @@ class Accumulator:
 
     def is_full(self, lane: Lane) -> bool:
         """Whether more records would not fit into the lane's next request anyway."""
-        limits = self.limits
-        return (
-            len(lane.queue) >= min(limits.entities, limits.metrics)
-            or lane.count[Param] >= limits.params
+        limits, waiting = self.limits, len(lane.queue)
+        if waiting >= limits.metrics or waiting >= limits.entities:
+            return True
+        return bool(lane.text_seqs) and (
+            lane.count[Param] >= limits.params
             or lane.count[RunTag] >= limits.tags
             or lane.text_cost >= limits.body_bytes
         )
@@ -424,7 +447,7 @@ class Accumulator:
         if lane.urgent_until > lane.head_seq or self.is_full(lane):
             # Once ready it keeps its place in the line.
             return now if lane.ready_at is None else min(now, lane.ready_at)
-        return max(lane.marks[0][1] + self.linger, lane.left_at)
+        return max(lane.times[0] + self.linger, lane.left_at)
 
     def _next_is_barrier(self, lane: Lane) -> bool:
         """Whether a batch cut now would hold params or tags."""
@@ -453,7 +476,7 @@ class Accumulator:
     def _depart(self, lane: Lane, now: float) -> RecordBatch:
         if not lane.sealed:
             self._seal(lane, now)
-        batch, _ = lane.sealed.popleft()
+        batch, _ = lane.sealed.pop(0)
         lane.in_flight += 1
         lane.barrier_in_flight = batch.is_barrier
         self.batches_in_flight += 1
@@ -463,7 +486,7 @@ class Accumulator:
 
     def _seal(self, lane: Lane, now: float) -> None:
         """Cut what fits one request from the head of the queue, and seal it."""
-        first, since = lane.head_seq, lane.marks[0][1]
+        first, since = lane.head_seq, lane.times[0]
         records = self._cut(lane)
         span = Span(first, first + len(records), since)
         lane.spans.append(span)
@@ -483,10 +506,7 @@ class Accumulator:
             popleft = lane.queue.popleft
             records = [popleft() for _ in range(count)]
         lane.head_seq += len(records)
-        while len(lane.marks) > 1 and lane.marks[1][0] <= lane.head_seq:
-            lane.marks.popleft()
-        if not lane.queue:
-            lane.marks.clear()
+        lane.forget_marks()
         return records
 
     def _cut_mixed(self, lane: Lane) -> list[AnyRecord]:
@@ -509,8 +529,9 @@ class Accumulator:
             records.append(lane.queue.popleft())
             if kind is not Metric:
                 lane.count[kind] -= 1
-                lane.text_seqs.popleft()
                 lane.text_cost -= cost_of(record) - METRIC_COST
+        texts = bisect_left(lane.text_seqs, lane.head_seq + len(records))
+        del lane.text_seqs[:texts]
         return records
 
     def _set_apart(self, lane: Lane, records: list[AnyRecord]) -> list[list[AnyRecord]]:
@@ -614,15 +635,19 @@ class Accumulator:
         lane = batch.lane
         lane.failures = 0
         refused = [_rejection(lane.run_id, record, error) for record in batch.records]
-        lane.refused.extend(refused)
-        lane.refused_count += len(refused)
-        lane.rejected[type(error).__name__] += len(refused)
-        self.rejected[type(error).__name__] += len(refused)
+        lane.refused = [*lane.refused, *refused][-KEPT_REJECTIONS:]
+        self._count_rejected(lane, error, len(refused))
         for record, rejection in zip(batch.records, refused, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
         if self.journal is not None:
             self.journal.refused(refused, batch.records)
         self._settle(batch, now)
+
+    def _count_rejected(self, lane: Lane, error: AdpError, count: int) -> None:
+        name = type(error).__name__
+        lane.refused_count += count
+        lane.rejected[name] = lane.rejected.get(name, 0) + count
+        self.rejected[name] += count
 
     def abandon(self) -> list[tuple[Lane, list[AnyRecord]]]:
         """Nothing will be delivered any more: what is left, by lane, and no longer held here."""
@@ -648,11 +673,9 @@ class Accumulator:
         start = lane.head_seq + keep
         if journaled_until <= start:
             return 0
-        lane.tail.extendleft(lane.queue.pop() for _ in range(lane.next_seq - journaled_until))
-        spilled = [lane.queue.pop() for _ in range(journaled_until - start)]
-        spilled.reverse()
-        while lane.text_seqs and lane.text_seqs[-1] >= start:
-            lane.text_seqs.pop()
+        lane.tail = _popped(lane.queue, lane.next_seq - journaled_until)
+        spilled = _popped(lane.queue, journaled_until - start)
+        del lane.text_seqs[bisect_left(lane.text_seqs, start) :]
         for records in (spilled, lane.tail):
             self._uncount_texts(lane, records)
         lane.spilled.append((start, journaled_until))
@@ -662,7 +685,9 @@ class Accumulator:
         first, last = lane.spilled.pop()
         count = max(0, journaled_until - last)
         lane.spilled.append((first, last + count))
-        return self._let_go(lane, [lane.tail.popleft() for _ in range(count)], last)
+        spilled = lane.tail[:count]
+        del lane.tail[:count]
+        return self._let_go(lane, spilled, last)
 
     def _let_go(self, lane: Lane, records: list[AnyRecord], first: int) -> int:
         self._count(records, -1, with_text=has_text(records))
@@ -685,20 +710,19 @@ class Accumulator:
 
     def reload(self, lane: Lane, first: int, records: list[AnyRecord], now: float) -> None:
         """What `next_spilled` named has been read: it waits here again."""
-        start, last = lane.spilled.popleft()
+        start, last = lane.spilled[0]
         assert start == first, "records come back in their order"
         if not lane.queue:
             lane.head_seq = first
         upto = first + len(records)
-        if upto < last:
-            lane.spilled.appendleft((upto, last))
+        lane.spilled[:1] = [(upto, last)] if upto < last else []
         if lane.held:
             records = [lane.held.pop(seq, record) for seq, record in enumerate(records, first)]
         for record in records:
             record.place = lane
         self.spooled -= len(records)
         self._count(records, with_text=has_text(records))
-        lane.marks.append((first, now))
+        lane.mark(first, now)
         self._enqueue(lane, records, first, with_text=has_text(records))
         if not lane.spilled and lane.tail:
             self._append_tail(lane, upto, now)
@@ -710,15 +734,12 @@ class Accumulator:
         Only when nothing waits before it, so that the queue has no hole.
         """
         assert not lane.queue
-        first, end = lane.spilled.popleft()
-        if last < end:
-            lane.spilled.appendleft((last, end))
+        first, end = lane.spilled[0]
+        lane.spilled[:1] = [(last, end)] if last < end else []
         count = last - first
         lane.head_seq = last
         self.spooled -= count
-        self.rejected[type(error).__name__] += count
-        lane.rejected[type(error).__name__] += count
-        lane.refused_count += count
+        self._count_rejected(lane, error, count)
         lost = [lane.held.pop(seq) for seq in range(first, last) if seq in lane.held]
         for record in lost:
             record.place = GivenUp(error)
@@ -732,9 +753,9 @@ class Accumulator:
 
     def _append_tail(self, lane: Lane, first: int, now: float) -> None:
         """What came while the lane was on disk has its turn."""
-        lane.marks.append((first, now))
-        self._enqueue(lane, list(lane.tail), first, with_text=has_text(lane.tail))
-        lane.tail.clear()
+        lane.mark(first, now)
+        self._enqueue(lane, lane.tail, first, with_text=has_text(lane.tail))
+        lane.tail = []
 
     def restore(
         self,
@@ -788,8 +809,7 @@ class Accumulator:
     ) -> None:
         self._land(batch)
         self.waiting += len(batch.records)
-        for part in reversed(parts):
-            batch.lane.sealed.appendleft((part, not_before))
+        batch.lane.sealed[:0] = [(part, not_before) for part in parts]
         self._schedule(batch.lane, now)
 
     def _settle(self, batch: RecordBatch, now: float) -> None:
@@ -814,6 +834,13 @@ class Accumulator:
 
 
 _PLACE = attrgetter("place")
+
+
+def _popped(queue: deque[AnyRecord], count: int) -> list[AnyRecord]:
+    """The last *count* records of *queue*, which no longer has them."""
+    records = [queue.pop() for _ in range(count)]
+    records.reverse()
+    return records
 
 
 def _references(records: list[AnyRecord]) -> list[int]:
