@@ -8,6 +8,7 @@ is a `Reply`; what it means is read elsewhere (`adp_async._sansio.replies`).
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -25,6 +26,8 @@ from adp_async.errors import (
 )
 
 if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+
     from adp_async._sansio.messages import Request
 
 __all__ = ["AiohttpTransport"]
@@ -42,6 +45,10 @@ class _Journey:
 
     def __init__(self) -> None:
         self.connecting = False
+
+
+#: That of the task: it is the request's own task in which aiohttp asks for a connection.
+_JOURNEY: Final[ContextVar[_Journey]] = ContextVar("journey")
 
 
 class AiohttpTransport:
@@ -81,10 +88,9 @@ class AiohttpTransport:
         """Make the pool.  Nothing is connected before the first request."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._limit),
+                connector=_Connector(limit=self._limit),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"user-agent": USER_AGENT},
-                trace_configs=[_journey_trace()],
                 # Proxies are looked up here: aiohttp's trust_env brings .netrc along, which
                 # replaces the signature, and costs two hops to other threads a request.
                 trust_env=False,
@@ -108,6 +114,7 @@ class AiohttpTransport:
             raise Closed(message)
         seconds = self._timeout if timeout is None else timeout
         journey = _Journey()
+        _JOURNEY.set(journey)
         try:
             return await self._exchange(self._session, request, seconds, journey)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -126,7 +133,6 @@ class AiohttpTransport:
             allow_redirects=False,
             proxy=self._proxy(url),
             timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=self._connect_timeout),
-            trace_request_ctx=journey,
         ) as response:
             body = await self._read(response, request)
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -182,21 +188,19 @@ def _proxy_of_environment(url: URL) -> URL | None:
     return URL(proxy if "://" in proxy else f"http://{proxy}")
 
 
-def _journey_trace() -> aiohttp.TraceConfig:
-    """Keeps the `_Journey` that a request brings along."""
+class _Connector(aiohttp.TCPConnector):
+    """Keeps the `_Journey` of whoever asks for a connection.
 
-    async def connecting(_session: object, context: Any, _parameters: object) -> None:
-        context.trace_request_ctx.connecting = True
+    aiohttp's tracing would tell it, too, but makes URLs, objects and calls for everything that
+    happens to a request: a tenth of what sending one costs.
+    """
 
-    async def connected(_session: object, context: Any, _parameters: object) -> None:
-        context.trace_request_ctx.connecting = False
-
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_queued_start.append(connecting)
-    trace.on_connection_create_start.append(connecting)
-    trace.on_connection_create_end.append(connected)
-    trace.on_connection_reuseconn.append(connected)
-    return trace
+    async def connect(self, *arguments: Any, **named: Any) -> Connection:
+        journey = _JOURNEY.get()
+        journey.connecting = True
+        connection = await super().connect(*arguments, **named)
+        journey.connecting = False
+        return connection
 
 
 def _raise_as_ours(

@@ -78,6 +78,7 @@ _CAMEL_CASE_OWNERS = frozenset(
 _UNREADABLE = (BaseValidationError, AttributeError, KeyError, TypeError, ValueError)
 
 
+@cache
 def wire_name(owner: str, name: str) -> str:
     """How the wire spells *name*, an attribute of the entity or an argument of the operation.
 
@@ -89,6 +90,7 @@ def wire_name(owner: str, name: str) -> str:
     return name
 
 
+@cache
 def camel_case(name: str) -> str:
     """A name as the wire spells it in paths, and in the schemas that are Oracle's own.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -102,15 +103,23 @@ def url_of(
     >>> url_of(get, "https://host", "ocid1", "w/1", {}, {"run_id": "a b", "brief": True})
     'https://host/20260430/aiDataPlatforms/ocid1/workspaces/w%2F1/mlops/api/2.0/runs/get?run_id=a%20b&brief=true'
     """
-    scope = f"aiDataPlatforms/{_quoted_part('platform_id', platform_id)}"
-    if endpoint.scope is Scope.WORKSPACE:
-        scope += f"/workspaces/{_quoted_part('workspace', _required(workspace, endpoint))}"
+    in_workspace = endpoint.scope is Scope.WORKSPACE
+    owner = _required(workspace, endpoint) if in_workspace else None
     path = _PATH_PART.sub(
         lambda part: _quoted_part(part[1], path_arguments.get(part[1], "")), endpoint.path
     )
     pairs = "&".join(_query_pairs(query))
-    url = f"{base_url}/{API_VERSION}/{scope}/mlops/api/2.0/{path}"
+    url = _root(base_url, platform_id, owner) + path
     return f"{url}?{pairs}" if pairs else url
+
+
+@lru_cache(maxsize=16)
+def _root(base_url: str, platform_id: str, workspace: str | None) -> str:
+    """What all URLs of a workspace have in common, or those of the platform itself."""
+    scope = f"aiDataPlatforms/{_quoted_part('platform_id', platform_id)}"
+    if workspace is not None:
+        scope += f"/workspaces/{_quoted_part('workspace', workspace)}"
+    return f"{base_url}/{API_VERSION}/{scope}/mlops/api/2.0/"
 
 
 def _required(workspace: str | None, endpoint: Endpoint) -> str:

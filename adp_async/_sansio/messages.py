@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,9 @@ class Request:
     operation: str = ""
 
     def with_headers(self, headers: Mapping[str, str]) -> Request:
-        return evolve(self, headers={**self.headers, **headers})
+        # attrs.evolve takes twice as long, and every request comes by here.
+        headers = {**self.headers, **headers}
+        return Request(self.method, self.url, headers, self.body, self.operation)
 
 
 @frozen

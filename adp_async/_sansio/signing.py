@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
@@ -72,7 +73,12 @@ def http_date(now: float) -> str:
     >>> http_date(1388957500.9)
     'Sun, 05 Jan 2014 21:31:40 GMT'
     """
-    return formatdate(now, usegmt=True)
+    return _http_date(int(now))
+
+
+@lru_cache(maxsize=4)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def parse_http_date(value: str | None) -> float | None:
