@@ -86,6 +86,9 @@ class Auth:
 
     #: The name of this mode in ``OCI_CLI_AUTH`` and in ``Session(auth=...)``.
     mode: ClassVar[str] = ""
+    #: Whether the signer only computes: it asks nobody, and nothing is left of one signature at
+    #: the next.  Then several threads may sign at once.
+    only_computes: ClassVar[bool] = False
 
     def load(self) -> Signer:
         """The signer.  Blocks; raises `ConfigurationError`."""
@@ -189,6 +192,7 @@ class ApiKey(Auth):
     """
 
     mode: ClassVar[str] = "api_key"
+    only_computes: ClassVar[bool] = True
 
     config_file: FilePath | None = None
     profile: str | None = None

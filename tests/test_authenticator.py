@@ -96,6 +96,32 @@ async def test_all_of_it_happens_in_one_thread(authenticator, credentials):
     assert credentials.threads == {"adp_async signer"}
 
 
+async def test_what_only_computes_signs_in_two_threads():
+    """Two signatures of an API key are made at once, and closing ends both threads."""
+    meeting = threading.Barrier(2, timeout=5)
+    threads = set()
+
+    class Computing(Auth):
+        only_computes = True
+
+        def load(self):
+            return self.sign
+
+        def sign(self, request):
+            threads.add(threading.current_thread())
+            meeting.wait()
+
+    authenticator = Authenticator(Computing())
+    await authenticator.open()
+    await asyncio.gather(authenticator.sign(REQUEST), authenticator.sign(REQUEST))
+    await authenticator.close()
+
+    assert [thread.name for thread in threads] == ["adp_async signer"] * 2
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 async def test_one_refresh_for_all_who_wait(authenticator, credentials):
     """A hundred refused requests lead to one refresh, and each is told to try again."""
     assert await asyncio.gather(*(recover(authenticator) for _ in range(100))) == [True] * 100

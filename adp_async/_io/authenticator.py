@@ -1,7 +1,9 @@
-"""Signs the requests of one session, in one thread, and renews what it signs with.
+"""Signs the requests of one session, off its event loop, and renews what it signs with.
 
 Loading the signer, every signature and every renewal of a token happen in the one thread of an
-`Authenticator`: signing never overlaps a refresh, and the event loop never waits for either.
+`Authenticator`: signing never overlaps a refresh, and the event loop never waits for either.  An
+API key, which is never renewed, signs in two threads: the mathematics of one signature goes on
+while the other one waits for the interpreter.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ T = TypeVar("T")
 logger = logging.getLogger("adp_async")
 
 _CANNOT_SIGN: Final = "CannotSign"
+_THREADS: Final = 2
 
 
 class Authenticator:
@@ -59,7 +62,8 @@ class Authenticator:
         """Load the signer.  Raises `ConfigurationError`, and can then be tried again."""
         if self._worker is not None:
             return
-        self._worker = Worker("adp_async signer")
+        threads = _THREADS if self._auth.only_computes else 1
+        self._worker = Worker("adp_async signer", threads=threads)
         try:
             await self._worker.do(self._load)
         except BaseException:
@@ -73,7 +77,7 @@ class Authenticator:
             self._worker = None
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Do something that blocks in the signer's thread, between two signatures."""
+        """Do something that blocks in a signer's thread."""
         return await self._working().do(function, *arguments)
 
     async def sign(self, request: Request) -> Request:
@@ -135,7 +139,7 @@ class Authenticator:
             # Logged here as well: everyone who waited may have been cancelled.
             logger.debug("refreshing the credentials failed with %s", type(error).__name__)
 
-    # From here on: in the worker's thread.
+    # From here on: in a thread of the worker.
 
     def _load(self) -> None:
         self._signer = self._auth.load()

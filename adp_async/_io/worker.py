@@ -1,4 +1,4 @@
-"""One daemon thread that does the blocking jobs of one event loop in turn."""
+"""A daemon thread, or several, that do the blocking jobs of one event loop."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ _Job: TypeAlias = "tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...
 
 
 class Worker:
-    """Does its jobs one after the other, in the order they came.
+    """Does its jobs one after the other, in the order they came; *threads* at a time.
 
     Not an executor: the interpreter waits for an executor's threads when it ends, and a refresh
     can hang for minutes; it also costs six times as much a job.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, threads: int = 1) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pid = os.getpid()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._threads = threads
+        for _ in range(threads):
+            threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def do(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         if os.getpid() != self._pid:
@@ -42,7 +44,8 @@ class Worker:
         return future
 
     def stop(self) -> None:
-        self._jobs.put(None)
+        for _ in range(self._threads):
+            self._jobs.put(None)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
