@@ -94,6 +94,10 @@ class Auth:
         """The signer.  Blocks; raises `ConfigurationError`."""
         raise NotImplementedError
 
+    def is_quick(self, signer: Signer) -> bool:
+        """Whether a signature only computes, and for less than a millisecond."""
+        return False
+
     def region(self, signer: Signer) -> str | None:
         """The region these credentials belong to, if they know it.  May read the config file."""
         region = getattr(signer, "region", None)
@@ -216,6 +220,10 @@ class ApiKey(Auth):
         secret = passphrase and passphrase.encode()
         signer: Signer = ApiKeySigner(tenancy, user, fingerprint, None, secret, pem.strip())
         return signer
+
+    def is_quick(self, signer: Any) -> bool:
+        # 0.3 ms; the 2 ms of a key of 4096 bits are better spent in another thread.
+        return bool(signer.private_key.key_size <= 2048)
 
     def region(self, signer: Signer) -> str | None:
         return self._profile().get("region") or None

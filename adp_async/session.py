@@ -98,6 +98,7 @@ class Session:
         self._state = "it has not been entered"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifetime = asyncio.Lock()  # opening and closing, whoever does it
+        self._under_way = 0  # requests, of calls and of batches
         self._experiment_ids: dict[str, str] = {}
         self._log_batch_url = ""
         self._recovering: asyncio.Task[None] | None = None
@@ -543,8 +544,7 @@ class Session:
             await asyncio.sleep(delay)
         departed = time.monotonic()
         throttle.depart(departed)
-        signed = await self._auth.sign(request)  # every attempt: the date is signed too
-        reply = await self._transport.send(signed)
+        reply = await self._signed_and_sent(request)
         try:
             read_reply(reply, request.operation)
         except Throttled as error:
@@ -560,6 +560,15 @@ class Session:
             raise
         throttle.succeeded(time.monotonic())
         return reply
+
+    async def _signed_and_sent(self, request: Request) -> Reply:
+        self._under_way += 1
+        try:
+            # Every attempt is signed anew: the date is signed, too.
+            signed = await self._auth.sign(request, alone=self._under_way == 1)
+            return await self._transport.send(signed)
+        finally:
+            self._under_way -= 1
 
     def _request(
         self,

@@ -506,6 +506,17 @@ def test_a_delegation_token_is_signed(monkeypatch, key):
     assert 'headers="date (request-target) host opc-obo-token"' in headers["authorization"]
 
 
+def test_quick_signatures(key):
+    """Those of an API key are, up to 2048 bits; of the others nobody knows."""
+
+    def signer(bits):
+        return SimpleNamespace(private_key=SimpleNamespace(key_size=bits))
+
+    assert ApiKey().is_quick(signer(2048))
+    assert not ApiKey().is_quick(signer(4096))
+    assert not SessionToken().is_quick(signer(2048))
+
+
 # From what a user writes
 
 

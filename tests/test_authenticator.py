@@ -122,6 +122,34 @@ async def test_what_only_computes_signs_in_two_threads():
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize(
+    ("is_quick", "alone", "body_bytes", "where"),
+    [
+        (True, True, 16 * 1024, "MainThread"),
+        (True, True, 16 * 1024 + 1, "adp_async signer"),
+        (True, False, 2, "adp_async signer"),
+        (False, True, 2, "adp_async signer"),
+    ],
+)
+async def test_a_quick_signature_for_one_who_is_alone(is_quick, alone, body_bytes, where):
+    """Only a small request that nothing else competes with is signed on the event loop."""
+    threads = []
+
+    class Quick(Auth):
+        def load(self):
+            return lambda _request: threads.append(threading.current_thread().name)
+
+        def is_quick(self, signer):
+            return is_quick
+
+    authenticator = Authenticator(Quick())
+    await authenticator.open()
+    await authenticator.sign(Request("POST", REQUEST.url, body=bytes(body_bytes)), alone=alone)
+    await authenticator.close()
+
+    assert threads == [where]
+
+
 async def test_one_refresh_for_all_who_wait(authenticator, credentials):
     """A hundred refused requests lead to one refresh, and each is told to try again."""
     assert await asyncio.gather(*(recover(authenticator) for _ in range(100))) == [True] * 100

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async import Session
-    from adp_async._sansio.messages import Reply
+    from adp_async._sansio.messages import Reply, Request
     from adp_async.local import Gateway, LocalPlatform
 
 QUICK: dict[str, Any] = {
@@ -97,6 +97,24 @@ async def test_after_it_was_left() -> None:
         session.logger.set_tag(run.run_id, "stage", "late")
     with pytest.raises(Closed, match=r"opened once.*left"):
         await session.open()
+
+
+async def test_who_signs_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is signed as the only one when nothing else is under way, errors or not."""
+    alone: list[bool] = []
+    sign = session._auth.sign
+
+    async def noted(request: Request, **how: bool) -> Request:
+        alone.append(how["alone"])
+        return await sign(request, **how)
+
+    monkeypatch.setattr(session._auth, "sign", noted)
+    with pytest.raises(NotFound):
+        await session.runs.get("nobody")
+    await asyncio.gather(*(session.experiments.create(name) for name in "abc"))
+    await session.experiments.create("d")
+
+    assert alone == [True, True, False, False, True]
 
 
 async def test_refused_records_are_not_kept() -> None:
