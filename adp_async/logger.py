@@ -28,6 +28,7 @@ from adp_async._sansio.records import (
     GivenUp,
     Metric,
     cost_of,
+    take_first,
 )
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import AdpError, BufferFull, Closed, DeliveryError
@@ -487,8 +488,7 @@ class BatchLogger:
 
     def _move(self, since: float) -> None:
         with self._lock:
-            popleft = self.inbox.popleft
-            records = [popleft() for _ in range(len(self.inbox))]
+            records = take_first(self.inbox, len(self.inbox))
             self._text_cost = 0
         if records:
             self.accumulator.take_in(records, since)

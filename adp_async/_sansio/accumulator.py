@@ -38,6 +38,7 @@ from adp_async._sansio.records import (
     cost_of,
     encode_records,
     has_text,
+    take_first,
 )
 from adp_async.errors import AdpError, DeliveryError, Rejection
 
@@ -503,8 +504,7 @@ class Accumulator:
             records = self._cut_mixed(lane)
         else:
             count = min(len(lane.queue), self.limits.metrics, self.limits.entities)
-            popleft = lane.queue.popleft
-            records = [popleft() for _ in range(count)]
+            records = take_first(lane.queue, count)
         lane.head_seq += len(records)
         lane.forget_marks()
         return records

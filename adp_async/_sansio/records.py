@@ -14,6 +14,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence  # noqa: TC003 - a struct's field is read at run time
+from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -22,6 +23,7 @@ from attrs import frozen
 from adp_async.errors import AdpError, Closed, InvalidRecord
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Generator
 
 #: Steps up to here take the short way through ``log_metric``.
@@ -302,6 +304,14 @@ def has_text(records: Sequence[AnyRecord]) -> bool:
     if len(records) == 1:
         return type(records[0]) is not Metric
     return set(map(type, records)) != {Metric}
+
+
+def take_first(queue: deque[AnyRecord], count: int) -> list[AnyRecord]:
+    """The first *count* records of *queue*, which no longer has them.
+
+    Without a step of the interpreter for each; other threads may append meanwhile.
+    """
+    return list(starmap(queue.popleft, repeat((), count)))
 
 
 def encode_records(run_id: str, records: Sequence[AnyRecord]) -> bytes:
