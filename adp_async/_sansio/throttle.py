@@ -37,6 +37,8 @@ from adp_async._sansio.retry import RetryPolicy
 #: While it searches the rate grows e-fold in this many requests, but not within less time.
 SEARCH_REQUESTS = 3.0
 SEARCH = 1.0
+#: The rate of the request before, while it searches.
+SEARCH_STEP = exp(-1.0 / SEARCH_REQUESTS)
 #: Requests that a first idea of the limit is tried out with, and the seconds they take at least.
 TRIAL_REQUESTS = 10.0
 TRIAL = 2.0
@@ -205,13 +207,14 @@ class Throttle:
         if is_rare or (self._succeeded == 0 and self._in_a_row == 2):
             return known
         share = next((share for few, share in CUTS if self._succeeded < few), CUTS[-1][1])
+        if self._stage is Stage.TRIES:
+            share = max(share, SEARCH_STEP)  # one step back: the one before that got through
         return max(min(0.98 * rate, got_through), share * rate)
 
     def _found(self, known: float, rate: float, got_through: float) -> float:
         """The limit after a way up that ended at *rate*."""
         stage, self._stage = self._stage, Stage(min(self._stage + 1, Stage.KNOWS))
         if stage is Stage.SEARCHES:
-            before = rate * exp(-1.0 / SEARCH_REQUESTS)  # the rate that last got through
-            return max(known, before)
+            return max(known, rate * SEARCH_STEP)  # the rate that last got through
         beyond = 0.98 * (known + BELIEVED * (rate - known))
         return max(known, min(rate, got_through), beyond)
