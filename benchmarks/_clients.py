@@ -44,16 +44,21 @@ def value_of(step: int) -> float:
 
 
 def ready_batches(run_ids: Sequence[str], count: int) -> list[Batch]:
-    """*count* batches of 1000 points, made beforehand, the runs in turn."""
+    """*count* batches of 1000 points, made beforehand: steps go to the runs in turn."""
     now = time.time_ns() // 1_000_000
+    runs = len(run_ids)
     return [
-        Batch(run_ids[number % len(run_ids)], _points(number * BATCH, now))
+        Batch(
+            run_ids[number % runs],
+            _points(number // runs * BATCH * runs + number % runs, runs, now),
+        )
         for number in range(count)
     ]
 
 
-def _points(first: int, now: int) -> list[Point]:
-    return [Point("loss", value_of(step), now, step) for step in range(first, first + BATCH)]
+def _points(first: int, stride: int, now: int) -> list[Point]:
+    steps = range(first, first + BATCH * stride, stride)
+    return [Point("loss", value_of(step), now, step) for step in steps]
 
 
 @define(slots=False)

@@ -81,7 +81,7 @@ def _floor(hand: HandWritten, run_ids: Sequence[str], count: int, in_flight: int
 
 
 async def _rates(target: Target, options: Options, runs: int) -> list[Samples]:
-    count = options.size(max(runs, 8), runs) * BATCH
+    count = options.size(16, runs) * BATCH
     async with (
         target.session() as session,
         target.session(max_in_flight=1) as patient,
@@ -95,7 +95,7 @@ async def _rates(target: Target, options: Options, runs: int) -> list[Samples]:
         for in_flight in (1, 4):
             run_ids = await _new_runs(session, runs)
             contenders.append(_floor(hand, run_ids, count, in_flight))
-        return await take_turns(contenders, min(options.rounds, 5))
+        return await take_turns(contenders, options.rounds)
 
 
 # Peers: each at a size it can do in a second or two, since some are a hundred times slower --------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from adp_async._sansio.concurrency import Concurrency
 
 if TYPE_CHECKING:
@@ -13,33 +11,25 @@ if TYPE_CHECKING:
 
 
 def served(concurrency: Concurrency, round_trip: Callable[[int], float], batches: int) -> list[int]:
-    """The limits under which *batches* landed, once as many as may be are under way."""
-    for _ in range(concurrency.most):
-        concurrency.delivered()
-    limits = []
+    """The limits under which *batches* of 1000 records landed, evenly spread over a round trip."""
+    limits, now = [], 0.0
     for _ in range(batches):
         limits.append(concurrency.limit)
-        concurrency.landed(round_trip(concurrency.limit))
+        now += round_trip(concurrency.limit) / concurrency.limit
+        concurrency.landed(1000, now)
     return limits
 
 
-def test_it_begins_with_one_and_grows_with_what_is_delivered() -> None:
+def test_it_begins_with_one() -> None:
     """The first answer to a flood is then one 429, not four."""
-    concurrency = Concurrency(most=3)
-    limits = [concurrency.limit]
-    for _ in range(4):
-        concurrency.landed(0.1)  # tells nothing yet
-        concurrency.delivered()
-        limits.append(concurrency.limit)
-
-    assert limits == [1, 2, 3, 3, 3]
+    assert Concurrency(most=4).limit == 1
 
 
 def test_a_service_that_does_them_side_by_side_gets_as_many_as_may_be() -> None:
-    """Trying fewer now and then costs little."""
+    """After two dozen batches; trying fewer now and then costs little."""
     limits = served(Concurrency(most=4), lambda limit: 0.1, 1000)
 
-    assert limits[0] == 4
+    assert limits[25] == 4
     assert sum(limits) / len(limits) > 3.9
 
 
@@ -47,7 +37,18 @@ def test_a_service_that_does_them_one_after_another_gets_one() -> None:
     """More would only wait there; trying more now and then costs little."""
     limits = served(Concurrency(most=4), lambda limit: 0.1 * limit, 1000)
 
-    assert limits[60:].count(1) > 0.9 * len(limits[60:])
+    assert limits.count(1) > 0.9 * len(limits)
+
+
+def test_what_each_of_them_waits_tells_nothing() -> None:
+    """A single writer that serves one at once, and lets three starve: still no more arrives."""
+    concurrency = Concurrency(most=4)
+    limits = []
+    for n in range(400):
+        limits.append(concurrency.limit)
+        concurrency.landed(1000, 0.1 * (n + 0.3 * (n % 2)))
+
+    assert limits.count(1) > 0.85 * len(limits)
 
 
 def test_a_service_that_can_do_two_gets_two() -> None:
@@ -66,9 +67,26 @@ def test_a_service_that_grows_wider_is_noticed() -> None:
     assert concurrency.limit == 4
 
 
-@pytest.mark.parametrize(("most", "round_trip"), [(1, 0.5), (4, 0.001)])
-def test_where_there_is_nothing_to_learn_nothing_is_tried(most: int, round_trip: float) -> None:
-    """With one there is no choice, and a millisecond is our own event loop's time."""
-    limits = served(Concurrency(most=most), lambda limit: round_trip * limit, 200)
+def test_a_lull_is_no_measurement() -> None:
+    """While there is nothing to send, nothing arrives: that is not the service's doing."""
+    concurrency = Concurrency(most=4)
+    for n in range(100):
+        concurrency.landed(1000, 10.0 * n)
+        concurrency.paused()
 
-    assert set(limits) == {most}
+    assert concurrency == Concurrency(most=4)
+
+
+def test_a_service_that_answers_at_once_gets_as_many_as_may_be() -> None:
+    """A millisecond is our own event loop's time: there is nothing to learn from it."""
+    limits = served(Concurrency(most=4), lambda limit: 0.001 * limit, 200)
+
+    assert limits[:5] == [1] * 5
+    assert set(limits[5:]) == {4}
+
+
+def test_with_one_there_is_no_choice() -> None:
+    """And nothing to try."""
+    limits = served(Concurrency(most=1), lambda limit: 0.5, 200)
+
+    assert set(limits) == {1}

@@ -158,7 +158,6 @@ class Sender:
             self.wake()
 
     async def _ask(self, batch: RecordBatch) -> tuple[AdpError | None, Action]:
-        began = self.clock()
         try:
             await self.post(batch.body, batch.retry_token)
         except AdpError as error:
@@ -166,16 +165,18 @@ class Sender:
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
-        self._learn(batch, self.clock() - began)
+        self._learn(batch)
         return None, Action.DELIVERED
 
-    def _learn(self, batch: RecordBatch, round_trip: float) -> None:
-        """How many under way are worth it; only full batches, as many as may be, tell."""
-        self._concurrency.delivered()
-        is_full = 2 * len(batch.records) >= self.accumulator.limits.entities
-        is_busy = self.accumulator.batches_in_flight >= self._concurrency.limit
-        if is_full and is_busy and not self.throttle.is_paced:
-            self._concurrency.landed(round_trip)
+    def _learn(self, batch: RecordBatch) -> None:
+        """How many under way are worth it: that shows while more could leave than may."""
+        now = self.clock()
+        deadline = self.accumulator.next_deadline()
+        others_wait = deadline is not None and deadline <= now
+        if others_wait and not self.throttle.is_paced:
+            self._concurrency.landed(len(batch.records), now)
+        else:
+            self._concurrency.paused()
 
     def _succeeded(self, batch: RecordBatch) -> None:
         if self.trouble is not None:

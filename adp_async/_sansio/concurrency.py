@@ -2,18 +2,19 @@
 
 A service that does them side by side delivers more the more are under way; one that does them one
 after another (a store with a single writer) only makes them wait, and often gets slower by it.
-Which one it is shows when one fewer, or one more, is tried: fewer are kept when they deliver as
-much, more only when they deliver a good deal more.  A try that failed is repeated later and later.
+Which one it is shows when one more, or one fewer, is tried: more are kept only when they deliver a
+good deal more, fewer when they deliver as much.  A try that failed is repeated later and later.
 
-It begins with one and grows by one with every batch delivered: when there is a quota, the first
-429 then comes to one or two requests and not to all that may be under way.
+It begins with one, so that the first answer to too much is one 429 and not as many as may be
+under way.  What counts is what arrives in a time, not how long each takes: a store with a single
+writer serves some at once and lets others starve.
 """
 
 from __future__ import annotations
 
 from attrs import define, field
 
-#: Round trips that a rate is measured over.
+#: Batches that a rate is measured over.
 SAMPLES = 4
 #: One fewer is as good at this share of the rate; one more is better from this share on.
 AS_GOOD = 0.97
@@ -21,7 +22,7 @@ BETTER = 1.1
 #: Rates measured between two tries: doubled by each that failed, up to the longest.
 FIRST_PAUSE = 2
 LONGEST_PAUSE = 64
-#: Below this a round trip tells more of our own event loop than of the service.
+#: Below this a round trip, in seconds, tells more of our own event loop than of the service.
 SHORTEST = 0.02
 
 
@@ -30,14 +31,8 @@ class Concurrency:
     """The number of batches that may be under way, between 1 and *most*.
 
     >>> concurrency = Concurrency(most=4)
-    >>> concurrency.limit
-    1
-    >>> for _ in range(3):
-    ...     concurrency.delivered()
-    >>> concurrency.limit
-    4
-    >>> for _ in range(100):
-    ...     concurrency.landed(0.1 * concurrency.limit)  # one after another
+    >>> for n in range(100):
+    ...     concurrency.landed(1000, now=0.1 * n)  # they are done one after another
     >>> concurrency.limit
     1
     """
@@ -45,43 +40,51 @@ class Concurrency:
     most: int
     #: What may be under way now, and what has proved best so far.
     limit: int = field(default=1, init=False)
-    _best: int = field(init=False)
-    _is_starting: bool = field(default=True, init=False)
+    _best: int = field(default=1, init=False)
     _best_rate: float = field(default=0.0, init=False)
-    #: Round trips of batches that left under the limit before are not counted.
+    #: Batches that left under the limit before are not counted.
     _leftover: int = field(default=0, init=False)
-    _sum: float = field(default=0.0, init=False)
+    #: What landed since when.
+    _since: float | None = field(default=None, init=False)
+    _records: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
-    _wait: int = field(default=FIRST_PAUSE, init=False)
+    _wait: int = field(default=1, init=False)
     _pause: int = field(default=FIRST_PAUSE, init=False)
-    _upwards: bool = field(default=False, init=False)
+    _upwards: bool = field(default=True, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._best = self.most
-
-    def delivered(self) -> None:
-        """A batch of any size was delivered."""
-        if self._is_starting:
-            self.limit = min(self.limit + 1, self.most)
-            self._is_starting = self.limit < self.most
-
-    def landed(self, round_trip: float) -> None:
-        """A full batch was delivered in *round_trip* seconds, with *limit* under way."""
-        if self._is_starting:
-            return
+    def landed(self, records: int, now: float) -> None:
+        """A batch of *records* was delivered, and as many as may be had been under way."""
         if self._leftover:
             self._leftover -= 1
             return
-        self._sum += round_trip
-        self._count += 1
-        if self._count < SAMPLES:
+        if self._since is None:
+            self._since = now
             return
-        if self._sum >= SHORTEST * SAMPLES and self.most > 1:
-            self._decide(self.limit * SAMPLES / self._sum)
-        self._sum, self._count = 0.0, 0
+        self._records += records
+        self._count += 1
+        if self._count == SAMPLES:
+            elapsed = max(now - self._since, 1e-9)
+            self._measured(self._records / elapsed, self.limit * elapsed / SAMPLES)
+            self._begin(now)
+
+    def paused(self) -> None:
+        """A batch was delivered, but more might have been under way: that tells nothing."""
+        self._begin(None)
+
+    def _begin(self, since: float | None) -> None:
+        self._since = None if self._leftover else since
+        self._records = self._count = 0
+
+    def _measured(self, rate: float, round_trip: float) -> None:
+        """*rate*: records a second with *limit* under way; *round_trip*: seconds of each."""
+        if round_trip < SHORTEST:
+            if not self._best_rate:
+                self._best = self.most
+                self._set(self.most)
+        elif self.most > 1:
+            self._decide(rate)
 
     def _decide(self, rate: float) -> None:
-        """*rate*: batches a second with *limit* under way."""
         if self.limit == self._best:
             self._best_rate = rate
             self._wait -= 1
@@ -90,8 +93,10 @@ class Concurrency:
             return
         needed = BETTER if self.limit > self._best else AS_GOOD
         if rate >= needed * self._best_rate:
-            self._best, self._best_rate, self._pause = self.limit, rate, FIRST_PAUSE
-            self._wait = 1  # perhaps the same step again is good, too
+            self._best, self._best_rate = self.limit, rate
+            self._wait = self._pause = FIRST_PAUSE
+            if 1 < self._best < self.most:
+                self._try_another()  # perhaps the same step again is good, too
         else:
             self._upwards = not self._upwards
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
