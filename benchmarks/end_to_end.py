@@ -2,8 +2,9 @@
 
 The floor has its points ready, and only encodes (msgspec), signs (``oci``'s signer) and posts
 (aiohttp) batches of 1000.  It comes in four forms, one batch after another or four in flight,
-signing on the event loop or in a thread; ours is compared with the best of them.  Ours begins with
-200,000 calls of ``log_metric``.
+signing on the event loop or in a thread; ours is compared with the best of them.  Ours is measured
+twice: with its 200,000 calls of ``log_metric``, which the floor has nothing of, and from when the
+records wait already.
 """
 
 from __future__ import annotations
@@ -62,6 +63,18 @@ def _ours(session: Session, values: Sequence[float]) -> Contender:
     return Contender("adp_async", "ours", once)
 
 
+def _ours_waiting(session: Session, values: Sequence[float]) -> Contender:
+    async def once() -> float:
+        run = session.attach_run("bench")
+        for step, value in enumerate(values):
+            run.log_metric("loss", value, step)
+        began = time.perf_counter()
+        await run.flush()
+        return len(values) / (time.perf_counter() - began)
+
+    return Contender("adp_async, records waiting already", "ours", once)
+
+
 def _floor(hand: HandWritten, batches: Sequence[Batch], in_flight: int, how: str) -> Contender:
     async def once() -> float:
         began = time.perf_counter()
@@ -83,6 +96,7 @@ async def _rates(target: Target, options: Options) -> list[Samples]:
     ):
         contenders = [
             _ours(session, values),
+            _ours_waiting(session, values),
             *(
                 _floor(hand, batches, in_flight, how)
                 for in_flight in (1, 4)
@@ -155,10 +169,12 @@ def measure(options: Options) -> Report:
     with answering() as server:
         samples = asyncio.run(_rates(server.target, options))
         split = asyncio.run(_split(server.target, options))
-    ours, floor = samples[0], best_floor(samples, more_is_better=True)
+    ours, waiting, *_ = samples
+    floor = best_floor(samples, more_is_better=True)
     report.tables = [comparison("Metrics delivered a second", "metrics/s", samples), split]
     what = "end to end into a server that answers at once: rate / the best hand-written loop"
-    report.goals.append(Goal.at_least(what, 0.8, ours.over(floor), note=floor.name))
+    for each, name in ((ours, "with the calls"), (waiting, "records waiting already")):
+        report.goals.append(Goal.at_least(f"{what}, {name}", 0.8, each.over(floor)))
     report.notes += [*server.notes, f"The best floor is: {floor.name}."]
     return report
 

@@ -282,7 +282,7 @@ def _groups(options: Options) -> list[tuple[float, list[Scenario]]]:
     ways = list(WAYS) if options.peers else ["adp_async"]
     asked = (None, RETRY_AFTER)
     if options.smoke:
-        return [(0.5, [Scenario(20, False, None, 2, way) for way in ways])]
+        return [(0.5, [Scenario(20, False, None, 1, way) for way in ways])]
     slow = [
         (50.0, list(starmap(Scenario, product((2, 10), STRICT, asked, (n,), ways))))
         for n in CLIENTS
@@ -329,26 +329,48 @@ def _cells(outcome: Outcome) -> list[str | float]:
     return [whole.goodput, later.goodput, *refused, drained, str(outcome.given_up)]
 
 
+def _worst(
+    found: dict[Scenario, Outcome], clients: int, *, is_strict: bool
+) -> dict[str, tuple[float, float]]:
+    """The lowest goodput and the largest share refused of all quotas, with and without
+    Retry-After: from the first request on, and in the later half."""
+    ours = [
+        outcome
+        for each, outcome in found.items()
+        if each.way == "adp_async" and (each.clients, each.is_strict) == (clients, is_strict)
+    ]
+    shares = {
+        "from the first request on": [outcome.whole for outcome in ours],
+        "later half": [outcome.later for outcome in ours],
+    }
+    return {
+        when: (min(each.goodput for each in those), max(each.refused for each in those))
+        for when, those in shares.items()
+        if those
+    }
+
+
 def _goals(found: dict[Scenario, Outcome]) -> list[Goal]:
-    """The worst of all quotas, with and without Retry-After."""
+    """Those of a client that has the quota for itself."""
     goals = []
-    for clients, is_strict in sorted({(each.clients, each.is_strict) for each in found}):
-        ours = [
-            outcome
-            for each, outcome in found.items()
-            if each.way == "adp_async" and (each.clients, each.is_strict) == (clients, is_strict)
-        ]
-        for when, shares in (
-            ("from the first request on", [outcome.whole for outcome in ours]),
-            ("later half", [outcome.later for outcome in ours]),
-        ):
-            kind = "strict quotas" if is_strict else "quotas"
-            what = f"worst of all {kind}, {_who(clients)}, {when}"
-            goodput = min(share.goodput for share in shares)
-            refused = max(share.refused for share in shares)
+    for is_strict in STRICT:
+        kind = "strict quotas" if is_strict else "quotas"
+        for when, (goodput, refused) in _worst(found, 1, is_strict=is_strict).items():
+            what = f"worst of all {kind}, {when}"
             goals.append(Goal.at_least(f"{what}: goodput / best possible", 0.95, goodput))
             goals.append(Goal.at_most(f"{what}: share refused", 0.02, refused))
     return goals
+
+
+def _note_on_sharing(found: dict[Scenario, Outcome], clients: int) -> str:
+    parts = []
+    for is_strict in STRICT:
+        worst = _worst(found, clients, is_strict=is_strict)
+        if "later half" in worst:
+            goodput, refused = worst["later half"]
+            kind = "strict quotas" if is_strict else "quotas"
+            parts.append(f"{kind}, later half: goodput {number(goodput)}, {refused:.0%} refused")
+    return f"{_who(clients)}, worst of all {'; '.join(parts)}."
 
 
 def measure(options: Options) -> Report:
@@ -364,6 +386,13 @@ def measure(options: Options) -> Report:
     report.goals = _goals(found)
     times = ", ".join(number(seconds) for seconds, _ in groups)
     report.notes.append(f"One round; the quotas were in force for {times} s.")
+    if not options.smoke:
+        report.notes += [_note_on_sharing(found, n) for n in CLIENTS if n > 1]
+    report.notes += [
+        "A strict quota takes a request a moment too early for one too many: the closer to it, the"
+        " more of the network's and the timers' jitter is refused, and clients that know nothing of"
+        " each other collide by chance.",
+    ]
     report.notes.append(f"Drained: {BACKLOG} batches a client after the quota was lifted.")
     return report
 
