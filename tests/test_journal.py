@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from adp_async._io.spool import Identity, Spool, SpoolError
-from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.accumulator import SEALED_AHEAD, Accumulator
 from adp_async._sansio.journal import CHUNK, Journal
 from adp_async._sansio.records import BatchLimits, Metric, Param, RunTag
 from adp_async.errors import BadRequest
@@ -139,6 +139,38 @@ def test_a_batch_of_written_records_concerns_the_journal(bench: Bench) -> None:
     assert [each.retry_token for each in changes.sealed] == [batch.retry_token]
     bench.journal.committed(changes)
     assert not bench.journal.collect_for(batch)
+
+
+def test_one_commit_has_the_tokens_of_the_next_batches_too(bench: Bench) -> None:
+    """While batches get through, full ones are sealed a few at a time; later ones wait for none."""
+    bench.log(*metrics(1000 * (SEALED_AHEAD + 2)))
+    (first,) = bench.accumulator.drain(0.0)
+    bench.accumulator.succeed(first, 0.0)
+    bench.commit()
+    batches = bench.accumulator.drain(0.0, room=SEALED_AHEAD)
+    changes = bench.journal.collect_for(batches[0])
+    bench.journal.committed(changes)
+
+    tokens = [batch.retry_token for batch in batches]
+    assert [each.retry_token for each in changes.sealed] == tokens
+    assert [batch.first for batch in batches] == [1000 * n for n in range(1, SEALED_AHEAD + 1)]
+    assert not any(bench.journal.collect_for(batch) for batch in batches[1:])
+
+
+def test_nothing_is_sealed_ahead_while_the_service_is_down(bench: Bench) -> None:
+    """What is sealed could not be let go of when memory runs short."""
+    lane = bench.log(*metrics(10_000))
+    (first,) = bench.accumulator.drain(0.0)
+    bench.accumulator.succeed(first, 0.0)
+    (second,) = bench.accumulator.drain(0.0)
+    assert len(lane.sealed) == SEALED_AHEAD - 1
+    for now in range(SEALED_AHEAD + 1):
+        bench.accumulator.retry_later(second, now + 1.0, now)
+        (second,) = bench.accumulator.drain(now + 1.0)
+
+    other = bench.log(*metrics(10_000), run_id="other")
+    (_third,) = bench.accumulator.drain(10.0)
+    assert not other.sealed
 
 
 def test_a_batch_of_unwritten_records_leaves_without_the_disk(bench: Bench) -> None:

@@ -58,6 +58,9 @@ KEPT_REJECTIONS = 1000
 ENOUGH_REFUSALS = 10
 PROVEN_KEYS = 10_000
 
+#: Batches of a lane that are sealed at once when there is a journal.
+SEALED_AHEAD = 4
+
 #: Records that are read from the disk at once.
 RELOADED = 10_000
 
@@ -315,6 +318,8 @@ class Accumulator:
     #: Every lane that somebody holds on to: *lanes*, a writer, a record.
     _held_lanes: WeakValueDictionary[str, Lane] = field(factory=WeakValueDictionary, init=False)
     _first_seq: int = field(default=0, init=False)
+    #: Whether the last batch that was tried was delivered.
+    _gets_through: bool = field(default=False, init=False)
 
     @property
     def unsettled(self) -> int:
@@ -477,6 +482,8 @@ class Accumulator:
     def _depart(self, lane: Lane, now: float) -> RecordBatch:
         if not lane.sealed:
             self._seal(lane, now)
+            if self.journal is not None and self._gets_through:
+                self._seal_ahead(lane, now)
         batch, _ = lane.sealed.pop(0)
         lane.in_flight += 1
         lane.barrier_in_flight = batch.is_barrier
@@ -498,6 +505,14 @@ class Accumulator:
             is_whole = len(fitting) == 1
             lane.sealed.append((self._batch(lane, part, body, span, at, is_whole=is_whole), now))
             at = None if at is None else at + len(part)
+
+    def _seal_ahead(self, lane: Lane, now: float) -> None:
+        """Seal what is full anyway: the journal writes down the tokens of all in one commit.
+
+        Not while the service is down: what is sealed can't be let go of.
+        """
+        while len(lane.sealed) < SEALED_AHEAD and not lane.text_seqs and self.is_full(lane):
+            self._seal(lane, now)
 
     def _cut(self, lane: Lane) -> list[AnyRecord]:
         if lane.text_seqs:
@@ -577,6 +592,7 @@ class Accumulator:
         """The service has it."""
         lane = batch.lane
         lane.failures = 0
+        self._gets_through = True
         if lane.suspects:
             for record in batch.records:
                 lane.suspects.pop((type(record), record.key), None)
@@ -592,6 +608,7 @@ class Accumulator:
         """No verdict: the same request goes again, with the same token."""
         if not_before > now:  # else it was throttled, which says nothing about the batch
             batch.lane.failures += 1
+            self._gets_through = False
         self._put_back(batch, [batch], not_before, now)
 
     def renew(self, batch: RecordBatch, now: float) -> None:

@@ -169,7 +169,7 @@ class Journal:
         return self._changes(notes)
 
     def collect_for(self, batch: RecordBatch) -> Changes:
-        """What `concerns` it: its token with its records, and what was settled.
+        """What `concerns` it: its token with its records, and what its texts overwrite is settled.
 
         The tokens of others that leave at the same time come along, when their records are there.
         """
@@ -180,8 +180,11 @@ class Journal:
         for each in notes.sealed:
             is_written = each.span.last <= self._written_until.get(each.lane, 0)
             (sealed if is_written or each is batch else sealed_later).append(each)
-        self._notes = Notes(took_later, sealed_later)
-        return self._changes(Notes(took, sealed, notes.settled, notes.refused, notes.unreadable))
+        now, self._notes = Notes(took, sealed), Notes(took_later, sealed_later)
+        ends = now if batch.is_barrier else self._notes
+        ends.settled, ends.refused = notes.settled, notes.refused
+        ends.unreadable = notes.unreadable
+        return self._changes(now)
 
     def _changes(self, notes: Notes) -> Changes:
         changes = Changes(refused=notes.refused, unreadable=notes.unreadable, notes=notes)
