@@ -63,6 +63,9 @@ class _Portal:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        # The thread that looks up hosts: at the end of the interpreter, when what waits is
+        # delivered, Python 3.12 would start none.
+        self.loop.run_in_executor(None, int)
         try:
             self.loop.run_forever()
             self.loop.run_until_complete(_last_words())

@@ -644,19 +644,19 @@ class BatchLogger:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
                 task.result()
+        except asyncio.CancelledError:
+            await _stopped(tasks)
+            if self._task is not None:
+                # It wasn't `close` that cancelled this, so the loop is being torn down.
+                self._leave_behind("its event loop ended, and the session was not left before")
+            raise
         except Exception as error:
             logger.exception("the sender crashed; nothing is delivered any more")
             self._crash = error
             self.shut(f"its sender crashed with {type(error).__name__}")
             self._abandon()
             self._all_settled.set()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if self._task is not None and self._crash is None:
-                # It wasn't `close` that cancelled this, so the loop is being torn down.
-                self._leave_behind("its event loop ended, and the session was not left before")
+            await _stopped(tasks)
 
     def _leave_behind(self, why: str) -> None:
         """The end came without `close`: write down what is left, or say how much is lost."""
@@ -822,6 +822,12 @@ def _after_fork_in_child() -> None:
     for each in list(_open_loggers):
         each.forked()
     _open_loggers.clear()
+
+
+async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @atexit.register

@@ -312,9 +312,10 @@ class Session:
                 before_us.found(orphans)
                 if not orphans:
                     return
-                message = "%d records of %d processes that ended are being delivered from %s"
-                count = sum(orphan.records for orphan in orphans)
-                logger.warning(message, count, len(orphans), self.spool_folder)
+                records = _counted(sum(orphan.records for orphan in orphans), "record")
+                processes = _counted(len(orphans), "process", "es")
+                message = "delivering %s of %s that ended, from %s"
+                logger.warning(message, records, processes, self.spool_folder)
                 seen.update(orphan.spool.path for orphan in orphans)
                 try:
                     for orphan in orphans:
@@ -651,3 +652,7 @@ def _headers(
     if "principal" in options:
         headers["dh-user-principal"] = check_principal(options["principal"])
     return headers
+
+
+def _counted(count: int, what: str, ending: str = "s") -> str:
+    return f"{count} {what}{ending if count != 1 else ''}"

@@ -85,6 +85,8 @@ def environment(platform: LocalPlatform, **knobs: object) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
         "PYTHONPATH": str(ROOT),
+        # Python 3.12 and later say so of every fork beside a thread.
+        "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",
         "AIDP_ENDPOINT": platform.endpoint,
         "AIDP_INSTANCE_ID": platform.platform_id,
         "AIDP_WORKSPACE": platform.workspace,

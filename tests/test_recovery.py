@@ -359,7 +359,7 @@ async def test_the_next_session_delivers_and_says_so(
 
     assert tokens[:2] == ["token-a", "token-b"]
     assert [each for each in warnings(caplog) if "processes" in each] == [
-        f"32 records of 2 processes that ended are being delivered from {folder}"
+        f"delivering 32 records of 2 processes that ended, from {folder}"
     ]
     assert left_in(folder) == []
 

@@ -54,7 +54,7 @@ def test_every_knob_is_typed_and_explained():
     names = set(attrs.fields_dict(Settings))
 
     assert set(Knobs.__annotations__) == names - {"platform_id", "workspace"}
-    assert set(re.findall(r"^ +\*(\w+)\*:", Settings.__doc__, re.MULTILINE)) == names
+    assert set(re.findall(r"^ *\*(\w+)\*:", Settings.__doc__, re.MULTILINE)) == names
 
 
 def test_the_environment():

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +72,8 @@ class SpoolKeeper:
     journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
-    _worker: Worker | None = field(default=None, init=False)
+    #: Made at once: an interpreter that ends (Python 3.12) starts no threads.
+    _worker: Worker = field(factory=lambda: Worker("adp_async spool"), init=False)
     _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _committing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _write_lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -86,12 +88,6 @@ class SpoolKeeper:
 
     def __attrs_post_init__(self) -> None:
         self.journal = self.accumulator.journal = Journal(stirred=self.wake)
-
-    @property
-    def _working(self) -> Worker:
-        if self._worker is None:
-            self._worker = Worker("adp_async spool")
-        return self._worker
 
     def wake(self) -> None:
         """Something may have to be read back, or written before its time."""
@@ -145,10 +141,10 @@ class SpoolKeeper:
         if not self._is_watched.is_set():
             self._is_watched.set()
             if self._watcher is None and self.overdue is not None:
-                self._watcher = threading.Thread(
-                    target=self._watch, name="adp_async watch", daemon=True
-                )
-                self._watcher.start()
+                watcher = threading.Thread(target=self._watch, name="adp_async watch", daemon=True)
+                with suppress(RuntimeError):  # an interpreter that ends: that writes, too
+                    watcher.start()
+                    self._watcher = watcher
 
     def _watch(self) -> None:
         """In a thread: tell when the event loop is too busy with something else to commit."""
@@ -181,7 +177,7 @@ class SpoolKeeper:
 
     async def _written(self, commit: _Commit) -> None:
         # Whoever waits may be cancelled; the commit goes on.
-        await asyncio.shield(self._working.do(self._write, commit))
+        await asyncio.shield(self._worker.do(self._write, commit))
         self._book()
 
     def commit_soon(self) -> None:
@@ -196,7 +192,7 @@ class SpoolKeeper:
         self._let_watch()
         self._book()
         if self._under_way is None and (commit := self._begin(self.journal.collect)) is not None:
-            self._working.do(self._write, commit)
+            self._worker.do(self._write, commit)
             self._next_commit = now + self._pause()
 
     def commit_here(self) -> bool:
@@ -308,7 +304,7 @@ class SpoolKeeper:
 
     async def _read(self, lane: Lane, first: int, last: int) -> None:
         try:
-            records = await self._working.do(self.spool.load, lane.run_id, first, last)
+            records = await self._worker.do(self.spool.load, lane.run_id, first, last)
         except SpoolError as error:
             if lane.queue:
                 return  # when those have left it is tried once more
@@ -332,10 +328,10 @@ class SpoolKeeper:
             await self.commit()
         try:
             is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)
-            await self._working.do(self.spool.close, is_all_settled)
+            await self._worker.do(self.spool.close, is_all_settled)
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
-        self._working.stop()
+        self._worker.stop()
 
 
 def _memory_of(lane: Lane) -> int:

@@ -84,8 +84,11 @@ class Sender:
                     self._start(batch)
                 await self._sleep(self._next_look(now))
                 self._raise_crash()
-        finally:
+        except GeneratorExit:
+            raise  # its loop was closed, and nothing can be awaited any more
+        except BaseException:
             await self._stop()
+            raise
 
     def _room(self, now: float) -> int:
         """How many batches may leave now.  The later one leaves, the fuller it is."""
