@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import adp_async
 from benchmarks import NAMES
 from benchmarks._harness import Report, goals_table, number
 from benchmarks._servers import ROOT
@@ -31,7 +32,6 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 LONGEST = 400.0
 FAILED = "no result"
 PACKAGES = (
-    "adp-async",
     "aiohttp",
     "aidp-python-client",
     "anyio",
@@ -78,7 +78,7 @@ def _first(file: str, name: str) -> str:
 
 
 def _versions() -> list[str]:
-    found = []
+    found = [f"adp-async {adp_async.__version__}"]
     for package in PACKAGES:
         try:
             found.append(f"{package} {version(package)}")
