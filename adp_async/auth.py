@@ -46,8 +46,9 @@ DEFAULT_PROFILE: Final = "DEFAULT"
 # A stat of two files costs 3 us, but a network drive may take its time.
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
-_OCID = re.compile(r"[\w-]+[.:](?:[\w-]*[.:]){3,}[\w-]+", re.ASCII)
-_FINGERPRINT = re.compile(r"(?:[0-9a-f]{2}:){15}[0-9a-f]{2}")
+# Patterns are compiled when first asked for: an import waits for none of them.
+_OCID: Final = r"(?a)[\w-]+[.:](?:[\w-]*[.:]){3,}[\w-]+"
+_FINGERPRINT: Final = r"(?:[0-9a-f]{2}:){15}[0-9a-f]{2}"
 
 
 class Signer(Protocol):
@@ -70,7 +71,7 @@ def is_ocid(value: str) -> bool:
     >>> is_ocid("ocid1.tenancy.oc1..aaaa"), is_ocid("my-tenancy")
     (True, False)
     """
-    return value.startswith("ocid") and _OCID.fullmatch(value) is not None
+    return value.startswith("ocid") and re.fullmatch(_OCID, value) is not None
 
 
 def _wait_for_oci() -> None:
@@ -364,7 +365,7 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 def _fingerprint(profile: Profile) -> str:
     fix = "OCI's console shows it beside the API key: 16 pairs of hex digits, aa:bb:..."
     value = profile.required("fingerprint", fix).lower()
-    if not _FINGERPRINT.fullmatch(value):
+    if not re.fullmatch(_FINGERPRINT, value):
         problem = f"{value!r:.80} is no fingerprint"
         raise misconfigured("fingerprint", problem, looked=profile.looked("fingerprint"), fix=fix)
     return value

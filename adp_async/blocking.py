@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures.thread
+import concurrent.futures
 import copyreg
 import logging
 import os
 import threading
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import attrs
@@ -40,14 +42,6 @@ LAST_WORDS = 0.5
 logger = logging.getLogger("adp_async")
 
 __all__ = ["AttachedRun", "Run", "RunAddress", "Session", "StartedRun", "attach_run", "start_run"]
-
-
-# A connection that has to be made at exit asks an executor for the host's address, and those stop
-# before `atexit` runs.  What runs before them has no public name; the last that is registered runs
-# first, so `concurrent.futures.thread` has to be there by now.
-_at_exit: Callable[[Callable[[], None]], object] = getattr(
-    threading, "_register_atexit", atexit.register
-)
 
 
 class _Portal:
@@ -250,6 +244,7 @@ class Session:
             raise
         self._portal = portal
         _open_sessions.add(self)
+        _see_to_the_end()
         return self
 
     def close(self) -> None:
@@ -337,7 +332,21 @@ def _close_at_exit() -> None:
             logger.warning("%s", failure)
 
 
-_at_exit(_close_at_exit)
+@cache
+def _see_to_the_end() -> None:
+    """Have the sessions closed that are still open when the interpreter ends."""
+    # A connection that has to be made then asks an executor for the host's address, and those stop
+    # before `atexit` runs.  What runs before them has no public name; the last that is registered
+    # runs first, so this module has to be there by now.
+    import concurrent.futures.thread  # noqa: F401
+
+    register: Callable[[Callable[[], None]], object]
+    register = getattr(threading, "_register_atexit", atexit.register)
+    # Too late when the interpreter has begun to end: who opens a session then closes it, too.
+    with suppress(RuntimeError):
+        register(_close_at_exit)
+
+
 if hasattr(os, "register_at_fork"):
     # A forked child has no business with its parent's sessions.
     os.register_at_fork(after_in_child=_open_sessions.clear)

@@ -114,7 +114,7 @@ class _Flush:
                 _resolve(self.done)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class BatchLogger:
     """Coalesces metrics, params and tags of many runs into few log-batch requests.
 

@@ -616,7 +616,7 @@ class Session:
         return found.run.info.lifecycle_stage == "deleted"
 
 
-@define
+@define(eq=False, repr=False)
 class _Call:
     """One direct call: what bounds it and what has gone wrong so far."""
 

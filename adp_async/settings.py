@@ -39,9 +39,9 @@ GIBIBYTE: Final = 2**30
 #: The version of the API, the first part of every path.
 API_VERSION: Final = "20260430"
 
-_REGION = re.compile(r"[a-z]{3}|[a-z]{2,}(?:-[a-z]+)+-[0-9]+")
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:@/\[\]-]+")
-_WORKSPACE = re.compile(r"[^\x00-\x20\x7f]+")
+_REGION: Final = r"[a-z]{3}|[a-z]{2,}(?:-[a-z]+)+-[0-9]+"
+_URL_CHARACTERS: Final = r"[A-Za-z0-9._~%!$&'()*+,;=:@/\[\]-]+"
+_WORKSPACE: Final = r"[^\x00-\x20\x7f]+"
 
 
 class Knobs(TypedDict, total=False):
@@ -116,17 +116,17 @@ def _platform_id(value: Any) -> None:
 
 
 def _workspace(value: Any) -> None:
-    good = value is None or (isinstance(value, str) and _WORKSPACE.fullmatch(value))
+    good = value is None or (isinstance(value, str) and re.fullmatch(_WORKSPACE, value))
     _says(not good, "the key of a workspace", value)
 
 
 def _region(value: Any) -> None:
-    good = value is None or (isinstance(value, str) and _REGION.fullmatch(value.lower()))
+    good = value is None or (isinstance(value, str) and re.fullmatch(_REGION, value.lower()))
     _says(not good, "a region such as us-ashburn-1, or its key such as iad,", value)
 
 
 def _path_prefix(value: Any) -> None:
-    good = isinstance(value, str) and (not value or _URL_CHARACTERS.fullmatch(value))
+    good = isinstance(value, str) and (not value or re.fullmatch(_URL_CHARACTERS, value))
     _says(not good, "a path such as /api", value)
 
 
@@ -148,7 +148,7 @@ def _check_endpoint(endpoint: str) -> None:
         message = f"{endpoint!r:.80} is no URL: {error}"
         raise ValueError(message) from None
     whole = parts.scheme in ("https", "http") and parts.hostname
-    good = whole and _URL_CHARACTERS.fullmatch(endpoint)
+    good = whole and re.fullmatch(_URL_CHARACTERS, endpoint)
     _says(not good, "a URL such as https://aidp.us-ashburn-1.oci.oraclecloud.com", endpoint)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         message = f"http is for this machine only, and {parts.hostname} is another"

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from attrs import evolve
+from msgspec.structs import replace
 
 from adp_async._sansio.records import METRIC_COST
 from adp_async._sansio.retry import RetryPolicy
@@ -619,8 +619,8 @@ async def test_too_large() -> None:
 
         async def refuse_large(request: Any, *, timeout: float | None = None) -> Any:
             if len(request.body or b"") > limit:
-                reply = await send(evolve(request, body=b"{}"), timeout=timeout)
-                return evolve(reply, status=413)
+                reply = await send(replace(request, body=b"{}"), timeout=timeout)
+                return replace(reply, status=413)
             return await send(request, timeout=timeout)
 
         session.service.send = refuse_large  # type: ignore[method-assign]

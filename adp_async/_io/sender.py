@@ -36,7 +36,7 @@ class Post(Protocol):
     def __call__(self, body: bytes, retry_token: str) -> Awaitable[object]: ...
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Sender:
     """Sends what is ready, at most *max_in_flight* batches at once.
 

@@ -286,7 +286,7 @@ def _no_token() -> str:
     return ""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Accumulator:
     """The lanes of all runs: takes records in, hands out batches, and learns what became of them.
 

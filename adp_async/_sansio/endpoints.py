@@ -10,7 +10,7 @@ import enum
 import re
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from attrs import Factory, field, frozen
@@ -53,8 +53,7 @@ class Endpoint:
         return self.takes_retry_token or self.method == "GET" or self.path.endswith("/search")
 
 
-@frozen
-class Placed:
+class Placed(NamedTuple):
     """The arguments of one call, each where it belongs, under its name on the wire."""
 
     path: Mapping[str, str]

@@ -1,10 +1,13 @@
-"""What goes out and what comes back, as plain values."""
+"""What goes out and what comes back, as plain values.
+
+Structs, since every call makes several; their `repr` leaves out what may be secret or long.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +16,7 @@ if TYPE_CHECKING:
 ERROR_BODY_BYTES = 64 * 1024
 
 
-@frozen
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One HTTP request, complete but for its signature.
 
     *url* is absolute and already percent-encoded: exactly these characters are signed and sent.
@@ -23,23 +25,23 @@ class Request:
 
     method: str
     url: str
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
     operation: str = ""
 
     def with_headers(self, headers: Mapping[str, str]) -> Request:
-        # attrs.evolve takes twice as long, and every request comes by here.
-        headers = {**self.headers, **headers}
-        return Request(self.method, self.url, headers, self.body, self.operation)
+        return msgspec.structs.replace(self, headers={**self.headers, **headers})
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.url}>"
 
 
-@frozen
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """One HTTP reply, read to its end.  Header names are lower case."""
 
     status: int
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
 
     @property
     def request_id(self) -> str:
@@ -48,3 +50,6 @@ class Reply:
     @property
     def etag(self) -> str | None:
         return self.headers.get("etag")
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.status}>"

@@ -6,7 +6,7 @@ The only place in the package that looks at a status.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -42,8 +42,8 @@ _PASSING_CONFLICTS = frozenset({"IncorrectState", "LockConflict"})
 
 _EXCERPT_CHARACTERS = 200
 _MESSAGE_CHARACTERS = 2_000
-_MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_MARKUP: Final = r"(?is)<(script|style)\b.*?</\1>|<[^>]*>"
+_CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
 
 
 def read_reply(reply: Reply, operation: str) -> Reply:
@@ -112,8 +112,8 @@ def _as_json(body: bytes) -> object:
 def _excerpt(body: bytes) -> str:
     """The first words of a body that is no error of ours, without its markup."""
     text = body[: 8 * 1024].decode("utf-8", errors="replace")
-    return _clean(_MARKUP.sub(" ", text))[:_EXCERPT_CHARACTERS]
+    return _clean(re.sub(_MARKUP, " ", text))[:_EXCERPT_CHARACTERS]
 
 
 def _clean(text: str) -> str:
-    return " ".join(_CONTROL_CHARACTERS.sub(" ", text).split())
+    return " ".join(re.sub(_CONTROL_CHARACTERS, " ", text).split())

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
-from attrs import define, field
+import msgspec
 from yarl import URL
 
 if TYPE_CHECKING:
@@ -34,15 +34,14 @@ _RETRY_TOKEN = re.compile(r"[\x21-\x7e]{1,64}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
-@define
-class Signable:
+class Signable(msgspec.Struct, eq=False):
     """One request as a signer of ``oci`` takes it: it reads everything and writes *headers*."""
 
     method: str
     url: str
     path_url: str
-    headers: dict[str, str] = field(repr=False)
-    body: bytes | None = field(repr=False)
+    headers: dict[str, str]
+    body: bytes | None
 
     @classmethod
     def of(cls, request: Request, *, date: str) -> Self:
@@ -61,6 +60,9 @@ class Signable:
     def signed(self, request: Request) -> Request:
         """The *request* with the headers that the signer left here."""
         return request.with_headers({name.lower(): v for name, v in self.headers.items()})
+
+    def __repr__(self) -> str:
+        return f"<Signable {self.method} {self.url}>"
 
 
 def _path_url(url: str) -> str:

@@ -79,7 +79,7 @@ class Stage(IntEnum):
     KNOWS = 2
 
 
-@define
+@define(eq=False, repr=False)
 class Throttle:
     """When may the next request leave?
 

@@ -1,9 +1,7 @@
-"""What the entities share: sequences, tags, and what a reader takes for a field left out."""
+"""What a reader takes for a field that was left out."""
 
 from collections.abc import Mapping
 from typing import Final
-
-from attrs import field, frozen
 
 ABSENT: Final = "absent"
 
@@ -15,11 +13,3 @@ def absent(value: object) -> Mapping[str, object]:
     send, but a reader must not stumble over one: it takes *value* instead.
     """
     return {ABSENT: value}
-
-
-@frozen
-class Tag:
-    """A key and a value, both text."""
-
-    key: str = field(metadata=absent(""))
-    value: str = field(metadata=absent(""))

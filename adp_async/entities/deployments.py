@@ -6,7 +6,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from adp_async.entities._fields import Tag
+from adp_async.entities._tag import Tag
 
 ActivityStatus = Literal["SUCCESS", "FAILURE"]
 AuthType = Literal["AIDP", "OAUTH"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from adp_async.entities._fields import Tag
+from adp_async.entities._tag import Tag
 
 ViewType = Literal["ACTIVE_ONLY", "DELETED_ONLY", "ALL"]
 

@@ -2,7 +2,7 @@
 
 from attrs import frozen
 
-from adp_async.entities._fields import Tag
+from adp_async.entities._tag import Tag
 from adp_async.entities.runs import Metric
 
 

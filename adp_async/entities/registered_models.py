@@ -4,7 +4,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from adp_async.entities._fields import Tag
+from adp_async.entities._tag import Tag
 from adp_async.entities.model_versions import ModelVersion
 
 AssigneeType = Literal["USER", "ROLE", "GROUP"]

@@ -5,7 +5,8 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from adp_async.entities._fields import Tag, absent
+from adp_async.entities._fields import absent
+from adp_async.entities._tag import Tag
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED", "INTERNAL_ERROR"]
 

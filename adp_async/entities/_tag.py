@@ -1,0 +1,13 @@
+"""The tag that tags of every kind are."""
+
+from attrs import field, frozen
+
+from adp_async.entities._fields import absent
+
+
+@frozen
+class Tag:
+    """A key and a value, both text."""
+
+    key: str = field(metadata=absent(""))
+    value: str = field(metadata=absent(""))
