@@ -9,6 +9,7 @@ is a `Reply`; what it means is read elsewhere (`adp_async._sansio.replies`).
 from __future__ import annotations
 
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 from urllib.request import getproxies, proxy_bypass
 
@@ -132,7 +133,7 @@ class AiohttpTransport:
             # A redirect would replay the signature at another target.
             allow_redirects=False,
             proxy=self._proxy(url),
-            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=self._connect_timeout),
+            timeout=_client_timeout(seconds, self._connect_timeout),
         ) as response:
             body = await self._read(response, request)
             headers = {name.lower(): value for name, value in response.headers.items()}
@@ -172,11 +173,17 @@ class AiohttpTransport:
 
 async def _read_up_to(limit: int, response: aiohttp.ClientResponse, body: bytearray) -> None:
     """Read into *body*, at most *limit* bytes; a connection with more to come is closed."""
-    async for chunk in response.content.iter_any():
+    read = response.content.readany
+    while chunk := await read():
         body += chunk[: limit - len(body)]
         if len(body) >= limit:
             response.close()
             return
+
+
+@lru_cache
+def _client_timeout(total: float, connect: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total, sock_connect=connect)
 
 
 def _proxy_of_environment(url: URL) -> URL | None:
