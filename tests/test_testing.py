@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
@@ -69,6 +70,16 @@ async def test_faults() -> None:
         await run.log_metric("loss", 0.5)
         assert (before.given, after.given) == (2, 1)
         assert len(session.received(run.run_id).metrics) == 2  # nobody deduplicates here
+
+
+async def test_a_429_costs_no_seconds() -> None:
+    """The search for the limit goes by the back-off, which is milliseconds here."""
+    async with FakeSession() as session, asyncio.timeout(2.0):
+        run_id = session.add_run()
+        refusals = session.answer("get_experiment_run_by_id", status=429, times=3)
+        for _ in range(10):
+            await session.runs.get(run_id)
+    assert refusals.given == 3
 
 
 async def test_headers_of_answers() -> None:

@@ -10,7 +10,7 @@ import pytest
 from attrs import define, field, frozen
 
 from adp_async._sansio.retry import RetryPolicy
-from adp_async._sansio.throttle import DECREASE, HOLD_TURNS, LOWEST_RATE, RARE, Stage, Throttle
+from adp_async._sansio.throttle import DECREASE, HOLD_TURNS, LOWEST, RARE, Stage, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,6 +168,19 @@ def test_it_searches_upwards_with_every_success() -> None:
     assert rates[6] == pytest.approx(7.389, abs=0.001)
 
 
+def test_a_short_first_backoff_searches_faster() -> None:
+    """With milliseconds, as in a test of one's own, nobody waits for seconds; a long one waits
+    longer, but doesn't search more slowly."""
+    hurried, patient = (Throttle(RetryPolicy(first_backoff=x)) for x in (0.001, 10.0))
+    for throttle in (hurried, patient):
+        refuse(throttle, now=0.0)
+        for _ in range(3):
+            throttle.succeeded(throttle.held_until)
+
+    assert hurried.rate(hurried.held_until + 0.001) == pytest.approx(2718, abs=1)
+    assert patient.rate(patient.held_until + 1.0) == pytest.approx(2.718, abs=0.001)
+
+
 def test_a_search_ends_with_the_rate_that_last_got_through() -> None:
     """One step back from the one refused."""
     throttle = Throttle()
@@ -264,7 +277,7 @@ def test_the_rate_never_reaches_zero() -> None:
     for _ in range(200):
         refuse(throttle, now=throttle.held_until)
 
-    assert throttle._limit == LOWEST_RATE
+    assert throttle._limit == LOWEST
     assert throttle.delay(throttle.held_until) == 0.0
 
 

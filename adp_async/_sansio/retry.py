@@ -14,7 +14,8 @@ LONGEST_RETRY_AFTER = 3600.0
 class RetryPolicy:
     """How a direct call, and a batch, is tried again.
 
-    *first_backoff*: seconds the first wait is drawn from.  Default 1 s.
+    *first_backoff*: seconds the first wait is drawn from.  With less than a second, the search for
+    the limit that a 429 tells of begins at one request in that time.  Default 1 s.
     *max_backoff*: the ceiling that doubling stops at.  Default 60 s.
     *max_attempts*: how often a direct call is sent in all when it keeps failing; being throttled
     doesn't count, only time limits that.  Batches of the logger are tried until the end of the

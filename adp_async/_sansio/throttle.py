@@ -22,6 +22,9 @@ what got through is too low.  The truth lies between: the rate is cut to what go
 never by more than a share that grows the fewer they were.
 
 Before the first 429 there is no rate and nothing is paced.
+
+The search begins with one request a second, and grows at that pace; where the first back-off
+(`RetryPolicy`) is shorter than a second, in that time.
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ RARE = 50
 RARE_HOLD = 0.1
 #: Fewer than so many requests since the last 429: the rate falls to this share of it, at most.
 CUTS = ((1, 0.5), (4, 0.6), (20, 0.85), (RARE, 0.95))
-LOWEST_RATE = 0.1
+#: The lowest rate, as a share of the one it begins with.
+LOWEST = 0.1
 #: A rate this many times the limit is no bound any more.
 LIFTED = 32.0
 #: The hold of a single 429 is no longer than so many turns; when told how long to wait, this
@@ -141,9 +145,14 @@ class Throttle:
         """Whether a rate bounds what leaves."""
         return self._limit is not None
 
+    @property
+    def _search_time(self) -> float:
+        return min(SEARCH, self.policy.first_backoff)
+
     def _growth(self, elapsed: float, limit: float) -> float:
         if self._stage is Stage.SEARCHES:
-            return exp(min(elapsed / SEARCH, self._succeeded / SEARCH_REQUESTS, 10.0))
+            steps = self._succeeded / SEARCH_REQUESTS
+            return exp(min(elapsed / self._search_time, steps, 10.0))
         plateau = self._plateau(limit)
         if elapsed < plateau:
             return 1.0 - (1.0 - DECREASE) * (1.0 - elapsed / plateau) ** 3
@@ -178,7 +187,7 @@ class Throttle:
             self._resumed_at = self.held_until
             return
         self._in_a_row += 1
-        self._limit = max(LOWEST_RATE, self._learned(departed, now))
+        self._limit = max(LOWEST / self._search_time, self._learned(departed, now))
         self._hold = self._hold_of(self._limit, asked, jitter)
         until = now + max(self._hold, 1.0 / self._limit)
         # No growth while holding.
@@ -198,7 +207,7 @@ class Throttle:
         if known is None or rate is None:
             burst = sum(time > now - 1.0 for time in self._recent)
             self._stage = Stage.TRIES if burst > 1 else Stage.SEARCHES
-            return float(max(1, burst))
+            return max(1.0 / self._search_time, float(burst))
         got_through = self._succeeded / (now - self._refused_at)
         if self._succeeded and departed - self._resumed_at >= self._plateau(known):
             return self._found(known, rate, got_through)
