@@ -16,6 +16,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import define, field, frozen
@@ -71,9 +72,11 @@ class Stats:
     """How much was logged, and what became of it.
 
     *accepted* is the sum of *delivered*, *rejected*, *dropped*, *waiting*, *in_flight* and
-    *spooled*.  *rejected* counts by the class of the error.  *requests*, *retries* and
-    *throttled* (429s) count log-batch requests of the whole session.  *oldest*: seconds the
-    oldest record has waited, 0 when none does.
+    *spooled*.  *rejected* counts by the class of the error, *dropped* what found no room, and
+    what a session without a spool had left when it ended.  *spooled* is on disk only, after the
+    end for the next session.  *requests*, *retries* and *throttled* (429s) count log-batch
+    requests of the whole session.  *oldest*: seconds the oldest record has waited, 0 when none
+    does.
     """
 
     accepted: int = 0
@@ -150,7 +153,9 @@ class BatchLogger:
     _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
     _crash: Exception | None = field(default=None, init=False)
     #: Records that were given up at the end, and that no spool has.
-    _lost: int = field(default=0, init=False)
+    #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
+    _kept: Counter[str] = field(factory=Counter, init=False)
+    _lost: Counter[str] = field(factory=Counter, init=False)
     _looked_at: float = field(default=0.0, init=False)
     #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
     _text_cost: int = field(default=0, init=False)
@@ -248,15 +253,16 @@ class BatchLogger:
         rejected = dict(accumulator.rejected)
         waiting = accumulator.waiting + inbox
         settled = accumulator.delivered + sum(rejected.values())
-        held = waiting + accumulator.in_flight + accumulator.spooled
+        spooled = accumulator.spooled + self._kept.total()
+        dropped = self.dropped + self._lost.total()
         return Stats(
-            accepted=settled + held + self.dropped,
+            accepted=settled + waiting + accumulator.in_flight + spooled + dropped,
             delivered=accumulator.delivered,
             rejected=rejected,
-            dropped=self.dropped,
+            dropped=dropped,
             waiting=waiting,
             in_flight=accumulator.in_flight,
-            spooled=accumulator.spooled,
+            spooled=spooled,
             requests=sender.requests,
             retries=sender.retries,
             throttled=self.throttle.throttled,
@@ -269,12 +275,14 @@ class BatchLogger:
         in_flight = sum(span.open for span in lane.spans) - sum(
             len(batch.records) for batch, _ in list(lane.sealed)
         )
-        spooled = lane.spooled
-        waiting = lane.unsettled - in_flight - spooled + inbox
+        waiting = lane.unsettled - in_flight - lane.spooled + inbox
+        spooled, dropped = lane.spooled + self._kept[run_id], self._lost[run_id]
+        settled = lane.delivered + lane.refused_count
         return Stats(
-            accepted=lane.delivered + lane.refused_count + waiting + in_flight + spooled,
+            accepted=settled + waiting + in_flight + spooled + dropped,
             delivered=lane.delivered,
             rejected=dict(lane.rejected),
+            dropped=dropped,
             waiting=waiting,
             in_flight=in_flight,
             spooled=spooled,
@@ -663,8 +671,8 @@ class BatchLogger:
         _open_loggers.discard(self)
         self.shut(why)
         self._abandon()
-        if self._lost:
-            logger.warning("%d records were not delivered: %s", self._lost, self._why_closed)
+        if lost := self._lost.total():
+            logger.warning("%d records were not delivered: %s", lost, self._why_closed)
 
     def interpreter_ends(self) -> None:
         """The same when the loop, as in a notebook, will never run again.  From the main thread."""
@@ -705,7 +713,7 @@ class BatchLogger:
             if self._keeper is not None:
                 await self._keeper.close()
             _open_loggers.discard(self)
-        self._raise_end(self._lost)
+        self._raise_end(self._lost.total())
 
     async def _deliver_all(self) -> None:
         now = time.monotonic()
@@ -739,8 +747,10 @@ class BatchLogger:
         left = self.accumulator.unsettled
         is_on_disk = self._keeper is not None and self._keeper.commit_here()
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
-        for lane, records in self.accumulator.abandon():
-            error = delivery_error([], undelivered=len(records), run_id=lane.run_id)
+        end = self._kept if is_on_disk else self._lost
+        for lane, count, records in self.accumulator.abandon():
+            end[lane.run_id] += count
+            error = delivery_error([], undelivered=count, run_id=lane.run_id)
             error.add_note(why)
             error.__cause__ = self._cause()
             for record in records:
@@ -753,8 +763,6 @@ class BatchLogger:
             assert self._keeper is not None
             message = "%d records are not delivered yet; the next session delivers them from %s"
             logger.warning(message, left, self._keeper.spool.path)
-        elif left:
-            self._lost += left
 
     def shut(self, why: str) -> None:
         """Accept nothing more.  From any thread."""

@@ -680,9 +680,9 @@ def test_abandon_gives_everything_back_in_order() -> None:
     batch = drain_one(accumulator, 0.0)
     accumulator.retry_later(batch, 9.0, 0.0)
 
-    ((lane, left),) = accumulator.abandon()
+    ((lane, count, left),) = accumulator.abandon()
 
-    assert lane.run_id == "run"
+    assert (lane.run_id, count) == ("run", 5)
     assert left == records
     assert accumulator.unsettled == accumulator.cost == 0
     assert accumulator.next_deadline() is None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from children import points, start, until
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import DeliveryError
 from adp_async.local import Fault
+from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,6 +150,26 @@ async def test_left_without_a_spool(
         assert f"{COUNT} records were not delivered" in caplog.messages
     if end == "error":
         assert f"{COUNT} records were not delivered" in result.__notes__[0]
+
+
+@pytest.mark.parametrize(("is_spooled", "what"), [(True, "spooled"), (False, "dropped")])
+async def test_the_counts_after_the_end(tmp_path: Path, is_spooled: bool, what: str) -> None:
+    """Whatever was accepted is still accounted for when the session is closed."""
+    spool = str(tmp_path) if is_spooled else False
+    session = FakeSession(spool=spool, close_timeout=0.05)
+    await session.open()
+    runs = [session.attach_run(session.add_run()) for _ in range(2)]
+    session.answer("log_experiment_run_batch", status=503, times=1000)
+    for number, run in enumerate(runs):
+        for step in range(1200 + number):
+            run.log_metric("loss", 0.5, step=step)
+    with nullcontext() if is_spooled else pytest.raises(DeliveryError, match="2401 records"):
+        await session.close()
+
+    stats = [session.logger.stats(run_id) for run_id in (None, *(run.run_id for run in runs))]
+    assert [each.accepted for each in stats] == [2401, 1200, 1201]
+    assert [getattr(each, what) for each in stats] == [2401, 1200, 1201]
+    assert {each.oldest for each in stats} == {0.0}
 
 
 async def test_a_run_within_a_session(bare_platform: LocalPlatform, gateway: Gateway) -> None:

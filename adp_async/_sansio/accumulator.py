@@ -666,16 +666,20 @@ class Accumulator:
         lane.rejected[name] = lane.rejected.get(name, 0) + count
         self.rejected[name] += count
 
-    def abandon(self) -> list[tuple[Lane, list[AnyRecord]]]:
-        """Nothing will be delivered any more: what is left, by lane, and no longer held here."""
+    def abandon(self) -> list[tuple[Lane, int, list[AnyRecord]]]:
+        """Nothing will be delivered any more, and nothing is held here any longer.
+
+        By lane: how many records are left, and those of them that are not only on disk.
+        """
         left = []
         for lane in self.lanes.values():
             records = [record for batch, _ in lane.sealed for record in batch.records]
             records += [*lane.queue, *lane.held.values(), *lane.tail]
             if lane.unsettled:
-                left.append((lane, records))
+                left.append((lane, lane.unsettled, records))
             for each in (lane.queue, lane.sealed, lane.spans, lane.spilled, lane.tail, lane.held):
                 each.clear()
+            lane.forget_marks()
         self.abandoned += self.unsettled
         self.waiting = self.spooled = self.cost = 0
         self._line.clear()
