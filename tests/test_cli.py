@@ -90,7 +90,8 @@ def test_a_wrong_option_is_told_without_a_traceback() -> None:
     result = run("serve", "--prot", "1")
 
     assert result.exit_code == 2
-    assert "No such option: --prot" in result.stderr
+    assert "No such option" in result.stderr
+    assert "--prot" in result.stderr
     assert "Traceback" not in result.output
 
 

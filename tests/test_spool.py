@@ -201,6 +201,28 @@ def test_a_spool_that_has_gone_is_somebody_elses(tmp_path: Path) -> None:
         Spool.open(tmp_path / "gone.spool", limit=LIMIT)
 
 
+@pytest.mark.parametrize("is_open", [False, True], ids=["before", "after"])
+def test_one_that_is_removed_while_it_is_opened(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, is_open: bool
+) -> None:
+    """Its owner is done with it: that is no failure, whether SQLite has the file open or not."""
+    connect = sqlite3.connect
+
+    def slow(*arguments: Any, **named: Any) -> sqlite3.Connection:
+        if not is_open:
+            module.remove(spool.path)
+        connection = connect(*arguments, **named)
+        module.remove(spool.path)
+        return connection
+
+    spool.let_go()
+    monkeypatch.setattr(sqlite3, "connect", slow)
+
+    with pytest.raises(SpoolBusy, match="removed by another process"):
+        Spool.open(spool.path, limit=LIMIT)
+    assert find_spools(spool.path.parent) == []
+
+
 def test_a_newer_spool_is_left_as_it_is(tmp_path: Path) -> None:
     """Not a byte of it changes, and the message says what to do."""
     path = orphan(tmp_path, chunk(metrics(1)))

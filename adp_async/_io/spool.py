@@ -654,6 +654,8 @@ def _as_ours(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if not path.exists():
+            raise SpoolBusy(f"{path} was removed by another process") from error
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise SpoolBusy(f"{path} is in use by a running process") from error

@@ -234,6 +234,8 @@ def _kind_of(error: Exception, journey: _Journey, seconds: float) -> tuple[type[
 
 def _reason(error: Exception) -> str:
     """What the system says.  aiohttp's own texts can hold whole headers and queries."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f": {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f": {error.os_error}"
     if isinstance(error, OSError) and error.strerror:
