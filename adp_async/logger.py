@@ -152,13 +152,14 @@ class BatchLogger:
     _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
     _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
     _crash: Exception | None = field(default=None, init=False)
-    #: Records that were given up at the end, and that no spool has.
     #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
     _kept: Counter[str] = field(factory=Counter, init=False)
     _lost: Counter[str] = field(factory=Counter, init=False)
     _looked_at: float = field(default=0.0, init=False)
     #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
     _text_cost: int = field(default=0, init=False)
+    #: Bytes on their way from the inbox to the lanes: a call may look up just then.
+    _moving: int = field(default=0, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _room: threading.Condition = field(factory=threading.Condition, init=False)
     _blocked: int = field(default=0, init=False)
@@ -391,7 +392,8 @@ class BatchLogger:
         return self._used() <= HIGH_WATER * self.buffer_limit
 
     def _open_gate(self, upto: int) -> None:
-        room = (self.buffer_limit - self.accumulator.cost - self._text_cost) // METRIC_COST
+        taken = self.accumulator.cost + self._moving + self._text_cost
+        room = (self.buffer_limit - taken) // METRIC_COST
         self.inbox.gate = max(0, min(upto, room))
         if self._why_closed:  # looked at last, since another thread may be about to shut
             self.inbox.gate = -1
@@ -497,9 +499,11 @@ class BatchLogger:
     def _move(self, since: float) -> None:
         with self._lock:
             records = take_first(self.inbox, len(self.inbox))
+            self._moving = len(records) * METRIC_COST + self._text_cost
             self._text_cost = 0
         if records:
             self.accumulator.take_in(records, since)
+        self._moving = 0
 
     # ------------------------------------------------------------------ who waits
 

@@ -211,7 +211,7 @@ def test_one_that_is_removed_while_it_is_opened(
     def slow(*arguments: Any, **named: Any) -> sqlite3.Connection:
         if not is_open:
             module.remove(spool.path)
-        connection = connect(*arguments, **named)
+        connection: sqlite3.Connection = connect(*arguments, **named)
         module.remove(spool.path)
         return connection
 
