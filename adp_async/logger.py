@@ -156,11 +156,11 @@ class BatchLogger:
     _kept: Counter[str] = field(factory=Counter, init=False)
     _lost: Counter[str] = field(factory=Counter, init=False)
     _looked_at: float = field(default=0.0, init=False)
-    #: Memory of params and tags in the inbox beyond that of metrics, and who may change it.
+    #: Memory of params and tags in the inbox beyond that of metrics.
     _text_cost: int = field(default=0, init=False)
-    #: Bytes on their way from the inbox to the lanes: a call may look up just then.
-    _moving: int = field(default=0, init=False)
-    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+    #: Who may change that, move records from the inbox to the lanes, or say what room is left.
+    #: Reentrant: a signal handler, or a finalizer, may log in the middle of it.
+    _lock: threading.RLock = field(factory=threading.RLock, init=False)
     _room: threading.Condition = field(factory=threading.Condition, init=False)
     _blocked: int = field(default=0, init=False)
 
@@ -386,15 +386,16 @@ class BatchLogger:
             self.inbox.gate = 0
 
     def _used(self) -> int:
-        return self.accumulator.cost + len(self.inbox) * METRIC_COST + self._text_cost
+        with self._lock:
+            return self.accumulator.cost + len(self.inbox) * METRIC_COST + self._text_cost
 
     def _is_low(self) -> bool:
         return self._used() <= HIGH_WATER * self.buffer_limit
 
     def _open_gate(self, upto: int) -> None:
-        taken = self.accumulator.cost + self._moving + self._text_cost
-        room = (self.buffer_limit - taken) // METRIC_COST
-        self.inbox.gate = max(0, min(upto, room))
+        with self._lock:
+            room = (self.buffer_limit - self.accumulator.cost - self._text_cost) // METRIC_COST
+            self.inbox.gate = max(0, min(upto, room))
         if self._why_closed:  # looked at last, since another thread may be about to shut
             self.inbox.gate = -1
 
@@ -486,24 +487,17 @@ class BatchLogger:
     def take_in(self, now: float) -> None:
         """Move what lies in the inbox into the lanes.  For the loop's own thread."""
         inbox = self.inbox
-        # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
-        if not self._why_closed:
-            inbox.gate = 0
-        if inbox:
-            # While the gate was open the records may have come at any time since the last look.
-            self._move(self._looked_at)
+        with self._lock:
+            # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
+            if not self._why_closed:
+                inbox.gate = 0
+            if records := take_first(inbox, len(inbox)):
+                # While the gate was open they may have come at any time since the last look.
+                self.accumulator.take_in(records, self._looked_at)
+                self._text_cost = 0
         self._looked_at = now
         if self.accumulator.unsettled:
             self._open_gate(self.limits.entities - 1)
-
-    def _move(self, since: float) -> None:
-        with self._lock:
-            records = take_first(self.inbox, len(self.inbox))
-            self._moving = len(records) * METRIC_COST + self._text_cost
-            self._text_cost = 0
-        if records:
-            self.accumulator.take_in(records, since)
-        self._moving = 0
 
     # ------------------------------------------------------------------ who waits
 
@@ -778,7 +772,7 @@ class BatchLogger:
     def forked(self) -> None:
         """In a forked child: everything here belongs to the parent, who will send it."""
         # The parent's threads are gone, and one of them may have held a lock.
-        self._lock, self._room = threading.Lock(), threading.Condition()
+        self._lock, self._room = threading.RLock(), threading.Condition()
         self._why_closed = "it belongs to the parent process; open a session of this process's own"
         self.inbox.clear()
         self.inbox.gate = -1

@@ -11,7 +11,7 @@ import pytest
 
 from adp_async._sansio.records import METRIC_COST
 from adp_async.errors import BufferFull, Closed, DeliveryError
-from adp_async.testing import FakeBlockingSession
+from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,3 +229,24 @@ def test_closing_while_threads_log() -> None:
         assert all(receipt.done for receipt in accepted)
         undelivered = [error.undelivered for error in errors if isinstance(error, DeliveryError)]
         assert sum(not receipt.delivered for receipt in accepted) == sum(undelivered)
+
+
+async def test_logging_in_the_middle_of_taking_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer or signal handler may run anywhere on the loop's thread, and may log."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run())
+        accumulator = session.logger.accumulator
+        take_in = accumulator.take_in
+
+        def interrupted(records: Any, now: float) -> None:
+            if len(records) == 1:
+                run.log_metrics({"late": 1.0, "later": 2.0}, step=1)
+                run.set_tag("interrupted", "yes")
+            take_in(records, now)
+
+        monkeypatch.setattr(type(accumulator), "take_in", lambda _, *given: interrupted(*given))
+        run.log_metric("loss", 0.5, step=1)
+        await run.flush()
+        received = session.received(run.run_id)
+    assert sorted(metric.key for metric in received.metrics) == ["late", "later", "loss"]
+    assert received.tags == [("interrupted", "yes")]
