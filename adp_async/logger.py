@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.sender import Post
     from adp_async._io.spool import Spool
-    from adp_async._sansio.accumulator import Lane
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.throttle import Throttle
     from adp_async.errors import Rejection
@@ -172,6 +172,7 @@ class BatchLogger:
             limits=self.limits,
             new_token=self.new_token,
             board=self,
+            on_settled=self._settled,
         )
         self._sender = Sender(
             accumulator=self.accumulator,
@@ -560,7 +561,7 @@ class BatchLogger:
                 if others := [each for each in flushes if each is not flush]:
                     self._flushes[lane] = others
 
-    def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+    def _settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
         """Records of *lane* have their end: tell those who wait for it."""
         if self._receipts:
             for record in records:
@@ -756,7 +757,7 @@ class BatchLogger:
             for flush in self._flushes.get(lane, ()):
                 if not flush.done.done():
                     flush.done.set_exception(error)
-            self.settled(lane, records)
+            self._settled(lane, records)
         if is_on_disk and left:
             assert self._keeper is not None
             message = "%d records are not delivered yet; the next session delivers them from %s"

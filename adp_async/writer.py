@@ -27,7 +27,7 @@ from adp_async._sansio.records import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from adp_async._sansio.accumulator import Lane
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
 
 #: Keys that are known to be good; beyond that many a key is checked at every call.

@@ -23,7 +23,7 @@ from adp_async.errors import BadRequest, DeliveryError, PayloadTooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adp_async._sansio.accumulator import RecordBatch
+    from adp_async._sansio.lane import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 REFUSED = BadRequest("bad", status=400)

@@ -21,7 +21,7 @@ from adp_async._sansio.records import BatchLimits, GivenUp, Metric, Param, RunTa
 from adp_async.errors import BadRequest, NotFound, PayloadTooLarge
 
 if TYPE_CHECKING:
-    from adp_async._sansio.accumulator import RecordBatch
+    from adp_async._sansio.lane import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 RUNS = ("run-a", "run-b", "run-c", "run-d")

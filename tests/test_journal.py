@@ -28,8 +28,8 @@ from adp_async.errors import BadRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from adp_async._sansio.accumulator import Lane, RecordBatch
     from adp_async._sansio.journal import Changes
+    from adp_async._sansio.lane import Lane, RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 LIMITS = BatchLimits(metrics=6, params=6, tags=6, entities=6, body_bytes=600)

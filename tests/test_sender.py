@@ -34,7 +34,7 @@ from adp_async.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
-    from adp_async._sansio.accumulator import RecordBatch
+    from adp_async._sansio.lane import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 DOWN = ConnectionFailed("no route to host")

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from adp_async._io.spool import Spool
-    from adp_async._sansio.accumulator import Accumulator, Lane, RecordBatch
+    from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.lane import Lane, RecordBatch
 
 logger = logging.getLogger("adp_async")
 

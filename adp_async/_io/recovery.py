@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         Awaitable,
         Callable,
         Collection,
-        Generator,
         Iterable,
         Sequence,
     )
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.sender import Post
     from adp_async._io.spool import Identity, Piece
-    from adp_async._sansio.accumulator import Lane
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
@@ -180,7 +179,7 @@ class Recovery:
 
     def __attrs_post_init__(self) -> None:
         self.accumulator = Accumulator(
-            linger=0.0, limits=self.limits, new_token=Tokens(), board=self
+            linger=0.0, limits=self.limits, new_token=Tokens(), on_settled=self._settled
         )
         pieces, self.orphan.pieces = self.orphan.pieces, []
         for piece in pieces:
@@ -238,17 +237,9 @@ class Recovery:
             await asyncio.gather(*tasks, settled, return_exceptions=True)
             await self._keeper.close()
 
-    # The accumulator's board
-
-    def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+    def _settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
         self._keeper.wake()
         if self.on_progress is not None:
             self.on_progress(self)
         if not self.accumulator.unsettled:
             self._all_settled.set()
-
-    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]:
-        raise NotImplementedError("nobody has a receipt of another process")
-
-    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None:
-        raise NotImplementedError("nobody has a receipt of another process")

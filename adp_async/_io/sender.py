@@ -20,7 +20,8 @@ from adp_async.errors import AdpError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from adp_async._sansio.accumulator import Accumulator, RecordBatch
+    from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.lane import RecordBatch
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgspec
 from attrs import define, field, frozen
 
-from adp_async._sansio.accumulator import joined
+from adp_async._sansio.lane import joined
 from adp_async._sansio.records import KINDS, Metric, Param, RunTag
 from adp_async.errors import AdpError
 

@@ -39,7 +39,7 @@ A metric, from the call to the wire::
         │                   ├─ SPLIT ──► refuse: in halves, down to one       ┘
         │                   └─ GIVE_UP ──► give_up ─────────────────┐
         │                                                           ▼
-        └────────────── record.place = a Verdict, journal: settled, Board.settled: who waits
+        └────────────── record.place = a Verdict, journal: settled, on_settled: who waits
 
 Rules of this package
 ---------------------

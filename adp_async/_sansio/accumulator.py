@@ -15,17 +15,15 @@ All of this belongs to one thread.  Nothing here knows the time, draws a random 
 
 from __future__ import annotations
 
-import itertools
-import sys
-from bisect import bisect_left
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from heapq import heappop, heappush
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
+from adp_async._sansio.lane import Lane, RecordBatch, Span
 from adp_async._sansio.records import (
     DELIVERED,
     KINDS,
@@ -33,18 +31,15 @@ from adp_async._sansio.records import (
     BatchLimits,
     GivenUp,
     Metric,
-    Param,
-    RunTag,
     cost_of,
-    encode_records,
     has_text,
-    take_first,
 )
 from adp_async.errors import AdpError, DeliveryError, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from adp_async._sansio.lane import Board
     from adp_async._sansio.records import AnyRecord
 
 #: A service that refuses bodies smaller than this as too large has some other trouble.
@@ -60,212 +55,6 @@ PROVEN_KEYS = 10_000
 
 #: Batches of a lane that are sealed at once when there is a journal.
 SEALED_AHEAD = 4
-
-#: Records that are read from the disk at once.
-RELOADED = 10_000
-
-
-class Span:
-    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet.
-
-    *since* is when the first of them came.
-    """
-
-    __slots__ = ("first", "last", "open", "since")
-
-    def __init__(self, first: int, last: int, since: float = 0.0) -> None:
-        self.first = first
-        self.last = last
-        self.open = last - first
-        self.since = since
-
-    def __repr__(self) -> str:
-        return f"<Span {self.first}-{self.last} | {self.open} open>"
-
-
-@frozen(eq=False)
-class RecordBatch:
-    """Records of one run, sealed for one request: the body and the retry token never change.
-
-    *is_barrier*: it holds params or tags.  *is_whole*: it covers its span alone; a part of a
-    batch that was refused or too large does not.  *first*: the sequence number of its first
-    record, None when they don't follow each other.
-    """
-
-    lane: Lane = field(repr=False)
-    records: list[AnyRecord] = field(repr=False)
-    body: bytes = field(repr=False)
-    retry_token: str = field(repr=False)
-    span: Span
-    is_barrier: bool
-    is_whole: bool = True
-    first: int | None = None
-
-    @property
-    def run_id(self) -> str:
-        return self.lane.run_id
-
-
-class Lane:
-    """One run's queue: what waits, what is in flight, and how far its end is known."""
-
-    __slots__ = (
-        "__weakref__",
-        "barrier_in_flight",
-        "board",
-        "count",
-        "delivered",
-        "entry",
-        "failures",
-        "head_seq",
-        "held",
-        "in_flight",
-        "left_at",
-        "marked",
-        "next_seq",
-        "proven",
-        "queue",
-        "ready_at",
-        "refused",
-        "refused_count",
-        "rejected",
-        "reported",
-        "run_id",
-        "sealed",
-        "spans",
-        "spilled",
-        "suspects",
-        "tail",
-        "text_cost",
-        "text_seqs",
-        "times",
-        "urgent_until",
-    )
-
-    def __init__(self, run_id: str, board: Board | None, first_seq: int = 0) -> None:
-        self.run_id = run_id
-        #: Who can wait for a record of this lane; None in a test of the core.
-        self.board = board
-        self.queue: deque[AnyRecord] = deque()
-        #: The sequence number of the queue's first record, and of the next one to come.
-        self.head_seq = first_seq
-        self.next_seq = first_seq
-        # A deque is 600 bytes even when it is empty, which counts with ten thousand runs: what is
-        # mostly empty, or short, is a list.
-        #: Behind the queue: ranges of records that are only on disk, and those that came since.
-        self.spilled: list[tuple[int, int]] = []
-        self.tail: list[AnyRecord] = []
-        #: Spilled records whose receipt somebody has, by their sequence number.
-        self.held: dict[int, AnyRecord] = {}
-        #: Records of the queue from a *marked* sequence number on came at the time beside it.
-        self.marked: list[int] = []
-        self.times: list[float] = []
-        #: Params and tags in the queue: how many, where, and their memory.
-        self.count: dict[type, int] = {Param: 0, RunTag: 0}
-        self.text_seqs: list[int] = []
-        self.text_cost = 0
-        #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
-        self.sealed: list[tuple[RecordBatch, float]] = []
-        self.in_flight = 0
-        self.barrier_in_flight = False
-        self.spans: list[Span] = []
-        self.urgent_until = first_seq
-        #: How often a record of that kind and key was refused alone; such travel apart.
-        self.suspects: dict[tuple[type, str], int] = {}
-        #: Keys of which a record was delivered: if another is refused, the key is not to blame.
-        self.proven: set[str] = set()
-        #: Attempts that failed since the last one that did not.
-        self.failures = 0
-        self.delivered = 0
-        #: The last ones, by name, and how many they were in all.
-        self.refused: list[Rejection] = []
-        self.refused_count = 0
-        #: The same by the class of the error.
-        self.rejected: dict[str, int] = {}
-        #: How many of them somebody was told of.
-        self.reported = 0
-        self.ready_at: float | None = None
-        self.entry = 0
-        #: When its last batch left: it is not ready before that, however old its records are.
-        self.left_at = float("-inf")
-
-    @property
-    def settled_until(self) -> int:
-        """Every record before this one has its end."""
-        return min((span.first for span in self.spans), default=self.head_seq)
-
-    def unsettled_within(self, first: int, last: int) -> list[tuple[int, int]]:
-        """The parts of *first* to *last* that have no end yet."""
-        queue_end = self.head_seq + len(self.queue)
-        ranges = [(span.first, span.last) for span in self.spans]
-        ranges += [(self.head_seq, queue_end), *self.spilled]
-        ranges.append((self.next_seq - len(self.tail), self.next_seq))
-        parts = ((max(start, first), min(end, last)) for start, end in sorted(ranges))
-        return joined([(start, end) for start, end in parts if start < end])
-
-    def settled_beyond(self) -> tuple[tuple[int, int], ...]:
-        """Spans after `settled_until` that have their end already."""
-        open_parts = self.unsettled_within(self.settled_until, self.next_seq)
-        open_parts.append((self.next_seq, self.next_seq))
-        neighbours = itertools.pairwise(open_parts)
-        return tuple((end, start) for (_, end), (start, _) in neighbours if end < start)
-
-    def mark(self, seq: int, now: float) -> None:
-        """Records from *seq* on came *now*."""
-        if not self.times or self.times[-1] != now:
-            self.marked.append(seq)
-            self.times.append(now)
-
-    def forget_marks(self) -> None:
-        """Keep that of the queue's first record, and those after it."""
-        passed = 0 if self.queue else len(self.marked)
-        while passed + 1 < len(self.marked) and self.marked[passed + 1] <= self.head_seq:
-            passed += 1
-        del self.marked[:passed]
-        del self.times[:passed]
-
-    @property
-    def is_idle(self) -> bool:
-        return not (self.queue or self.spans or self.spilled or self.tail)
-
-    @property
-    def spooled(self) -> int:
-        """Records that are only on disk."""
-        return sum(last - first for first, last in self.spilled)
-
-    @property
-    def unsettled(self) -> int:
-        """Records that have no end yet, in flight or not."""
-        sealed = sum(span.open for span in self.spans)
-        return len(self.queue) + len(self.tail) + self.spooled + sealed
-
-    def __repr__(self) -> str:
-        return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
-
-    # A record's place until its end: who waits for it asks here.
-
-    def wait(self, record: AnyRecord) -> Generator[Any, None, None]:
-        return self._board().wait(self, record)
-
-    def wait_blocking(self, record: AnyRecord, timeout: float | None) -> None:
-        self._board().wait_blocking(self, record, timeout)
-
-    def verdict(self, record: AnyRecord) -> None:
-        return None
-
-    def _board(self) -> Board:
-        assert self.board is not None
-        return self.board
-
-
-class Board(Protocol):
-    """Who knows how to wait: the shell around the accumulator."""
-
-    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]: ...
-
-    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None: ...
-
-    def settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None: ...
 
 
 class Notes(Protocol):
@@ -297,6 +86,8 @@ class Accumulator:
     limits: BatchLimits = field(factory=BatchLimits)
     new_token: Callable[[], str] = _no_token
     board: Board | None = None
+    #: Told which records of a lane have their end.
+    on_settled: Callable[[Lane, Sequence[AnyRecord]], None] | None = None
     journal: Notes | None = None
     #: The lanes of which there is something to do, or to say.
     lanes: dict[str, Lane] = field(factory=dict, init=False)
@@ -367,43 +158,18 @@ class Accumulator:
         self, lane: Lane, records: Sequence[AnyRecord], now: float, *, with_text: bool
     ) -> None:
         first = lane.next_seq
-        lane.next_seq = first + len(records)
         if not lane.queue:  # else it is there
             self.lanes.setdefault(lane.run_id, lane)
-        if lane.spilled:
-            lane.tail.extend(records)
-        else:
-            lane.mark(first, now)
-            self._enqueue(lane, records, first, with_text=with_text)
+        lane.append(records, now, with_text=with_text)
         if self.journal is not None:
             self.journal.took(lane, first, records)
         # More metrics change nothing until they fill a request.
-        if with_text or lane.ready_at is None or self.is_full(lane):
+        if with_text or lane.ready_at is None or lane.is_full(self.limits):
             self._schedule(lane, now)
 
     def _count(self, records: Sequence[AnyRecord], sign: int = 1, *, with_text: bool) -> None:
         self.waiting += sign * len(records)
         self.cost += sign * _cost_of_all(records, with_text=with_text)
-
-    def _enqueue(
-        self, lane: Lane, records: Sequence[AnyRecord], first: int, *, with_text: bool
-    ) -> None:
-        lane.queue.extend(records)
-        if with_text:
-            for seq, record in enumerate(records, first):
-                if type(record) is not Metric:
-                    self._count_text(lane, record, seq)
-
-    def _count_text(self, lane: Lane, record: AnyRecord, seq: int) -> None:
-        lane.count[type(record)] += 1
-        lane.text_seqs.append(seq)
-        lane.text_cost += cost_of(record) - METRIC_COST
-
-    def _uncount_texts(self, lane: Lane, records: Iterable[AnyRecord]) -> None:
-        for record in records:
-            if type(record) is not Metric:
-                lane.count[type(record)] -= 1
-                lane.text_cost -= cost_of(record) - METRIC_COST
 
     # Being ready
 
@@ -418,17 +184,6 @@ class Accumulator:
         while line and line[0][2].entry != line[0][1]:
             heappop(line)  # the lane has been given another time since
         return line[0][0] if line else None
-
-    def is_full(self, lane: Lane) -> bool:
-        """Whether more records would not fit into the lane's next request anyway."""
-        limits, waiting = self.limits, len(lane.queue)
-        if waiting >= limits.metrics or waiting >= limits.entities:
-            return True
-        return bool(lane.text_seqs) and (
-            lane.count[Param] >= limits.params
-            or lane.count[RunTag] >= limits.tags
-            or lane.text_cost >= limits.body_bytes
-        )
 
     def _schedule(self, lane: Lane, now: float) -> None:
         ready_at = self._ready_at(lane, now)
@@ -446,21 +201,14 @@ class Accumulator:
         if lane.sealed:
             batch, not_before = lane.sealed[0]
             return None if batch.is_barrier and lane.in_flight else max(not_before, lane.left_at)
-        if not lane.queue or (lane.in_flight and self._next_is_barrier(lane)):
+        if not lane.queue or (lane.in_flight and lane.next_is_barrier(self.limits)):
             return None
-        if self.next_spilled(lane) is not None and not self.is_full(lane):
+        if lane.next_spilled(self.limits) is not None and not lane.is_full(self.limits):
             return None  # more of it comes from the disk
-        if lane.urgent_until > lane.head_seq or self.is_full(lane):
+        if lane.urgent_until > lane.head_seq or lane.is_full(self.limits):
             # Once ready it keeps its place in the line.
             return now if lane.ready_at is None else min(now, lane.ready_at)
         return max(lane.times[0] + self.linger, lane.left_at)
-
-    def _next_is_barrier(self, lane: Lane) -> bool:
-        """Whether a batch cut now would hold params or tags."""
-        if not lane.text_seqs:
-            return False
-        ahead = lane.text_seqs[0] - lane.head_seq
-        return ahead <= self.limits.metrics and ahead < self.limits.entities
 
     # Handing out
 
@@ -495,10 +243,10 @@ class Accumulator:
     def _seal(self, lane: Lane, now: float) -> None:
         """Cut what fits one request from the head of the queue, and seal it."""
         first, since = lane.head_seq, lane.times[0]
-        records = self._cut(lane)
+        records = lane.cut(self.limits)
         span = Span(first, first + len(records), since)
         lane.spans.append(span)
-        parts = self._set_apart(lane, records)
+        parts = lane.set_apart(records)
         fitting = [fit for part in parts for fit in self._fit(lane, part)]
         at = first if len(parts) == 1 else None
         for part, body in fitting:
@@ -511,57 +259,12 @@ class Accumulator:
 
         Not while the service is down: what is sealed can't be let go of.
         """
-        while len(lane.sealed) < SEALED_AHEAD and not lane.text_seqs and self.is_full(lane):
+        while len(lane.sealed) < SEALED_AHEAD and not lane.text_seqs and lane.is_full(self.limits):
             self._seal(lane, now)
-
-    def _cut(self, lane: Lane) -> list[AnyRecord]:
-        if lane.text_seqs:
-            records = self._cut_mixed(lane)
-        else:
-            count = min(len(lane.queue), self.limits.metrics, self.limits.entities)
-            records = take_first(lane.queue, count)
-        lane.head_seq += len(records)
-        lane.forget_marks()
-        return records
-
-    def _cut_mixed(self, lane: Lane) -> list[AnyRecord]:
-        limits = self.limits
-        room = {Metric: limits.metrics, Param: limits.params, RunTag: limits.tags}
-        records: list[AnyRecord] = []
-        values: dict[str, str] = {}
-        while lane.queue and len(records) < limits.entities:
-            record = lane.queue[0]
-            kind = type(record)
-            if not room[kind]:
-                break
-            # Two values of one param in one request: the service would refuse all of it.
-            if (
-                type(record) is Param
-                and values.setdefault(record.key, record.value) != record.value
-            ):
-                break
-            room[kind] -= 1
-            records.append(lane.queue.popleft())
-            if kind is not Metric:
-                lane.count[kind] -= 1
-                lane.text_cost -= cost_of(record) - METRIC_COST
-        texts = bisect_left(lane.text_seqs, lane.head_seq + len(records))
-        del lane.text_seqs[:texts]
-        return records
-
-    def _set_apart(self, lane: Lane, records: list[AnyRecord]) -> list[list[AnyRecord]]:
-        """Records of a kind and key that were refused before don't spoil a batch of others."""
-        if not lane.suspects:
-            return [records]
-        parts: dict[tuple[type, str] | None, list[AnyRecord]] = {}
-        for record in records:
-            name = (type(record), record.key)
-            parts.setdefault(name if name in lane.suspects else None, []).append(record)
-        return list(parts.values())
 
     def _fit(self, lane: Lane, records: list[AnyRecord]) -> list[tuple[list[AnyRecord], bytes]]:
         """*records* in as few halves as fit the limit of bytes, each with its body."""
-        body = _encode(lane, records)
+        body = lane.encode(records)
         if len(body) <= self.limits.body_bytes or len(records) == 1:
             return [(records, body)]
         return [fit for half in _halves(records) for fit in self._fit(lane, half)]
@@ -673,13 +376,10 @@ class Accumulator:
         """
         left = []
         for lane in self.lanes.values():
-            records = [record for batch, _ in lane.sealed for record in batch.records]
-            records += [*lane.queue, *lane.held.values(), *lane.tail]
-            if lane.unsettled:
-                left.append((lane, lane.unsettled, records))
-            for each in (lane.queue, lane.sealed, lane.spans, lane.spilled, lane.tail, lane.held):
-                each.clear()
-            lane.forget_marks()
+            count = lane.unsettled
+            records = lane.clear()
+            if count:
+                left.append((lane, count, records))
         self.abandoned += self.unsettled
         self.waiting = self.spooled = self.cost = 0
         self._line.clear()
@@ -689,94 +389,37 @@ class Accumulator:
 
     def spill(self, lane: Lane, *, keep: int, journaled_until: int) -> int:
         """Let go of journaled records but for the queue's first *keep*; how many that were."""
-        if lane.spilled:
-            return self._spill_tail(lane, journaled_until)
-        start = lane.head_seq + keep
-        if journaled_until <= start:
-            return 0
-        lane.tail = _popped(lane.queue, lane.next_seq - journaled_until)
-        spilled = _popped(lane.queue, journaled_until - start)
-        del lane.text_seqs[bisect_left(lane.text_seqs, start) :]
-        for records in (spilled, lane.tail):
-            self._uncount_texts(lane, records)
-        lane.spilled.append((start, journaled_until))
-        return self._let_go(lane, spilled, start)
-
-    def _spill_tail(self, lane: Lane, journaled_until: int) -> int:
-        first, last = lane.spilled.pop()
-        count = max(0, journaled_until - last)
-        lane.spilled.append((first, last + count))
-        spilled = lane.tail[:count]
-        del lane.tail[:count]
-        return self._let_go(lane, spilled, last)
-
-    def _let_go(self, lane: Lane, records: list[AnyRecord], first: int) -> int:
+        records = lane.spill(keep, journaled_until)
         self._count(records, -1, with_text=has_text(records))
         self.spooled += len(records)
-        references = _references(records)
-        if max(references, default=0) > _NO_RECEIPT:
-            for seq, (record, count) in enumerate(zip(records, references, strict=True), first):
-                if count > _NO_RECEIPT:
-                    lane.held[seq] = record
         return len(records)
 
     def next_spilled(self, lane: Lane) -> tuple[int, int] | None:
         """The records that should be read from the disk next; None while enough wait here."""
-        if not lane.spilled or len(lane.queue) >= self.limits.entities:
-            return None
-        first, last = lane.spilled[0]
-        if lane.queue and first != lane.head_seq + len(lane.queue):
-            return None  # there is a hole: what comes next has its place after the queue's end
-        return first, min(last, first + RELOADED)
+        return lane.next_spilled(self.limits)
 
     def reload(self, lane: Lane, first: int, records: list[AnyRecord], now: float) -> None:
         """What `next_spilled` named has been read: it waits here again."""
-        start, last = lane.spilled[0]
-        assert start == first, "records come back in their order"
-        if not lane.queue:
-            lane.head_seq = first
-        upto = first + len(records)
-        lane.spilled[:1] = [(upto, last)] if upto < last else []
-        if lane.held:
-            records = [lane.held.pop(seq, record) for seq, record in enumerate(records, first)]
-        for record in records:
-            record.place = lane
+        lane.reload(first, records, now)
         self.spooled -= len(records)
         self._count(records, with_text=has_text(records))
-        lane.mark(first, now)
-        self._enqueue(lane, records, first, with_text=has_text(records))
-        if not lane.spilled and lane.tail:
-            self._append_tail(lane, upto, now)
         self._schedule(lane, now)
 
     def lose_spilled(self, lane: Lane, last: int, error: AdpError, now: float) -> None:
         """What is next on disk can't be read, up to *last*: counted as rejected.
 
-        Only when nothing waits before it, so that the queue has no hole.
+        Only when nothing waits before it.
         """
-        assert not lane.queue
-        first, end = lane.spilled[0]
-        lane.spilled[:1] = [(last, end)] if last < end else []
-        count = last - first
-        lane.head_seq = last
-        self.spooled -= count
-        self._count_rejected(lane, error, count)
-        lost = [lane.held.pop(seq) for seq in range(first, last) if seq in lane.held]
-        for record in lost:
+        first, _ = lane.spilled[0]
+        held = lane.lose_spilled(last, now)
+        self.spooled -= last - first
+        self._count_rejected(lane, error, last - first)
+        for record in held:
             record.place = GivenUp(error)
         if self.journal is not None:
             self.journal.lost(lane, first, last)
-        if not lane.spilled and lane.tail:
-            self._append_tail(lane, last, now)
         self._schedule(lane, now)
-        if self.board is not None:
-            self.board.settled(lane, lost)
-
-    def _append_tail(self, lane: Lane, first: int, now: float) -> None:
-        """What came while the lane was on disk has its turn."""
-        lane.mark(first, now)
-        self._enqueue(lane, lane.tail, first, with_text=has_text(lane.tail))
-        lane.tail = []
+        self._tell_settled(lane, held)
 
     def restore(
         self,
@@ -795,7 +438,7 @@ class Accumulator:
         for first, token, records in sealed:
             span = Span(first, first + len(records))
             lane.spans.append(span)
-            body = _encode(lane, records)
+            body = lane.encode(records)
             is_barrier = has_text(records)
             batch = RecordBatch(lane, records, body, token, span, is_barrier, first=first)
             lane.sealed.append((batch, 0.0))
@@ -814,7 +457,7 @@ class Accumulator:
 
     def _split(self, batch: RecordBatch, now: float) -> None:
         lane, at, parts = batch.lane, batch.first, []
-        cuts = self._set_apart(lane, batch.records)
+        cuts = lane.set_apart(batch.records)
         if len(cuts) > 1:
             at = None
         else:
@@ -843,9 +486,12 @@ class Accumulator:
             if self.journal is not None:
                 self.journal.settled(lane, batch.span)
         self._schedule(lane, now)
-        if self.board is not None:
-            self.board.settled(lane, records)
+        self._tell_settled(lane, records)
         self.forget_if_idle(lane)
+
+    def _tell_settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+        if self.on_settled is not None:
+            self.on_settled(lane, records)
 
     def _land(self, batch: RecordBatch) -> None:
         batch.lane.in_flight -= 1
@@ -857,49 +503,8 @@ class Accumulator:
 _PLACE = attrgetter("place")
 
 
-def _popped(queue: deque[AnyRecord], count: int) -> list[AnyRecord]:
-    """The last *count* records of *queue*, which no longer has them."""
-    records = [queue.pop() for _ in range(count)]
-    records.reverse()
-    return records
-
-
-def _references(records: list[AnyRecord]) -> list[int]:
-    return list(map(sys.getrefcount, records))
-
-
-#: References to a record that only its list holds on to; more is somebody with a receipt.  (It
-#: depends on the version of Python how many there are.)
-_NO_RECEIPT = _references([Metric("", 0.0, 0, 0)])[0]
-
-
-def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """*ranges*, which are sorted, made one where one begins at the other's end.
-
-    >>> joined([(0, 10), (10, 12), (20, 30)])
-    [(0, 12), (20, 30)]
-    """
-    whole: list[tuple[int, int]] = []
-    for first, last in ranges:
-        if whole and first <= whole[-1][1]:
-            whole[-1] = (whole[-1][0], max(last, whole[-1][1]))
-        else:
-            whole.append((first, last))
-    return whole
-
-
 def _cost_of_all(records: Sequence[AnyRecord], *, with_text: bool) -> int:
     return sum(map(cost_of, records)) if with_text else len(records) * METRIC_COST
-
-
-def _encode(lane: Lane, records: list[AnyRecord]) -> bytes:
-    try:
-        for record in records:
-            record.place = None
-        return encode_records(lane.run_id, records)
-    finally:
-        for record in records:
-            record.place = lane
 
 
 def _halves(records: list[AnyRecord]) -> list[list[AnyRecord]]:

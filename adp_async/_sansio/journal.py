@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adp_async._sansio.accumulator import Lane, RecordBatch, Span
+    from adp_async._sansio.lane import Lane, RecordBatch, Span
     from adp_async._sansio.records import AnyRecord
     from adp_async.errors import Rejection
 

@@ -1,0 +1,460 @@
+"""One run's queue: its records in the order of the calls, what is sealed, and what is on disk only.
+
+Records have a sequence number, counted from 0; where each of them is follows from it::
+
+    settled │ spans: sealed, in flight or not │ queue │ spilled: on disk only │ tail
+                                              ▲                                      ▲
+                                           head_seq                               next_seq
+
+All of this belongs to one thread, and knows no time of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from bisect import bisect_left, bisect_right
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import field, frozen
+
+from adp_async._sansio.records import (
+    METRIC_COST,
+    Metric,
+    Param,
+    RunTag,
+    cost_of,
+    encode_records,
+    has_text,
+    take_first,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Sequence
+
+    from adp_async._sansio.records import AnyRecord, BatchLimits
+    from adp_async.errors import Rejection
+
+#: Records that are read from the disk at once.
+RELOADED = 10_000
+
+
+class Span:
+    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet.
+
+    *since* is when the first of them came.
+    """
+
+    __slots__ = ("first", "last", "open", "since")
+
+    def __init__(self, first: int, last: int, since: float = 0.0) -> None:
+        self.first = first
+        self.last = last
+        self.open = last - first
+        self.since = since
+
+    def __repr__(self) -> str:
+        return f"<Span {self.first}-{self.last} | {self.open} open>"
+
+
+@frozen(eq=False)
+class RecordBatch:
+    """Records of one run, sealed for one request: the body and the retry token never change.
+
+    *is_barrier*: it holds params or tags.  *is_whole*: it covers its span alone; a part of a
+    batch that was refused or too large does not.  *first*: the sequence number of its first
+    record, None when they don't follow each other.
+    """
+
+    lane: Lane = field(repr=False)
+    records: list[AnyRecord] = field(repr=False)
+    body: bytes = field(repr=False)
+    retry_token: str = field(repr=False)
+    span: Span
+    is_barrier: bool
+    is_whole: bool = True
+    first: int | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self.lane.run_id
+
+
+class Board(Protocol):
+    """Who knows how to wait for a record of a lane: the shell around the accumulator."""
+
+    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]: ...
+
+    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None: ...
+
+
+class Lane:
+    """One run's queue: what waits, what is in flight, and how far its end is known."""
+
+    __slots__ = (
+        "__weakref__",
+        "barrier_in_flight",
+        "board",
+        "count",
+        "delivered",
+        "entry",
+        "failures",
+        "head_seq",
+        "held",
+        "in_flight",
+        "left_at",
+        "marked",
+        "next_seq",
+        "proven",
+        "queue",
+        "ready_at",
+        "refused",
+        "refused_count",
+        "rejected",
+        "reported",
+        "run_id",
+        "sealed",
+        "spans",
+        "spilled",
+        "suspects",
+        "tail",
+        "text_cost",
+        "text_seqs",
+        "times",
+        "urgent_until",
+    )
+
+    def __init__(self, run_id: str, board: Board | None, first_seq: int = 0) -> None:
+        self.run_id = run_id
+        #: Who can wait for a record of this lane; None when nobody has a receipt for one.
+        self.board = board
+        self.queue: deque[AnyRecord] = deque()
+        #: The sequence number of the queue's first record, and of the next one to come.
+        self.head_seq = first_seq
+        self.next_seq = first_seq
+        # A deque is 600 bytes even when it is empty, which counts with ten thousand runs: what is
+        # mostly empty, or short, is a list.
+        #: Behind the queue: ranges of records that are only on disk, and those that came since.
+        self.spilled: list[tuple[int, int]] = []
+        self.tail: list[AnyRecord] = []
+        #: Spilled records whose receipt somebody has, by their sequence number.
+        self.held: dict[int, AnyRecord] = {}
+        #: Records of the queue from a *marked* sequence number on came at the time beside it.
+        self.marked: list[int] = []
+        self.times: list[float] = []
+        #: Params and tags in the queue: how many, where, and their memory.
+        self.count: dict[type, int] = {Param: 0, RunTag: 0}
+        self.text_seqs: list[int] = []
+        self.text_cost = 0
+        #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
+        self.sealed: list[tuple[RecordBatch, float]] = []
+        self.in_flight = 0
+        self.barrier_in_flight = False
+        self.spans: list[Span] = []
+        self.urgent_until = first_seq
+        #: How often a record of that kind and key was refused alone; such travel apart.
+        self.suspects: dict[tuple[type, str], int] = {}
+        #: Keys of which a record was delivered: if another is refused, the key is not to blame.
+        self.proven: set[str] = set()
+        #: Attempts that failed since the last one that did not.
+        self.failures = 0
+        self.delivered = 0
+        #: The last ones, by name, and how many they were in all.
+        self.refused: list[Rejection] = []
+        self.refused_count = 0
+        #: The same by the class of the error.
+        self.rejected: dict[str, int] = {}
+        #: How many of them somebody was told of.
+        self.reported = 0
+        self.ready_at: float | None = None
+        self.entry = 0
+        #: When its last batch left: it is not ready before that, however old its records are.
+        self.left_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
+
+    # What has no end yet
+
+    @property
+    def settled_until(self) -> int:
+        """Every record before this one has its end."""
+        return min((span.first for span in self.spans), default=self.head_seq)
+
+    def unsettled_within(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The parts of *first* to *last* that have no end yet."""
+        queue_end = self.head_seq + len(self.queue)
+        ranges = [(span.first, span.last) for span in self.spans]
+        ranges += [(self.head_seq, queue_end), *self.spilled]
+        ranges.append((self.next_seq - len(self.tail), self.next_seq))
+        parts = ((max(start, first), min(end, last)) for start, end in sorted(ranges))
+        return joined([(start, end) for start, end in parts if start < end])
+
+    def settled_beyond(self) -> tuple[tuple[int, int], ...]:
+        """Spans after `settled_until` that have their end already."""
+        open_parts = self.unsettled_within(self.settled_until, self.next_seq)
+        open_parts.append((self.next_seq, self.next_seq))
+        neighbours = itertools.pairwise(open_parts)
+        return tuple((end, start) for (_, end), (start, _) in neighbours if end < start)
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.queue or self.spans or self.spilled or self.tail)
+
+    @property
+    def spooled(self) -> int:
+        """Records that are only on disk."""
+        return sum(last - first for first, last in self.spilled)
+
+    @property
+    def unsettled(self) -> int:
+        """Records that have no end yet, in flight or not."""
+        sealed = sum(span.open for span in self.spans)
+        return len(self.queue) + len(self.tail) + self.spooled + sealed
+
+    # The queue
+
+    def append(self, records: Sequence[AnyRecord], now: float, *, with_text: bool) -> None:
+        """The next records of the run, which came *now*."""
+        first = self.next_seq
+        self.next_seq = first + len(records)
+        if self.spilled:
+            self.tail.extend(records)
+        else:
+            self._enqueue(records, first, now, with_text=with_text)
+
+    def _enqueue(
+        self, records: Sequence[AnyRecord], first: int, now: float, *, with_text: bool
+    ) -> None:
+        if not self.times or self.times[-1] != now:
+            self.marked.append(first)
+            self.times.append(now)
+        self.queue.extend(records)
+        if with_text:
+            for seq, record in enumerate(records, first):
+                if type(record) is not Metric:
+                    self._count_text(record)
+                    self.text_seqs.append(seq)
+
+    def _count_text(self, record: AnyRecord, sign: int = 1) -> None:
+        self.count[type(record)] += sign
+        self.text_cost += sign * (cost_of(record) - METRIC_COST)
+
+    def _uncount_texts(self, records: Iterable[AnyRecord]) -> None:
+        for record in records:
+            if type(record) is not Metric:
+                self._count_text(record, -1)
+
+    def is_full(self, limits: BatchLimits) -> bool:
+        """Whether more records would not fit into the next request anyway."""
+        waiting = len(self.queue)
+        if waiting >= limits.metrics or waiting >= limits.entities:
+            return True
+        return bool(self.text_seqs) and (
+            self.count[Param] >= limits.params
+            or self.count[RunTag] >= limits.tags
+            or self.text_cost >= limits.body_bytes
+        )
+
+    def next_is_barrier(self, limits: BatchLimits) -> bool:
+        """Whether a batch cut now would hold params or tags."""
+        if not self.text_seqs:
+            return False
+        ahead = self.text_seqs[0] - self.head_seq
+        return ahead <= limits.metrics and ahead < limits.entities
+
+    def cut(self, limits: BatchLimits) -> list[AnyRecord]:
+        """The first records of the queue, as many as one request may hold by their number."""
+        if self.text_seqs:
+            records = self._cut_mixed(limits)
+        else:
+            count = min(len(self.queue), limits.metrics, limits.entities)
+            records = take_first(self.queue, count)
+        self.head_seq += len(records)
+        self._forget_marks()
+        return records
+
+    def _cut_mixed(self, limits: BatchLimits) -> list[AnyRecord]:
+        room = {Metric: limits.metrics, Param: limits.params, RunTag: limits.tags}
+        records: list[AnyRecord] = []
+        values: dict[str, str] = {}
+        while self.queue and len(records) < limits.entities:
+            record = self.queue[0]
+            kind = type(record)
+            if not room[kind]:
+                break
+            # Two values of one param in one request: the service would refuse all of it.
+            if (
+                type(record) is Param
+                and values.setdefault(record.key, record.value) != record.value
+            ):
+                break
+            room[kind] -= 1
+            records.append(self.queue.popleft())
+        self._uncount_texts(records)
+        del self.text_seqs[: bisect_left(self.text_seqs, self.head_seq + len(records))]
+        return records
+
+    def _forget_marks(self) -> None:
+        """Keep that of the queue's first record, and those after it."""
+        passed = len(self.marked)
+        if self.queue:
+            passed = bisect_right(self.marked, self.head_seq) - 1
+        del self.marked[:passed]
+        del self.times[:passed]
+
+    def encode(self, records: list[AnyRecord]) -> bytes:
+        """The body of a request with *records*, which are in this lane."""
+        try:
+            for record in records:
+                record.place = None
+            return encode_records(self.run_id, records)
+        finally:
+            for record in records:
+                record.place = self
+
+    def set_apart(self, records: list[AnyRecord]) -> list[list[AnyRecord]]:
+        """Records of a kind and key that were refused before don't spoil a batch of others."""
+        if not self.suspects:
+            return [records]
+        parts: dict[tuple[type, str] | None, list[AnyRecord]] = {}
+        for record in records:
+            name = (type(record), record.key)
+            parts.setdefault(name if name in self.suspects else None, []).append(record)
+        return list(parts.values())
+
+    def clear(self) -> list[AnyRecord]:
+        """Hold nothing any longer.  Returns what waited here."""
+        records = [record for batch, _ in self.sealed for record in batch.records]
+        records += [*self.queue, *self.held.values(), *self.tail]
+        for each in (self.queue, self.sealed, self.spans, self.spilled, self.tail, self.held):
+            each.clear()
+        self._forget_marks()
+        return records
+
+    # What is on disk only
+
+    def spill(self, keep: int, journaled_until: int) -> list[AnyRecord]:
+        """Let go of journaled records but for the queue's first *keep*; they are returned.
+
+        Those whose receipt somebody has are held until they have their end.
+        """
+        if self.spilled:
+            first, records = self._spill_tail(journaled_until)
+        else:
+            first, records = self._spill_queue(self.head_seq + keep, journaled_until)
+        references = _references(records)
+        if max(references, default=0) > _NO_RECEIPT:
+            for seq, (record, count) in enumerate(zip(records, references, strict=True), first):
+                if count > _NO_RECEIPT:
+                    self.held[seq] = record
+        return records
+
+    def _spill_queue(self, first: int, upto: int) -> tuple[int, list[AnyRecord]]:
+        if upto <= first:
+            return first, []
+        self.tail = _popped(self.queue, self.next_seq - upto)
+        records = _popped(self.queue, upto - first)
+        del self.text_seqs[bisect_left(self.text_seqs, first) :]
+        kept = bisect_left(self.marked, first)
+        del self.marked[kept:]
+        del self.times[kept:]
+        self._uncount_texts(records)
+        self._uncount_texts(self.tail)
+        self.spilled.append((first, upto))
+        return first, records
+
+    def _spill_tail(self, upto: int) -> tuple[int, list[AnyRecord]]:
+        start, end = self.spilled.pop()
+        count = max(0, upto - end)
+        self.spilled.append((start, end + count))
+        records = self.tail[:count]
+        del self.tail[:count]
+        return end, records
+
+    def next_spilled(self, limits: BatchLimits) -> tuple[int, int] | None:
+        """The records that should be read from the disk next; None while enough wait here."""
+        if not self.spilled or len(self.queue) >= limits.entities:
+            return None
+        first, last = self.spilled[0]
+        if self.queue and first != self.head_seq + len(self.queue):
+            return None  # there is a hole: what comes next has its place after the queue's end
+        return first, min(last, first + RELOADED)
+
+    def reload(self, first: int, records: list[AnyRecord], now: float) -> None:
+        """What `next_spilled` named has been read: it waits here again."""
+        assert self.spilled[0][0] == first, "records come back in their order"
+        if not self.queue:
+            self.head_seq = first
+        if self.held:
+            records = [self.held.pop(seq, record) for seq, record in enumerate(records, first)]
+        for record in records:
+            record.place = self
+        self._enqueue(records, first, now, with_text=has_text(records))
+        self._passed_on_disk(first + len(records), now)
+
+    def lose_spilled(self, last: int, now: float) -> list[AnyRecord]:
+        """What is next on disk is lost, up to *last*; returns those of it that are held.
+
+        Only when nothing waits before it, so that the queue has no hole.
+        """
+        assert not self.queue
+        lost = range(self.spilled[0][0], last)
+        self.head_seq = last
+        self._passed_on_disk(last, now)
+        return [self.held.pop(seq) for seq in lost if seq in self.held]
+
+    def _passed_on_disk(self, upto: int, now: float) -> None:
+        _, last = self.spilled[0]
+        self.spilled[:1] = [(upto, last)] if upto < last else []
+        if not self.spilled and self.tail:
+            # What came while the lane was on disk has its turn.
+            self._enqueue(self.tail, upto, now, with_text=has_text(self.tail))
+            self.tail = []
+
+    # A record's place until its end: who waits for it asks here.
+
+    def wait(self, record: AnyRecord) -> Generator[Any, None, None]:
+        return self._board().wait(self, record)
+
+    def wait_blocking(self, record: AnyRecord, timeout: float | None) -> None:
+        self._board().wait_blocking(self, record, timeout)
+
+    def verdict(self, record: AnyRecord) -> None:
+        return None
+
+    def _board(self) -> Board:
+        assert self.board is not None
+        return self.board
+
+
+def _popped(queue: deque[AnyRecord], count: int) -> list[AnyRecord]:
+    """The last *count* records of *queue*, which no longer has them."""
+    records = [queue.pop() for _ in range(count)]
+    records.reverse()
+    return records
+
+
+def _references(records: list[AnyRecord]) -> list[int]:
+    return list(map(sys.getrefcount, records))
+
+
+#: References to a record that only its list holds on to; more is somebody with a receipt.  (It
+#: depends on the version of Python how many there are.)
+_NO_RECEIPT = _references([Metric("", 0.0, 0, 0)])[0]
+
+
+def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """*ranges*, which are sorted, made one where one begins at the other's end.
+
+    >>> joined([(0, 10), (10, 12), (20, 30)])
+    [(0, 12), (20, 30)]
+    """
+    whole: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if whole and first <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(last, whole[-1][1]))
+        else:
+            whole.append((first, last))
+    return whole
