@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from adp_async._io.recovery import Orphan, Predecessors, Recovery
-    from adp_async._io.spool import Identity, Spool
+    from adp_async._io.spool import Spool
+    from adp_async._io.spool_file import Identity
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async.api._family import CallOptions
@@ -266,14 +267,14 @@ class Session:
     @property
     def spool_folder(self) -> Path:
         """Where spools lie: what ``spool=`` names, or the user's state folder."""
-        from adp_async._io.spool import default_spool_folder
+        from adp_async._io.spool_file import default_spool_folder
 
         spool = self._settings.spool
         return default_spool_folder() if isinstance(spool, bool) else Path(spool)
 
     @property
     def _identity(self) -> Identity:
-        from adp_async._io.spool import Identity
+        from adp_async._io.spool_file import Identity
 
         settings = self._settings
         return Identity(settings.base_url, settings.platform_id, settings.workspace or "")
@@ -281,7 +282,8 @@ class Session:
     async def _make_spool(self) -> Spool | None:
         if self._settings.spool is False:
             return None
-        from adp_async._io.spool import Spool, SpoolError
+        from adp_async._io.spool import Spool
+        from adp_async._io.spool_file import SpoolError
 
         limit = self._settings.spool_limit
         create = partial(Spool.create, self.spool_folder, self._identity, limit=limit)
@@ -294,7 +296,7 @@ class Session:
     async def _recover(self, before_us: Predecessors) -> None:
         """Deliver what processes that died have left for this platform and workspace."""
         from adp_async._io.recovery import found_by, open_orphans
-        from adp_async._io.spool import SpoolError
+        from adp_async._io.spool_file import SpoolError
         from adp_async._io.worker import Worker
 
         worker = Worker("adp_async recovery")

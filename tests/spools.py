@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adp_async._io.spool import Identity, Spool
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import Identity
 from adp_async._sansio.journal import Changes, Chunk, Sealed, Settled
 from adp_async._sansio.records import Metric
 from adp_async.testing import PLATFORM_ID, WORKSPACE

@@ -18,7 +18,8 @@ from rich.console import Console
 from spools import LIMIT, chunk, metrics, orphan, sealed, settled
 from typer.testing import CliRunner
 
-from adp_async._io.spool import Identity, Spool, find_spools
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import Identity, find_spools
 from adp_async._sansio.journal import Changes, Refused
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.cli import app

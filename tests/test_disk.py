@@ -21,7 +21,8 @@ import pytest
 from children import start
 from spools import LIMIT, chunk, metrics, orphan
 
-from adp_async._io.spool import Spool, SpoolError, find_spools
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import SpoolError, find_spools
 from adp_async.errors import ConnectionLost
 from adp_async.testing import FakeSession
 

@@ -19,7 +19,8 @@ from attrs import define, field
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adp_async._io.spool import Identity, Spool, SpoolError
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import Identity, SpoolError
 from adp_async._sansio.accumulator import SEALED_AHEAD, Accumulator
 from adp_async._sansio.journal import CHUNK, Journal
 from adp_async._sansio.records import BatchLimits, Metric, Param, RunTag

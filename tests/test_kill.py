@@ -23,7 +23,8 @@ import pytest
 from attrs import define, field
 from children import environment
 
-from adp_async._io.spool import Spool, find_spools
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import find_spools
 from adp_async._sansio.records import Metric, Param
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import pytest
 from children import points, start, until
 
 from adp_async import blocking
-from adp_async._io.spool import Spool, find_spools
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import find_spools
 from adp_async.auth import CustomSigner
 from adp_async.testing import FakeBlockingSession
 
@@ -103,7 +104,8 @@ async def test_parent_and_children_log_at_once(
 FORKED_SPOOL = """
     import os, sys
     from pathlib import Path
-    from adp_async._io.spool import Identity, Spool, SpoolError
+    from adp_async._io.spool import Spool
+    from adp_async._io.spool_file import Identity, SpoolError
     from adp_async._sansio.journal import Changes, Chunk
     from adp_async._sansio.records import Metric
 

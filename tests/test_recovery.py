@@ -18,7 +18,8 @@ from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
 
 from adp_async._io import recovery, spool
 from adp_async._io.recovery import open_orphan
-from adp_async._io.spool import Identity, Spool, SpoolError, find_spools
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import Identity, SpoolError, find_spools
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.errors import ConnectionLost, DeliveryError
 from adp_async.local import Fault

@@ -16,19 +16,18 @@ import pytest
 from hypothesis import given
 from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
 
-from adp_async._io import spool as module
-from adp_async._io.spool import (
-    KEPT_REFUSED,
-    Spool,
+from adp_async._io import spool as spool_module
+from adp_async._io.spool import KEPT_REFUSED, Spool
+from adp_async._io.spool_file import (
     SpoolBusy,
     SpoolError,
     SpoolNewer,
     SpoolUnreadable,
     find_spools,
-    pack,
-    unpack,
+    remove,
 )
 from adp_async._sansio.journal import Changes, Chunk, Refused, Unreadable
+from adp_async._sansio.packing import pack, unpack
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.errors import BadRequest, Rejection
 
@@ -210,9 +209,9 @@ def test_one_that_is_removed_while_it_is_opened(
 
     def slow(*arguments: Any, **named: Any) -> sqlite3.Connection:
         if not is_open:
-            module.remove(spool.path)
+            remove(spool.path)
         connection: sqlite3.Connection = connect(*arguments, **named)
-        module.remove(spool.path)
+        remove(spool.path)
         return connection
 
     spool.let_go()
@@ -464,8 +463,8 @@ def test_no_record_is_in_a_repr(spool: Spool) -> None:
 
 def test_the_module_forgets_spools_that_were_let_go_of(tmp_path: Path) -> None:
     """A long process that recovers many spools holds on to none."""
-    before = len(module._open_spools)
+    before = len(spool_module._open_spools)
     spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
     spool.close()
 
-    assert len(module._open_spools) == before
+    assert len(spool_module._open_spools) == before

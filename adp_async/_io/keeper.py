@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from adp_async._io.spool import SpoolError, SpoolUnreadable
+from adp_async._io.spool_file import SpoolError, SpoolUnreadable
 from adp_async._io.worker import Worker
 from adp_async._sansio.journal import Changes, Journal
 from adp_async._sansio.records import METRIC_COST

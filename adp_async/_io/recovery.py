@@ -12,7 +12,8 @@ from attrs import define, field
 
 from adp_async._io.keeper import SpoolKeeper
 from adp_async._io.sender import Sender
-from adp_async._io.spool import Spool, SpoolBusy, SpoolError, find_spools
+from adp_async._io.spool import Spool
+from adp_async._io.spool_file import SpoolBusy, SpoolError, find_spools
 from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async._io.sender import Post
-    from adp_async._io.spool import Identity, Piece
+    from adp_async._io.spool import Piece
+    from adp_async._io.spool_file import Identity
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.retry import RetryPolicy

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import secrets
 import sqlite3
 import sys
 import threading
@@ -18,108 +17,41 @@ import time
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
-from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import msgspec
 from attrs import define, field, frozen
 
-from adp_async._sansio.lane import joined
-from adp_async._sansio.records import KINDS, Metric, Param, RunTag
-from adp_async.errors import AdpError
+from adp_async._io.spool_file import (
+    Identity,
+    SpoolError,
+    SpoolUnreadable,
+    as_ours,
+    check_header,
+    check_pages,
+    connect,
+    lay_out,
+    new_name,
+    remove,
+)
+from adp_async._sansio.packing import DAMAGED, pack, unpack
+from adp_async._sansio.ranges import joined, without
+from adp_async._sansio.records import Metric, Param, RunTag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from adp_async._sansio.journal import Changes, Refused, Settled
     from adp_async._sansio.records import AnyRecord, Kind
 
-__all__ = ["Contents", "Identity", "RejectedRow", "RunRow", "Spool", "SpoolError", "find_spools"]
-
-SUFFIX: Final = ".spool"
-#: "adpa", so that `file` can tell what this is; and the version of the tables below.
-APPLICATION_ID: Final = 0x61647061
-FORMAT: Final = 1
 #: Refused records that are kept for a person to see.
 KEPT_REFUSED: Final = 10_000
-_CACHE_KIB: Final = 2048
 #: Pages of 4 KiB that may lie free before the file shrinks.
 _FREE_PAGES: Final = 2048
 #: Records that are read at once.
 LOADED: Final = 10_000
-_PAGE_BYTES: Final = 4096
-#: The WAL's usual size: a larger one is moved into the file less often, and that is what costs.
-_WAL_BYTES: Final = 16 * 2**20
-#: A file that is younger and looks like no spool yet may be in the making.
-_SECONDS_IN_THE_MAKING: Final = 60.0
-_MAGIC: Final = b"SQLite format 3\0"
-_HEADER_BYTES: Final = 100
 #: Seconds that a fork waits for a commit under way.
 _LONGEST_WAIT: Final = 1.0
-
-_TABLES: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE runs (run_id TEXT PRIMARY KEY, settled INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE chunks (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    metrics INTEGER NOT NULL, params INTEGER NOT NULL, tags INTEGER NOT NULL,
-    body BLOB NOT NULL, accepted_at REAL NOT NULL
-);
-CREATE INDEX chunks_by_run ON chunks (run_id, first);
-CREATE TABLE sealed (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, token TEXT NOT NULL,
-    PRIMARY KEY (run_id, first)
-) WITHOUT ROWID;
-CREATE TABLE done (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    PRIMARY KEY (run_id, first)
-) WITHOUT ROWID;
-CREATE TABLE unreadable (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, body BLOB NOT NULL
-);
-CREATE TABLE refused (
-    run_id TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
-    reason TEXT NOT NULL, refused_at REAL NOT NULL
-);
-"""
-
-
-class SpoolError(AdpError):
-    """The spool can't be written or read: full disk, no permission, a damaged file."""
-
-
-class SpoolUnreadable(SpoolError):
-    """The next records of a run can't be read, up to the sequence number *until*."""
-
-    def __init__(self, message: str, until: int) -> None:
-        self.until = until
-        super().__init__(message)
-
-
-class SpoolBusy(SpoolError):
-    """Another process, or session, has the spool open."""
-
-
-class SpoolForeign(SpoolError):
-    """No spool at all, or what is left of one whose beginning is gone."""
-
-
-class SpoolNewer(SpoolError):
-    """Written by a newer version of this library."""
-
-
-@frozen
-class Identity:
-    """Whose records these are: a spool is delivered where it came from, and nowhere else."""
-
-    endpoint: str
-    platform_id: str
-    workspace: str
-
-    def is_same_place(self, other: Identity) -> bool:
-        """Whether it is the same workspace, by whatever address."""
-        return (self.platform_id, self.workspace) == (other.platform_id, other.workspace)
 
 
 @frozen
@@ -179,31 +111,6 @@ class Contents:
         return sum(run.records for run in self.runs)
 
 
-def default_spool_folder() -> Path:
-    """The user's state folder, as each system has it."""
-    import platformdirs
-
-    return Path(platformdirs.user_state_dir("adp_async", appauthor=False)) / "spool"
-
-
-def _new_name() -> str:
-    """A name that tells when and by which process, and sorts by time."""
-    now = time.time()
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
-    micros = int(now % 1 * 1e6)
-    return f"{stamp}-{micros:06}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
-
-
-def find_spools(folder: Path) -> list[Path]:
-    """The spools in *folder*, oldest first."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == SUFFIX)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise SpoolError(f"the spool folder {folder} cannot be read: {error.strerror}") from error
-
-
 @define(eq=False)
 class Spool:
     """An open spool.  Open one with `create` or `open`; `close` lets go of it."""
@@ -223,12 +130,12 @@ class Spool:
         """A new spool of this process, in *folder*, which is made for its owner alone."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = folder / _new_name()
+            path = folder / new_name()
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise SpoolError(f"no spool can be made in {folder}: {error.strerror}") from error
         try:
-            return cls(path, limit, _connect(path, lambda new: _lay_out(new, identity)))
+            return cls(path, limit, connect(path, lambda new: lay_out(new, identity)))
         except SpoolError:
             remove(path)
             raise
@@ -240,10 +147,10 @@ class Spool:
         Raises `SpoolBusy` while that lives, `SpoolNewer`, and `SpoolError` for a damaged file,
         which is left as it is.
         """
-        _check_header(path)
-        connection = _connect(path)
+        check_header(path, [each.path for each in list(_open_spools)])
+        connection = connect(path)
         try:
-            _check_pages(path, connection)
+            check_pages(path, connection)
         except BaseException:
             if sys.version_info >= (3, 12):
                 # What is damaged is left as it is; an older Python merges the WAL into the file.
@@ -407,7 +314,7 @@ class Spool:
                     break
                 try:
                     chunk = unpack(body)
-                except _DAMAGED:
+                except DAMAGED:
                     break
                 records += chunk[position - start : last - start]
         if records or first == last:
@@ -454,7 +361,7 @@ class Spool:
                 records = self._load_whole(run_id, first, last)
                 if records:
                     batches.append((first, token, records))
-                    ranges = _without(ranges, first, last)
+                    ranges = without(ranges, first, last)
         return Piece(run_id, tuple(ranges), tuple(batches), max(row[1] for row in chunks))
 
     def _load_whole(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
@@ -535,14 +442,14 @@ class Spool:
     def _unpacked(self, body: bytes) -> list[AnyRecord]:
         try:
             return unpack(body)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise SpoolError(f"{self.path}: a row is damaged") from error
 
     # ------------------------------------------------------------------ SQLite
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _as_ours(self.path):
+        with self._lock, as_ours(self.path):
             connection = self._connection
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -555,153 +462,8 @@ class Spool:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _as_ours(self.path):
+        with self._lock, as_ours(self.path):
             yield self._connection
-
-
-def _connect(
-    path: Path, lay_out: Callable[[sqlite3.Connection], None] | None = None
-) -> sqlite3.Connection:
-    """A connection with the lock on *path*; *lay_out* is for a new file."""
-    with _as_ours(path):
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=0.0,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            # Before WAL: then no shared memory is needed, and the lock is held until the end.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            if lay_out is not None:
-                lay_out(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // _PAGE_BYTES}")
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _lay_out(connection: sqlite3.Connection, identity: Identity) -> None:
-    """The tables of a new spool, before there is a WAL: its first page says what it is."""
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {FORMAT}")
-    for statement in _TABLES.strip().split(";\n"):
-        connection.execute(statement)
-    meta = {
-        "endpoint": identity.endpoint,
-        "platform_id": identity.platform_id,
-        "workspace": identity.workspace,
-    }
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-    connection.execute("COMMIT")
-
-
-def _check_header(path: Path) -> None:
-    """Look at the file without SQLite, which would write into one of another kind.
-
-    Not at a file that this process has open: when it is closed here, POSIX takes the lock away
-    from whoever holds it in this process.
-    """
-    try:
-        if any(os.path.samefile(path, each.path) for each in list(_open_spools)):
-            raise SpoolBusy(f"{path} is in use by this process")
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
-            age = time.time() - os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:
-        raise SpoolBusy(f"{path} was removed by another process") from None
-    except OSError as error:
-        raise SpoolError(f"{path} cannot be read: {error.strerror}") from error
-    application = _number(header, 68) if header.startswith(_MAGIC) else 0
-    if not application and age < _SECONDS_IN_THE_MAKING:
-        raise SpoolBusy(f"{path} is being made by another process")
-    if application != APPLICATION_ID:
-        message = f"{path} is no spool, or was cut off at its beginning; it is left as it is"
-        raise SpoolForeign(message)
-    version = _number(header, 60)
-    if version > FORMAT:
-        message = (
-            f"{path} was written by a newer version of adp_async (format {version}, this "
-            f"version knows {FORMAT}); it is left as it is: upgrade to deliver it"
-        )
-        raise SpoolNewer(message)
-
-
-def _number(header: bytes, position: int) -> int:
-    return int.from_bytes(header[position : position + 4], "big")
-
-
-def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
-    with _as_ours(path):
-        found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-    if found != "ok":
-        raise SpoolError(f"{path} is damaged, and left as it is: {' '.join(found.split())}")
-
-
-@contextmanager
-def _as_ours(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        if not path.exists():
-            raise SpoolBusy(f"{path} was removed by another process") from error
-        name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise SpoolBusy(f"{path} is in use by a running process") from error
-        if name.startswith("SQLITE_CORRUPT"):
-            raise SpoolError(f"{path} is damaged, and left as it is: {error}") from error
-        raise SpoolError(f"{path}: {error} ({name or type(error).__name__})") from error
-
-
-def remove(path: Path) -> None:
-    """Remove a spool that is not open, with SQLite's files beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------- records as bytes
-
-_encoder = msgspec.msgpack.Encoder()
-_METRIC_FIELDS = attrgetter("key", "value", "timestamp", "step")
-_decoder = msgspec.msgpack.Decoder(list[tuple[Any, ...]])
-
-
-def pack(records: Sequence[AnyRecord]) -> bytes:
-    """*records* as bytes: MessagePack, which keeps every float as it is."""
-    if set(map(type, records)) == {Metric}:  # nearly always, and then it need not take long
-        return _encoder.encode(list(map(_METRIC_FIELDS, records)))
-    return _encoder.encode(
-        [
-            _METRIC_FIELDS(record)
-            if type(record) is Metric
-            else (KINDS[type(record)][0], record.key, record.value)
-            for record in records
-        ]
-    )
-
-
-def unpack(body: bytes) -> list[AnyRecord]:
-    """What `pack` packed."""
-    return [
-        Metric(*fields) if len(fields) == 4 else _TEXTS[fields[0]](*fields[1:])
-        for fields in _decoder.decode(body)
-    ]
-
-
-#: What `unpack` raises for bytes that `pack` didn't write.
-_DAMAGED: Final = (msgspec.MsgspecError, TypeError, LookupError)
-_TEXTS: Final[dict[str, type[Param] | type[RunTag]]] = {"p": Param, "t": RunTag}
 
 
 def _counts(records: Sequence[AnyRecord]) -> tuple[int, int, int]:
@@ -732,19 +494,8 @@ def _unsettled(
     """What of *chunks* has no end yet: not before *settled*, and in none of the spans of *done*."""
     ranges = joined(sorted((max(row[0], settled), row[1]) for row in chunks if row[1] > settled))
     for first, last in done:
-        ranges = _without(ranges, first, last)
+        ranges = without(ranges, first, last)
     return ranges
-
-
-def _without(ranges: list[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
-    """*ranges* without what lies between *first* and *last*.
-
-    >>> _without([(0, 10), (12, 20)], 4, 14)
-    [(0, 4), (14, 20)]
-    """
-    left = [(start, min(end, first)) for start, end in ranges]
-    right = [(max(start, last), end) for start, end in ranges]
-    return sorted((start, end) for start, end in left + right if start < end)
 
 
 # ---------------------------------------------------------------------- forks

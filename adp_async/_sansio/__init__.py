@@ -95,10 +95,12 @@ The modules
 `messages`, `replies`   a request and a reply as values; what a status and a body mean
 `signing`               what is signed, by which clock, and what may stand in a header
 `records`               metric, param, tag: the checks at the call, and the body of a log-batch
-`accumulator`           lanes and batches: what leaves when, and what becomes of it
+`lane`                  one run's queue: its records by number, until each has its end
+`accumulator`           the lanes of all runs: what leaves when, and what becomes of it
 `concurrency`           how many batches are worth having under way
 `verdicts`              what an error means for a batch
-`journal`               what has to outlive the process, as notes for the spool
+`journal`, `packing`    what has to outlive the process, as notes for the spool; as bytes
+`ranges`                from a number to a number: joined, and without each other
 `retry`, `throttle`     when one request may be tried again; when any request may leave
 ======================  ============================================================================
 """

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
+from adp_async._sansio.ranges import joined
 from adp_async._sansio.records import (
     METRIC_COST,
     Metric,
@@ -443,18 +444,3 @@ def _references(records: list[AnyRecord]) -> list[int]:
 #: References to a record that only its list holds on to; more is somebody with a receipt.  (It
 #: depends on the version of Python how many there are.)
 _NO_RECEIPT = _references([Metric("", 0.0, 0, 0)])[0]
-
-
-def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """*ranges*, which are sorted, made one where one begins at the other's end.
-
-    >>> joined([(0, 10), (10, 12), (20, 30)])
-    [(0, 12), (20, 30)]
-    """
-    whole: list[tuple[int, int]] = []
-    for first, last in ranges:
-        if whole and first <= whole[-1][1]:
-            whole[-1] = (whole[-1][0], max(last, whole[-1][1]))
-        else:
-            whole.append((first, last))
-    return whole

@@ -28,7 +28,7 @@ from rich.text import Text
 
 import adp_async
 from adp_async import RetryPolicy, Session
-from adp_async._io.spool import default_spool_folder
+from adp_async._io.spool_file import default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
 from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile

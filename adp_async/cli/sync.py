@@ -26,9 +26,8 @@ from rich.text import Text
 
 from adp_async import Session
 from adp_async._io.recovery import open_orphan
-from adp_async._io.spool import (
-    Contents,
-    Spool,
+from adp_async._io.spool import Contents, Spool
+from adp_async._io.spool_file import (
     SpoolBusy,
     SpoolError,
     SpoolForeign,
@@ -43,7 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from adp_async._io.recovery import Orphan, Recovery
-    from adp_async._io.spool import Identity, RunRow
+    from adp_async._io.spool import RunRow
+    from adp_async._io.spool_file import Identity
     from adp_async._sansio.records import AnyRecord
     from adp_async.cli.doctor import Given
 

@@ -1,0 +1,34 @@
+"""Arithmetic of ranges: pairs of a first and a last (exclusive), as lists that are sorted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """*ranges*, which are sorted, made one where one begins at the other's end.
+
+    >>> joined([(0, 10), (10, 12), (20, 30)])
+    [(0, 12), (20, 30)]
+    """
+    whole: list[tuple[int, int]] = []
+    for first, last in ranges:
+        if whole and first <= whole[-1][1]:
+            whole[-1] = (whole[-1][0], max(last, whole[-1][1]))
+        else:
+            whole.append((first, last))
+    return whole
+
+
+def without(ranges: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
+    """*ranges* without what lies between *first* and *last*.
+
+    >>> without([(0, 10), (12, 20)], 4, 14)
+    [(0, 4), (14, 20)]
+    """
+    left = [(start, min(end, first)) for start, end in ranges]
+    right = [(max(start, last), end) for start, end in ranges]
+    return sorted((start, end) for start, end in left + right if start < end)
