@@ -307,7 +307,7 @@ def test_a_forgotten_lane_that_somebody_holds_stays_the_one_of_its_run(bench: Be
 
 def spill(bench: Bench, lane: Lane, keep: int = 0) -> int:
     until = bench.journal.journaled_until.get(lane, 0)
-    return bench.accumulator.spill(lane, keep=keep, journaled_until=until)
+    return bench.accumulator.spill(lane, 0.0, keep=keep, journaled_until=until)
 
 
 def test_what_is_spilled_takes_no_memory(bench: Bench) -> None:
@@ -346,6 +346,14 @@ def test_a_receipt_survives_being_spilled(bench: Bench) -> None:
     read_back(bench, lane, [None] * 3000)
     deliver_all(bench)
     assert all(receipt.delivered for receipt in receipts.values())
+
+
+def test_a_lane_that_is_on_disk_only_has_nothing_to_hand_out(bench: Bench) -> None:
+    """Though its records have lingered: an empty request would leave, as a barrier besides."""
+    lane = bench.log(*metrics(5))
+    bench.commit()
+    spill(bench, lane, keep=0)
+    assert (bench.accumulator.next_deadline(), bench.accumulator.drain(0.0)) == (None, [])
 
 
 def read_back(bench: Bench, lane: Lane, log: list[Any]) -> None:
@@ -570,6 +578,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.flying.append(batch)
 
     def leave(self, batch: RecordBatch) -> None:
+        assert batch.records
         self.book()
         if self.bench.journal.concerns(batch):
             changes = self.bench.journal.collect_for(batch)

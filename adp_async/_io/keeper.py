@@ -272,7 +272,7 @@ class SpoolKeeper:
             if accumulator.cost <= self.memory_limit * LOW_WATER:
                 break
             until = self.journal.journaled_until[lane]
-            count += accumulator.spill(lane, keep=keep, journaled_until=until)
+            count += accumulator.spill(lane, time.monotonic(), keep=keep, journaled_until=until)
         return count
 
     async def _read_back(self) -> None:

@@ -387,11 +387,12 @@ class Accumulator:
 
     # What is on disk only
 
-    def spill(self, lane: Lane, *, keep: int, journaled_until: int) -> int:
+    def spill(self, lane: Lane, now: float, *, keep: int, journaled_until: int) -> int:
         """Let go of journaled records but for the queue's first *keep*; how many that were."""
         records = lane.spill(keep, journaled_until)
         self._count(records, -1, with_text=has_text(records))
         self.spooled += len(records)
+        self._schedule(lane, now)
         return len(records)
 
     def next_spilled(self, lane: Lane) -> tuple[int, int] | None:
