@@ -146,8 +146,8 @@ async def test_a_spool_that_may_not_grow(tmp_path: Path, caplog: pytest.LogCaptu
             await run.flush()
 
     assert steps(session) == list(range(30_000))
-    (trouble,) = troubles(caplog)
-    assert "spool_limit" in trouble
+    # On a slow machine it is tried once more meanwhile, and full once more.
+    assert all("spool_limit" in trouble for trouble in troubles(caplog))
 
 
 async def test_a_full_disk_while_recovering(
