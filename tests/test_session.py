@@ -34,7 +34,7 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.local import Fault
+from adp_async.local import Effect, Fault
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
@@ -497,10 +497,15 @@ LOST_AFTER_WRITE = [
 ]
 
 
+def time_for(fault: Fault) -> dict[str, float]:
+    """Enough for any attempt on a slow machine; of one that hangs the test waits for the end."""
+    return {"timeout": 0.5 if fault.effect is Effect.HANG else 10.0}
+
+
 @pytest.mark.parametrize("fault", LOST_AFTER_WRITE, ids=lambda fault: fault.effect.name)
 async def test_no_ghost_runs(bare_platform: LocalPlatform, gateway: Gateway, fault: Fault) -> None:
     """A create whose reply is lost is sent again with its token, and there is one run."""
-    async with bare_platform.session(**QUICK | {"timeout": 0.2}) as session:
+    async with bare_platform.session(**QUICK | time_for(fault)) as session:
         gateway.inject(fault, operation="create_experiment_run", times=2)
         run = await session.start_run(run_name="only")
         assert list(gateway.backend.runs) == [run.run_id]  # type: ignore[attr-defined]
@@ -522,7 +527,7 @@ async def test_what_has_no_token_is_sent_once(
     bare_platform: LocalPlatform, gateway: Gateway, fault: Fault
 ) -> None:
     """An operation without a retry token that may have been applied is the caller's to judge."""
-    async with bare_platform.session(**QUICK | {"timeout": 0.2}) as session:
+    async with bare_platform.session(**QUICK | time_for(fault)) as session:
         gateway.inject(fault, times=None)
         with pytest.raises(AdpError) as caught:
             await session.call(TOKENLESS)
@@ -644,7 +649,7 @@ async def test_one_hold_for_all_calls() -> None:
 async def test_time_of_an_attempt(bare_platform: LocalPlatform, gateway: Gateway) -> None:
     """An attempt that hangs is given up after *timeout*, and another one is made."""
     run_id = gateway.add_run()
-    async with bare_platform.session(**QUICK | {"timeout": 0.05}) as session:
+    async with bare_platform.session(**QUICK | {"timeout": 0.3}) as session:
         gateway.inject(Fault.hang(), times=2)
         assert (await session.runs.get(run_id)).info.run_id == run_id
         assert gateway.requests == 3

@@ -654,7 +654,7 @@ async def test_the_status_of_a_broken_error_counts(transport, how):
             await asyncio.Event().wait()
 
     async with serving(behave) as server:
-        reply = await transport.send(server.request(), timeout=0.05)
+        reply = await transport.send(server.request(), timeout=0.5)
 
     assert (reply.status, reply.body, reply.request_id) == (503, b"<html>", "id")
 
