@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    import subprocess
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from adp_async.local import Gateway, LocalPlatform
 
@@ -61,6 +63,18 @@ class Child:
         if code or errors:
             raise AssertionError(f"it ended with {code}\n{out}\n{errors}")
         return out
+
+
+@contextmanager
+def not_outlived_by(
+    process: asyncio.subprocess.Process | subprocess.Popen[Any],
+) -> Iterator[None]:
+    """The process doesn't outlive this block, however that ends."""
+    try:
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 async def start(

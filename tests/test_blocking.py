@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import not_outlived_by
 
 import adp_async
 from adp_async.auth import ApiKey
@@ -330,13 +331,14 @@ async def finished(script: str, interrupt_at: str = "") -> tuple[int, str, str]:
     )
     assert child.stdout is not None
     printed = b""
-    if interrupt_at:
-        async with asyncio.timeout(20):
-            printed = await child.stdout.readuntil(interrupt_at.encode())
-        await asyncio.sleep(0.05)
-        child.send_signal(signal.SIGINT)
-    async with asyncio.timeout(30):
-        out, errors = await child.communicate()
+    with not_outlived_by(child):
+        if interrupt_at:
+            async with asyncio.timeout(20):
+                printed = await child.stdout.readuntil(interrupt_at.encode())
+            await asyncio.sleep(0.05)
+            child.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            out, errors = await child.communicate()
     assert child.returncode is not None
     return child.returncode, (printed + out).decode(), errors.decode()
 
@@ -439,14 +441,16 @@ async def test_ctrl_c_while_it_waits(bare_platform: LocalPlatform) -> None:
     )
     assert child.stdout is not None
     assert child.stdin is not None
-    assert await child.stdout.readline() == b"ready\n"
-    await bare_platform.gateway.down()
-    child.stdin.write(b"\n")
-    await child.stdin.drain()
-    await asyncio.sleep(0.1)
-    began = time.monotonic()
-    child.send_signal(signal.SIGINT)
-    out, errors = await child.communicate()
+    with not_outlived_by(child):
+        assert await child.stdout.readline() == b"ready\n"
+        await bare_platform.gateway.down()
+        child.stdin.write(b"\n")
+        await child.stdin.drain()
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            out, errors = await child.communicate()
     assert time.monotonic() - began < 3.0
     assert out == b"interrupted\n"
     assert b"1 records" in errors

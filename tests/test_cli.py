@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from children import not_outlived_by
 from conftest import in_background
 from typer.testing import CliRunner
 
@@ -155,12 +156,15 @@ def test_serve_prints_what_works_and_ends_cleanly(
     number: signal.Signals, told: str, tmp_path: Path
 ) -> None:
     """The Python lines run as they are; a signal ends it with 0 and its folder is gone."""
-    with subprocess.Popen(
-        [*COMMAND, "serve", "--no-mlflow"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
+    with (
+        subprocess.Popen(
+            [*COMMAND, "serve", "--no-mlflow"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+        not_outlived_by(process),
+    ):
         assert process.stdout is not None
         printed = []
         while not (printed and printed[-1].startswith("Ctrl-C")):
@@ -199,12 +203,16 @@ def test_serve_keeps_its_address_in_a_directory(tmp_path: Path) -> None:
 
 
 def _exports(command: list[str]) -> list[str]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        not_outlived_by(process),
+    ):
         assert process.stdout is not None
         exports = []
         while (line := process.stdout.readline()) and not line.startswith("Ctrl-C"):
             exports += [line] if line.startswith("export ") else []
         process.send_signal(signal.SIGTERM)
+        process.wait(10)
     assert len(exports) == 5
     return exports
 

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import not_outlived_by
 from conftest import in_background
 from rich.console import Console
 from spools import LIMIT, chunk, metrics, orphan, sealed, settled
@@ -445,7 +446,9 @@ async def test_two_never_deliver_the_same(
     async with platform.session(spool=folder):
         script = "from adp_async.cli import main; main()"
         command = await asyncio.create_subprocess_exec(sys.executable, "-c", script, "sync")
-        await command.wait()
+        with not_outlived_by(command):
+            async with asyncio.timeout(30):
+                await command.wait()
         async with asyncio.timeout(10):
             while len(steps(platform, run_id)) < 2000:  # noqa: ASYNC110 - it is another thread's
                 await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from children import not_outlived_by
 
 import adp_async.local
 from adp_async.errors import ConfigurationError
@@ -243,7 +244,10 @@ def test_mlflow_ends_with_a_killed_parent(tmp_path: Path) -> None:
         f"child = subprocess.Popen([sys.executable, {str(watched)!r}], stdin=subprocess.PIPE)\n"
         "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE) as process:
+    with (
+        subprocess.Popen([sys.executable, str(parent)], stdout=subprocess.PIPE) as process,
+        not_outlived_by(process),
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.kill()

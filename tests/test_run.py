@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 import pytest
+from children import not_outlived_by
 
 from adp_async.entities import Dataset, DatasetInput
 from adp_async.errors import (
@@ -468,9 +469,15 @@ INTERRUPTED = """
 def test_ctrl_c(wait: str) -> None:
     """Ctrl-C: the run is KILLED, its records are delivered, KeyboardInterrupt comes out."""
     script = textwrap.dedent(INTERRUPTED.format(wait=wait))
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child,
+        not_outlived_by(child),
+    ):
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
         time.sleep(0.05)
