@@ -256,6 +256,31 @@ def test_what_a_429_teaches(now: float, succeeded: int, limit: float) -> None:
     assert throttle._limit == pytest.approx(limit, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("burst", "hold", "limit"),
+    [
+        # 4 requests more than the limit of 4/s got through while the rate rose to 6/s.
+        (4, 0.2, 4.0),  # saved up, as the service has shown that it does
+        (3, 0.2, 0.98 * 5.6),  # more than it ever had
+        (1, 0.2, 0.98 * 5.6),  # it saves nothing up
+        (8, 0.2, 0.98 * 5.6),  # it may have been saved up, but a second 429 costs little
+        (8, 1.0, 4.0),  # here it costs a long hold
+    ],
+)
+def test_what_is_saved_up_is_no_limit(burst: int, hold: float, limit: float) -> None:
+    """A probe that got through what the service had saved up has found nothing."""
+    throttle = known_limit(4.0)
+    throttle._burst, throttle._hold = burst, hold
+    now = max(25.0, 30.0 * hold) + 8.0
+    assert throttle.rate(now) == pytest.approx(6.0)
+    for n in range(100):
+        throttle.succeeded(n * now / 100)
+
+    refuse(throttle, now)
+
+    assert throttle._limit == pytest.approx(limit)
+
+
 def test_a_hold_that_was_too_short_costs_no_rate() -> None:
     """The second 429 in a row is most often the same hold-up; the third cuts the rate."""
     throttle = known_limit(10.0)
@@ -440,7 +465,7 @@ MINUTES = 300.0
 QUOTAS = [
     pytest.param(lambda rate: Bucket(rate, rate), 0.95, 0.95, id="a second's burst"),
     pytest.param(lambda rate: Bucket(rate, 1.0), 0.75, 0.85, id="no burst"),
-    pytest.param(Windows, 0.85, 0.85, id="windows"),
+    pytest.param(Windows, 0.9, 0.95, id="windows"),
 ]
 
 
@@ -459,16 +484,20 @@ def test_one_client_uses_what_it_may(
 
     assert outcome.rate(0.0, 50.0) > (at_first if retry_after is None else 0.9 * at_first) * rate
     assert outcome.rate(100.0, MINUTES) > (later if retry_after is None else 0.9 * later) * rate
-    assert outcome.refused_share(100.0) < (0.03 if rate == 2.0 else 0.02)
+    assert outcome.refused_share(100.0) < 0.02
 
 
 @pytest.mark.parametrize("retry_after", [None, 1.0], ids=["bare", "retry-after"])
-@pytest.mark.parametrize("rate", [10.0, 50.0])
+@pytest.mark.parametrize("rate", [2.0, 10.0, 50.0])
 def test_the_goal_against_a_bucket(rate: float, retry_after: float | None) -> None:
-    """At least 0.95 of the quota and at most 2 % refused, the start included."""
-    outcome = Simulation(Bucket(rate, rate), retry_after=retry_after).run(100.0)
+    """At least 0.95 of the quota and at most 2 % refused, the start included.
 
-    assert outcome.rate(0.0, 100.0) >= 0.95 * rate
+    At 2/s that start, of three 429s for two requests too many, takes some time to be made up for.
+    """
+    seconds = 200.0 if rate == 2.0 else 100.0
+    outcome = Simulation(Bucket(rate, rate), retry_after=retry_after).run(seconds)
+
+    assert outcome.rate(0.0, seconds) >= 0.95 * rate
     assert outcome.refused_share() <= 0.02
 
 

@@ -19,7 +19,9 @@ lets through more than its limit for a while, so the rate at the 429 is too high
 over the whole time since the last 429, exactly the limit got through.  One that saves nothing
 refuses as soon as the rate is too high; but of what a hold let pass it gives nothing back, so
 what got through is too low.  The truth lies between: the rate is cut to what got through, but
-never by more than a share that grows the fewer they were.
+never by more than a share that grows the fewer they were.  What a service saves up shows before
+the first 429, in how many requests it takes at once; a probe that got no more than that through
+beyond the limit has used up what was saved, and has not found a higher one.
 
 Before the first 429 there is no rate and nothing is paced.
 
@@ -58,6 +60,12 @@ PROBE = 0.5
 SHORTEST_UNIT, LONGEST_UNIT = 5.0, 8.0
 #: Of what a probe found beyond the limit we knew, this share is believed.
 BELIEVED = 0.8
+#: A service that takes several requests at once saves up what is not used: a probe that got no more
+#: than this share of them through beyond the limit need not have found a higher one.  It is not
+#: believed where the 429 that would tell so is dear: with few requests at once, or long holds.
+SAVED = 1.25
+SMALL_BURST = 6
+LONG_HOLD = 1.0
 #: So many requests between two 429s make a 429 rare, when its hold took no more than this share.
 RARE = 50
 RARE_HOLD = 0.1
@@ -110,6 +118,8 @@ class Throttle:
     #: 429s in a row, as far as they told something new, and replies since that were none.
     _in_a_row: int = field(default=0, init=False)
     _succeeded: int = field(default=0, init=False)
+    #: Requests that the service took at once, or within a second, before the first 429.
+    _burst: int = field(default=0, init=False)
     _recent: deque[float] = field(factory=lambda: deque(maxlen=1024), init=False)
 
     def delay(self, now: float) -> float:
@@ -205,12 +215,13 @@ class Throttle:
         """The limit, as this 429 tells it."""
         known, rate = self._limit, self.rate(departed)
         if known is None or rate is None:
-            burst = sum(time > now - 1.0 for time in self._recent)
-            self._stage = Stage.TRIES if burst > 1 else Stage.SEARCHES
-            return max(1.0 / self._search_time, float(burst))
+            self._burst = sum(time > now - 1.0 for time in self._recent)
+            self._stage = Stage.TRIES if self._burst > 1 else Stage.SEARCHES
+            return max(1.0 / self._search_time, float(self._burst))
         got_through = self._succeeded / (now - self._refused_at)
-        if self._succeeded and departed - self._resumed_at >= self._plateau(known):
-            return self._found(known, rate, got_through)
+        probed = departed - self._resumed_at - self._plateau(known)
+        if self._succeeded and probed >= 0.0:
+            return self._found(known, rate, got_through, probed)
         is_rare = self._succeeded >= RARE and self._hold <= RARE_HOLD * (now - self._refused_at)
         # A second one in a row is most often the same hold-up, which wants a longer hold.
         if is_rare or (self._succeeded == 0 and self._in_a_row == 2):
@@ -220,10 +231,14 @@ class Throttle:
             share = max(share, SEARCH_STEP)  # one step back: the one before that got through
         return max(min(0.98 * rate, got_through), share * rate)
 
-    def _found(self, known: float, rate: float, got_through: float) -> float:
-        """The limit after a way up that ended at *rate*."""
+    def _found(self, known: float, rate: float, got_through: float, probed: float) -> float:
+        """The limit after a way up that ended at *rate*, *probed* seconds behind the plateau."""
         stage, self._stage = self._stage, Stage(min(self._stage + 1, Stage.KNOWS))
         if stage is Stage.SEARCHES:
             return max(known, rate * SEARCH_STEP)  # the rate that last got through
+        excess = (rate - known) * probed / 4.0  # the integral of a cubic
+        is_dear = self._burst <= SMALL_BURST or self._hold >= LONG_HOLD
+        if is_dear and self._burst > 1 and excess <= SAVED * self._burst:
+            return max(known, min(rate, got_through))
         beyond = 0.98 * (known + BELIEVED * (rate - known))
         return max(known, min(rate, got_through), beyond)
