@@ -1,7 +1,7 @@
 """Runs every benchmark, each in a process of its own, and writes RESULTS.md.
 
-``python -m benchmarks`` takes about ten minutes on two cores; ``python -m benchmarks call direct``
-runs only those, and prints in place of writing.
+``python -m benchmarks`` takes about a quarter of an hour on two cores; ``python -m benchmarks call
+direct`` runs only those, and prints in place of writing.
 """
 
 from __future__ import annotations

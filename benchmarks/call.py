@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from time import time_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -36,7 +37,7 @@ from benchmarks._servers import answering, ask, child
 from benchmarks._timing import VALUE, distribution, each_cost, mean_cost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from adp_async import Run, blocking
     from benchmarks._servers import AnsweringServer, Target
@@ -55,6 +56,10 @@ class Floor:
 
     def log_metric(self, key: str, value: float, step: int) -> None:
         self._append((key, value, step, time_ns() // 1_000_000))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        now = time_ns() // 1_000_000
+        self.waiting.extend((key, value, step, now) for key, value in metrics.items())
 
 
 def _floor_cost(keys: Sequence[str]) -> float:
@@ -163,10 +168,11 @@ def _threaded(run: blocking.Run, keys: Sequence[str], threads: int) -> list[Cont
 
 
 def _from_threads(run: blocking.Run, options: Options) -> list[list[Samples]]:
-    keys = _keys(options.size(48_000, 800), 200)
+    count = options.size(48_000, 800)
     return [
-        asyncio.run(take_turns(_threaded(run, keys, threads), options.rounds))
+        asyncio.run(take_turns(_threaded(run, _keys(count, distinct), threads), options.rounds))
         for threads in (1, THREADS)
+        for distinct in (1, 200)
     ]
 
 
@@ -188,21 +194,69 @@ def _train(steps: int, log_metric: LogMetric | None) -> tuple[list[float], list[
     return seconds, calls
 
 
-def _single_calls(run: blocking.Run, options: Options) -> Table:
+def _single_calls(target: Target, run: blocking.Run, options: Options) -> Table:
     table = Table(
-        "One call at a time, from another thread, the sender at work",
-        ("what", "mean ns", "p50 ns", "p99 ns", "max us"),
+        "One call at a time",
+        ("from", "what", "mean ns", "p50 ns", "p99 ns", "max us"),
     )
-    keys = _keys(options.size(100_000, 500), 200)
-    ways: list[tuple[str, LogMetric]] = [
-        ("adp_async", run.log_metric),
-        ("tuple into a deque", Floor().log_metric),
-    ]
-    for name, log_metric in ways:
-        found = distribution(each_cost(log_metric, keys))
-        table.add(name, found["mean"], found["p50"], found["p99"], found["max"] / 1000)
-        run.flush(60.0)
+
+    def add(where: str, what: str, costs: Sequence[int]) -> None:
+        found = distribution(costs)
+        table.add(where, what, found["mean"], found["p50"], found["p99"], found["max"] / 1000)
+
+    count = options.size(96_000, 800)
+    asyncio.run(_single_on_loop(target, count, add))
+    for where, threads in (("another thread", 1), (f"{THREADS} threads", THREADS)):
+        for distinct in (1, 200):
+            keys = _keys(count, distinct)
+            for what, log_metric in _ways(run):
+                costs = _each_in_threads(log_metric, keys, threads)
+                add(f"{where}, {_named(distinct)}", what, costs)
+                run.flush(60.0)
     return table
+
+
+async def _single_on_loop(
+    target: Target, count: int, add: Callable[[str, str, Sequence[int]], None]
+) -> None:
+    async with target.session() as session:
+        run = session.attach_run("bench")
+        for distinct in (1, 200):
+            for what, log_metric in _ways(run):
+                add(
+                    f"the loop, {_named(distinct)}",
+                    what,
+                    each_cost(log_metric, _keys(count, distinct)),
+                )
+                await run.flush()
+        metrics = {f"wide/{number}": VALUE for number in range(WIDE)}
+        wide = [("adp_async", run.log_metrics), ("tuple into a deque", Floor().log_metrics)]
+        for what, log_metrics in wide:
+
+            def log_all(
+                _key: str, _value: float, step: int, log_metrics: Any = log_metrics
+            ) -> None:
+                log_metrics(metrics, step)
+
+            add(
+                f"the loop, log_metrics of {WIDE}", what, each_cost(log_all, [""] * (count // WIDE))
+            )
+            await run.flush()
+
+
+def _ways(run: Run | blocking.Run) -> list[tuple[str, LogMetric]]:
+    return [("adp_async", run.log_metric), ("tuple into a deque", Floor().log_metric)]
+
+
+def _named(keys: int) -> str:
+    return f"{keys} key{'s' if keys > 1 else ''}"
+
+
+def _each_in_threads(log_metric: LogMetric, keys: Sequence[str], threads: int) -> list[int]:
+    shares = [keys[: len(keys) // threads]] * threads
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda share: each_cost(log_metric, share), shares))
+    return [cost for costs in found for cost in costs]
 
 
 def _busy_loop(run: blocking.Run, options: Options) -> Table:
@@ -254,7 +308,7 @@ def _mlflow(server: AnsweringServer, options: Options, ours: Samples) -> Table:
                     statistics.median(found[name] for found in rounds) / 1000
                     for name in ("mean", "p50", "p99", "max")
                 ]
-                name = f"MLflow, {mode}, {keys} key{'s' if keys > 1 else ''}"
+                name = f"MLflow, {mode}, {_named(keys)}"
                 table.add(name, *row, row[0] * 1000 / ours.median)
     return table
 
@@ -275,15 +329,18 @@ def measure(options: Options) -> Report:
         "From the event loop, 1 key",
         "From the event loop, 200 keys",
         f"From the event loop, log_metrics of {WIDE}",
-        "From another thread, 200 keys, the sender at work",
-        f"From {THREADS} threads, 200 keys, the sender at work",
+        *(
+            f"From {where}, {_named(distinct)}, the sender at work"
+            for where in ("another thread", f"{THREADS} threads")
+            for distinct in (1, 200)
+        ),
     ]
     with answering() as server:
         found = asyncio.run(_from_loop(server.target, options))
         with server.target.blocking_session() as session:
             run = session.attach_run("bench")
             found += _from_threads(run, options)
-            tables = [_single_calls(run, options), _busy_loop(run, options)]
+            tables = [_single_calls(server.target, run, options), _busy_loop(run, options)]
         mlflow = None
         if options.peers and importlib.util.find_spec("mlflow"):
             mlflow = _mlflow(server, options, found[0][0])

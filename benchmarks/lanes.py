@@ -146,11 +146,11 @@ def measure(options: Options) -> Report:
     counts = options.size((1, 100, 10_000), (1, 10, 50))
     records = counts[-1] * PER_REQUEST
     report = Report("Many runs")
-    rounds = {STEP: min(options.rounds, 5), 1: min(options.rounds, 3)}
+    rounds = min(options.rounds, 5)
     found: dict[int, list[Samples]] = {}
     for in_a_row in (STEP, 1):
         contenders = _contenders(counts, records, in_a_row)
-        found[in_a_row] = asyncio.run(take_turns(contenders, rounds[in_a_row]))
+        found[in_a_row] = asyncio.run(take_turns(contenders, rounds))
         title = f"CPU of a record, {in_a_row} of a run in a row"
         report.tables.append(comparison(title, "ns / record", found[in_a_row]))
     waiting, idle = asyncio.run(_memory(counts[-1]))

@@ -147,7 +147,7 @@ def measure(options: Options) -> Report:
     headings = ("what", "resident bytes", "low - high", "peak bytes", "tracemalloc bytes")
     table = Table("Bytes of each", headings)
     for what, its_count in sizes.items():
-        rounds = options.size(1 if what == "mlflow" else 3, 1)
+        rounds = min(options.rounds, 5)
         found = [_in_fresh_process(what, its_count, traced=False) for _ in range(rounds)]
         traced = _in_fresh_process(what, its_count, traced=True)["bytes"]
         resident = Samples(what, "", tuple(each["bytes"] for each in found))
