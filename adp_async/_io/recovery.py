@@ -18,13 +18,7 @@ from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        Awaitable,
-        Callable,
-        Collection,
-        Iterable,
-        Sequence,
-    )
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
     from pathlib import Path
 
     from adp_async._io.sender import Post

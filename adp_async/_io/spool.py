@@ -1,9 +1,8 @@
 """A spool: one SQLite file with what a process accepted and had not delivered yet.
 
-Everything here blocks and belongs into a worker thread; one lock lets any thread in.  A file
-belongs to the process that has it open: SQLite's exclusive lock says so and goes with the process,
-however that ends.  Commits are atomic and outlive the process (WAL, ``synchronous=NORMAL``: a
-crash of the machine may take the last of them, one of the process may not).
+Everything here blocks and belongs into a worker thread; one lock lets any thread in.  Commits are
+atomic and outlive the process (WAL, ``synchronous=NORMAL``: a crash of the machine may take the
+last of them, one of the process may not).  The file itself is the subject of `spool_file`.
 """
 
 from __future__ import annotations
@@ -407,7 +406,7 @@ class Spool:
     def _settled_counts(self, run_id: str) -> tuple[int, int, int]:
         """Records by kind that have their end, in rows that still hold others."""
         with self._reading() as connection:
-            query = "SELECT settled, settled FROM runs WHERE run_id = ?"
+            query = "SELECT settled FROM runs WHERE run_id = ?"
             until = connection.execute(query, (run_id,)).fetchone()[0]
             query = "SELECT first, last FROM done WHERE run_id = ?"
             spans = [(0, until), *connection.execute(query, (run_id,))]

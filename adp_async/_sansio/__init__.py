@@ -55,8 +55,8 @@ is room.  A shell that looks too often does no harm, one that looks late sends f
 *One thread.*  What is here has no locks, since it belongs to the event loop.  Threads meet in the
 inbox, outside.
 
-*It imports `entities` and `errors`, and nothing else of ours.*  Who has to be told is a Protocol
-here (`Board`, `Notes`), and whoever stands outside implements it.
+*It imports `entities` and `errors`, and nothing else of ours.*  Who has to be asked or told is a
+Protocol here (`Board`, `Notes`) or a callable given, and whoever stands outside implements it.
 
 What a lane promises
 --------------------

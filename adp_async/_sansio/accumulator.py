@@ -443,7 +443,7 @@ class Accumulator:
             is_barrier = has_text(records)
             batch = RecordBatch(lane, records, body, token, span, is_barrier, first=first)
             lane.sealed.append((batch, 0.0))
-            self._count(records, with_text=has_text(records))
+            self._count(records, with_text=is_barrier)
         lane.next_seq = last
         lane.head_seq = spilled[0][0] if spilled else last
         self._schedule(lane, 0.0)
