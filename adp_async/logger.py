@@ -23,7 +23,13 @@ from attrs import define, field, frozen
 
 from adp_async._io.sender import Sender
 from adp_async._io.tokens import Tokens
-from adp_async._sansio.accumulator import Accumulator, delivery_error
+from adp_async._sansio.accumulator import (
+    KEPT_REJECTIONS,
+    REJECTION_COST,
+    Accumulator,
+    delivery_error,
+)
+from adp_async._sansio.dispatch import discarded
 from adp_async._sansio.records import (
     METRIC_COST,
     GivenUp,
@@ -50,10 +56,10 @@ if TYPE_CHECKING:
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.sender import Post
     from adp_async._io.spool import Spool
+    from adp_async._sansio.dispatch import Pulse
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.throttle import Throttle
-    from adp_async.errors import Rejection
 
 T = TypeVar("T")
 
@@ -61,6 +67,8 @@ logger = logging.getLogger("adp_async")
 
 #: `drain` waits until this share of ``buffer_limit`` is taken.
 HIGH_WATER: Final = 0.5
+#: The share of it that refused records may take, which are kept until somebody is told.
+REJECTIONS_SHARE: Final = 0.1
 #: Seconds that the interpreter's end waits for what a session has to write down.
 LAST_COMMIT: Final = 5.0
 #: Runs whose writers are kept although nothing of theirs waits.
@@ -128,6 +136,7 @@ class BatchLogger:
     post: Post
     run_is_gone: Callable[[str], Awaitable[bool]]
     throttle: Throttle
+    pulse: Pulse
     limits: BatchLimits
     linger: float = 1.0
     max_in_flight: int = 4
@@ -139,7 +148,6 @@ class BatchLogger:
     accumulator: Accumulator = field(init=False)
     inbox: Inbox = field(init=False)
     known_keys: dict[str, str] = field(factory=dict, init=False)
-    dropped: int = field(default=0, init=False)
     _sender: Sender = field(init=False)
     _keeper: SpoolKeeper | None = field(default=None, init=False)
     _task: asyncio.Task[None] | None = field(default=None, init=False)
@@ -147,6 +155,7 @@ class BatchLogger:
     _thread: int = field(default=0, init=False)
     _why_closed: str = field(default="it has not been opened", init=False)
     _writers: dict[str, RunWriter] = field(factory=dict, init=False)
+    _most_writers: int = field(default=KEPT_WRITERS, init=False)
     _receipts: dict[int, list[asyncio.Future[None]]] = field(factory=dict, init=False)
     _flushes: dict[Lane, list[_Flush]] = field(factory=dict, init=False)
     _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
@@ -167,12 +176,14 @@ class BatchLogger:
     def __attrs_post_init__(self) -> None:
         self.inbox = Inbox()
         self.inbox.gate = -1
+        kept = REJECTIONS_SHARE * self.buffer_limit / REJECTION_COST
         self.accumulator = Accumulator(
             linger=self.linger,
             limits=self.limits,
             new_token=self.new_token,
             board=self,
             on_settled=self._settled,
+            kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
         )
         self._sender = Sender(
             accumulator=self.accumulator,
@@ -183,6 +194,7 @@ class BatchLogger:
             take_in=self.take_in,
             clock=time.monotonic,
             max_in_flight=self.max_in_flight,
+            pulse=self.pulse,
         )
 
     # ------------------------------------------------------------------ what callers use
@@ -232,7 +244,7 @@ class BatchLogger:
             self.accumulator.urge(lane, now)
         self._sender.wake()
         await self._flush(busy)
-        self._raise_refused(lanes)
+        self._raise_refused(run_id)
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""
@@ -246,6 +258,36 @@ class BatchLogger:
         self._drains.append(done)
         await done
 
+    def discard(self, run_id: str) -> int:
+        """Give up what waits for a run: how many records that are, counted as dropped.
+
+        For a run that the service does not show, or fails on, and so holds for ever.  What is on
+        its way just now may still be delivered; what is logged afterwards is accepted again.
+        From any thread.  Raises `Closed`.
+        """
+        return self._on_loop(self._discard, run_id)
+
+    def _discard(self, run_id: str) -> int:
+        now = time.monotonic()
+        self.take_in(now)
+        lane = self.lane(run_id)
+        error = discarded(run_id, lane.unsettled)
+        count = self.accumulator.discard(lane, now, error)
+        self._sender.wake()
+        return count
+
+    def _on_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What *function* returns, called in the event loop's thread."""
+        if self._why_closed:
+            raise Closed(self._closed_message())
+        if threading.get_ident() == self._thread:
+            return function(*arguments)
+
+        async def call() -> T:
+            return function(*arguments)
+
+        return self.block_on(call(), None)
+
     def stats(self, run_id: str | None = None) -> Stats:
         """Counts as of now, of one run or of all; from any thread."""
         if run_id is not None:
@@ -256,7 +298,7 @@ class BatchLogger:
         waiting = accumulator.waiting + inbox
         settled = accumulator.delivered + sum(rejected.values())
         spooled = accumulator.spooled + self._kept.total()
-        dropped = self.dropped + self._lost.total()
+        dropped = accumulator.dropped + self._lost.total()
         return Stats(
             accepted=settled + waiting + accumulator.in_flight + spooled + dropped,
             delivered=accumulator.delivered,
@@ -274,11 +316,9 @@ class BatchLogger:
     def _stats_of_run(self, run_id: str) -> Stats:
         lane = self.lane(run_id)
         inbox = sum(record.place is lane for record in list(self.inbox))
-        in_flight = sum(span.open for span in lane.spans) - sum(
-            len(batch.records) for batch, _ in list(lane.sealed)
-        )
+        in_flight = lane.flying
         waiting = lane.unsettled - in_flight - lane.spooled + inbox
-        spooled, dropped = lane.spooled + self._kept[run_id], self._lost[run_id]
+        spooled, dropped = lane.spooled + self._kept[run_id], lane.dropped + self._lost[run_id]
         settled = lane.delivered + lane.refused_count
         return Stats(
             accepted=settled + waiting + in_flight + spooled + dropped,
@@ -321,7 +361,7 @@ class BatchLogger:
         """The ``log_*`` of one run."""
         writer = self._writers.get(run_id)
         if writer is None:
-            if len(self._writers) >= KEPT_WRITERS:
+            if len(self._writers) >= self._most_writers:
                 self._forget_idle()
             writer = self._writers[run_id] = RunWriter(run_id, self)
         return writer
@@ -336,6 +376,8 @@ class BatchLogger:
         for run_id, writer in list(self._writers.items()):
             if writer.lane.is_idle:
                 self._writers.pop(run_id, None)
+        # Where most are busy it isn't looked again before there are twice as many.
+        self._most_writers = max(KEPT_WRITERS, 2 * len(self._writers))
 
     def accept(self, records: Sequence[AnyRecord]) -> None:
         """Take the records of one call, all or none."""
@@ -388,14 +430,14 @@ class BatchLogger:
 
     def _used(self) -> int:
         with self._lock:
-            return self.accumulator.cost + len(self.inbox) * METRIC_COST + self._text_cost
+            return self.accumulator.memory + len(self.inbox) * METRIC_COST + self._text_cost
 
     def _is_low(self) -> bool:
         return self._used() <= HIGH_WATER * self.buffer_limit
 
     def _open_gate(self, upto: int) -> None:
         with self._lock:
-            room = (self.buffer_limit - self.accumulator.cost - self._text_cost) // METRIC_COST
+            room = (self.buffer_limit - self.accumulator.memory - self._text_cost) // METRIC_COST
             self.inbox.gate = max(0, min(upto, room))
         if self._why_closed:  # looked at last, since another thread may be about to shut
             self.inbox.gate = -1
@@ -479,10 +521,11 @@ class BatchLogger:
     ) -> int:
         """Give up what still lies in the inbox; how many that were."""
         mine = self._take_out(records)
-        for record in mine:
-            record.place = GivenUp(error)
         with self._lock:
-            self.dropped += dropping * len(mine)
+            for record in mine:
+                if dropping:
+                    self.accumulator.count_dropped(record.place, 1)
+                record.place = GivenUp(error)
         return len(mine)
 
     def take_in(self, now: float) -> None:
@@ -589,17 +632,9 @@ class BatchLogger:
         self._tell_room()
         self._sender.wake()
 
-    def _raise_refused(self, lanes: Iterable[Lane]) -> None:
+    def _raise_refused(self, run_id: str | None = None) -> None:
         """Raise what was refused since the last time somebody was told."""
-        rejections: list[Rejection] = []
-        rejected = 0
-        for lane in list(lanes):
-            news = lane.refused_count - lane.reported
-            if news:
-                rejections.extend(list(lane.refused)[-news:])
-                rejected += news
-                lane.reported = lane.refused_count
-                self.accumulator.forget_if_idle(lane)
+        rejections, rejected = self.accumulator.take_refused(run_id)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
 
@@ -725,9 +760,8 @@ class BatchLogger:
             await self._all_settled.wait()
 
     def _raise_end(self, left: int) -> None:
-        lanes = list(self.accumulator.lanes.values())
         try:
-            self._raise_refused(lanes)
+            self._raise_refused()
         except DeliveryError as refused:
             if not left:
                 raise

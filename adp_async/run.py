@@ -98,6 +98,15 @@ class Run(RunWriter):
         """Say which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
         await self._session.runs.log_inputs(self.run_id, dataset_inputs=dataset_inputs)
 
+    def discard(self) -> int:
+        """Give up what waits for this run: how many records that are, counted as dropped.
+
+        For a run that the service does not show, or fails on, and so holds for ever.  What is on
+        its way just now may still be delivered; what is logged afterwards is accepted again.
+        From any thread.
+        """
+        return self._session.logger.discard(self.run_id)
+
     def stats(self) -> Stats:
         """Counts of this run as of now; from any thread."""
         return self._session.logger.stats(self.run_id)

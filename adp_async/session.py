@@ -23,6 +23,7 @@ from adp_async._io.authenticator import Authenticator
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.codec import decode, encode
+from adp_async._sansio.dispatch import Pulse
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
 from adp_async._sansio.messages import Request
 from adp_async._sansio.records import BatchLimits
@@ -95,6 +96,7 @@ class Session:
             limit=settings.max_connections,
         )
         self._throttle = Throttle(settings.retry)
+        self._pulse = Pulse()
         self._new_token = Tokens()
         self._state = "it has not been entered"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,6 +109,7 @@ class Session:
             post=self._post_batch,
             run_is_gone=self._run_is_gone,
             throttle=self._throttle,
+            pulse=self._pulse,
             limits=BatchLimits(),
             linger=settings.linger,
             max_in_flight=settings.max_in_flight,
@@ -349,6 +352,7 @@ class Session:
                     self._throttle,
                     BatchLimits(),
                     self._settings.retry,
+                    self._pulse,
                     on_progress=on_progress,
                 )
                 await recovery.run()

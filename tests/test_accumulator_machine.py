@@ -173,7 +173,7 @@ class AccumulatorMachine(RuleBasedStateMachine):
         batch, history = self.answered(data)
         if is_lost and not any(map(is_bad, batch.records)):
             history.apply(batch.records)
-        self.accumulator.retry_later(batch, self.now + seconds, self.now)
+        self.accumulator.back_off(batch, self.now + seconds, self.now)
 
     @precondition(lambda self: self.in_flight)
     @rule(data=st.data())
@@ -267,7 +267,7 @@ class AccumulatorMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """From anywhere, a service that is back delivers everything but what is bad."""
         for batch in self.in_flight:
-            self.accumulator.retry_later(batch, self.now, self.now)
+            self.accumulator.wait_turn(batch, self.now, self.now)
         self.in_flight.clear()
         while (deadline := self.accumulator.next_deadline()) is not None:
             self.now = max(self.now, deadline)

@@ -154,7 +154,8 @@ def test_one_commit_has_the_tokens_of_the_next_batches_too(bench: Bench) -> None
 
     tokens = [batch.retry_token for batch in batches]
     assert [each.retry_token for each in changes.sealed] == tokens
-    assert [batch.first for batch in batches] == [1000 * n for n in range(1, SEALED_AHEAD + 1)]
+    firsts = [batch.ranges[0][0] for batch in batches]
+    assert firsts == [1000 * n for n in range(1, SEALED_AHEAD + 1)]
     assert not any(bench.journal.collect_for(batch) for batch in batches[1:])
 
 
@@ -166,7 +167,7 @@ def test_nothing_is_sealed_ahead_while_the_service_is_down(bench: Bench) -> None
     (second,) = bench.accumulator.drain(0.0)
     assert len(lane.sealed) == SEALED_AHEAD - 1
     for now in range(SEALED_AHEAD + 1):
-        bench.accumulator.retry_later(second, now + 1.0, now)
+        bench.accumulator.back_off(second, now + 1.0, now)
         (second,) = bench.accumulator.drain(now + 1.0)
 
     other = bench.log(*metrics(10_000), run_id="other")
@@ -515,9 +516,9 @@ class SpoolMachine(RuleBasedStateMachine):
         #: Every record that was accepted, and those that a commit has put on disk.
         self.accepted: set[int] = set()
         self.journaled: set[int] = set()
-        #: Parts of refused batches have no token on disk unless their records follow each other.
-        self.may_double: set[int] = set()
-        self.refused: set[int] = set()
+        #: Those that the service refuses.
+        self.bad: set[int] = set()
+        self.now = 0.0
         self.superseded: set[int] = set()
         self.tokens = iter(range(10**9))
         self.steps_since_kill = 0
@@ -566,14 +567,17 @@ class SpoolMachine(RuleBasedStateMachine):
                 return Param(str(number), "v" * 30)
             case "t":
                 return RunTag("state", str(number))
+            case "b":
+                self.bad.add(number)
+                return Metric("bad", 0.5, 1, number)
             case _:
-                return Metric("bad" if kind == "b" else "loss", 0.5, 1, number)
+                return Metric("loss", 0.5, 1, number)
 
     # What the sender does
 
     @rule(room=st.integers(1, 3))
     def depart(self, room: int) -> None:
-        for batch in self.bench.accumulator.drain(0.0, room):
+        for batch in self.bench.accumulator.drain(self.now, room):
             self.leave(batch)
             self.flying.append(batch)
 
@@ -584,9 +588,6 @@ class SpoolMachine(RuleBasedStateMachine):
             changes = self.bench.journal.collect_for(batch)
             self.write(changes)
             self.bench.journal.committed(changes)
-        named = [number_of(record) for record in batch.records]
-        if batch.first is None:
-            self.may_double.update(named)
         tags = [number_of(record) for record in batch.records if type(record) is RunTag]
         self.superseded.update(tags[:-1])  # one request carries only the last of them
 
@@ -599,18 +600,15 @@ class SpoolMachine(RuleBasedStateMachine):
     def answer(self, batch: RecordBatch, *, is_heard: bool, arrives: bool) -> None:
         accumulator = self.bench.accumulator
         if not arrives:
-            accumulator.retry_later(batch, 0.0, 0.0)
+            accumulator.wait_turn(batch, self.now, self.now)
             return
         is_good = self.service.post(batch)
         if not is_heard:
-            accumulator.retry_later(batch, 0.0, 0.0)
+            accumulator.wait_turn(batch, self.now, self.now)
         elif is_good:
-            accumulator.succeed(batch, 0.0)
+            accumulator.succeed(batch, self.now)
         else:
-            before = sum(accumulator.rejected.values())
-            accumulator.refuse(batch, BadRequest("bad", status=400), 0.0)
-            if sum(accumulator.rejected.values()) > before:
-                self.refused.update(map(number_of, batch.records))
+            accumulator.refuse(batch, BadRequest("bad", status=400), self.now)
 
     # What the keeper does
 
@@ -656,7 +654,7 @@ class SpoolMachine(RuleBasedStateMachine):
             if wanted is not None:
                 first, last = wanted
                 records = self.spool.load(lane.run_id, first, min(last, first + most))
-                accumulator.reload(lane, first, records, 0.0)
+                accumulator.reload(lane, first, records, self.now)
 
     # What happens to the process
 
@@ -691,6 +689,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """All is delivered; then another process begins."""
         accumulator = self.bench.accumulator
         for _ in range(2000):
+            self.now += 60.0
             self.read_back(10_000)
             self.depart(3)
             while self.flying:
@@ -702,11 +701,11 @@ class SpoolMachine(RuleBasedStateMachine):
         left = self.spool.contents()
         assert left.records == 0
         rejected = {number_of(each.record) for each in left.rejected}
-        assert rejected <= self.refused
+        assert rejected <= self.bad
         missing = self.journaled - set(self.service.applied) - rejected - self.superseded
         assert not missing, "what was journaled arrived, or is shown as rejected"
         self.is_recovering = False
-        self.refused.clear()
+        self.bad.clear()
         self.journaled.clear()
         self.spool.discard()
         self.start(Spool.create(self.folder, HERE, limit=2**30))
@@ -718,13 +717,12 @@ class SpoolMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_arrives_twice(self) -> None:
         doubles = {number for number, count in self.service.applied.items() if count > 1}
-        assert doubles <= self.may_double
+        assert not doubles
 
     @invariant()
     def tags_never_go_back(self) -> None:
         for tags in self.service.tags.values():
-            once = [number for number in tags if number not in self.may_double]
-            assert once == sorted(once)
+            assert tags == sorted(tags)
 
     @invariant()
     def what_is_known_of_the_lanes_agrees(self) -> None:

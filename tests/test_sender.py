@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import define, field
 
-from adp_async._io.sender import Sender
+from adp_async._io.sender import NotYet, Sender
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.records import Metric, RunTag
 from adp_async._sansio.retry import RetryPolicy
@@ -501,16 +501,35 @@ def test_cancelled_it_gives_back_what_was_in_flight(when: float) -> None:
     run_virtually(scene())
 
 
-def test_a_mistake_of_ours_is_heard() -> None:
-    """What no delivery should raise ends the sender, and its batch is given back."""
+def test_whatever_is_raised_while_sending_costs_one_batch_a_while() -> None:
+    """A signer or an encoder that stumbles holds its batch, and stops nobody else."""
 
     async def scene() -> None:
-        stage = Stage(script=[None, ZeroDivisionError("ours")])
-        stage.log("run", *metrics(2000))
-        with pytest.raises(ZeroDivisionError, match="ours"):
-            await stage.play(60.0)
-        assert stage.accumulator.in_flight == 0
-        assert stage.accumulator.delivered + stage.accumulator.waiting == 2000
+        stage = Stage(script=[None, ZeroDivisionError("theirs"), None])
+        stage.log("run", *metrics(3000))
+        await stage.play(60.0)
+        assert stage.accumulator.delivered == 3000
+        assert stage.sender.retries == 1
+
+    run_virtually(scene())
+
+
+def test_what_may_not_leave_yet_keeps_its_turn() -> None:
+    """A batch whose token can't be written down is tried again, and counts as no failure."""
+
+    async def scene() -> None:
+        troubles = [NotYet("full"), NotYet("full"), ValueError("odd")]
+
+        async def write_down(batch: RecordBatch) -> None:
+            if troubles:
+                raise troubles.pop(0)
+
+        stage = Stage(before_departure=write_down)
+        stage.log("run", *metrics(10))
+        await stage.play(60.0)
+        assert stage.posted == [4.0]
+        assert stage.sender.retries == 0
+        assert stage.accumulator.delivered == 10
 
     run_virtually(scene())
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from adp_async._io.spool_file import SpoolError, SpoolUnreadable
+from adp_async._io.sender import NotYet
+from adp_async._io.spool_file import SpoolError, SpoolFull, SpoolLimit, SpoolUnreadable
 from adp_async._io.worker import Worker
 from adp_async._sansio.journal import Changes, Journal
 from adp_async._sansio.records import METRIC_COST
@@ -162,19 +163,27 @@ class SpoolKeeper:
         await self._commit(self.journal.collect)
 
     async def before_departure(self, batch: RecordBatch) -> None:
-        """Have on disk what must be there before *batch* leaves."""
+        """Have on disk what must be there before *batch* leaves; `NotYet` while it can't be."""
         if self.after is not None and batch.is_barrier:
             await self.after(batch.run_id)
-        if self.journal.concerns(batch) and self.failure is None:
-            await self._commit(partial(self.journal.collect_for, batch))
+        if not self.journal.concerns(batch):
+            return
+        if self.failure is not None and not isinstance(self.failure, SpoolFull | SpoolLimit):
+            return  # nothing will be read from it again, so nothing is sent twice
+        failure = await self._commit(partial(self.journal.collect_for, batch))
+        if isinstance(failure, SpoolFull):
+            message = "its retry token cannot be written down before it leaves"
+            raise NotYet(message)
 
-    async def _commit(self, collect: Callable[[], Changes]) -> None:
+    async def _commit(self, collect: Callable[[], Changes]) -> SpoolError | None:
         async with self._committing:
             while self._under_way is not None:  # nobody waited for its end
                 await self._written(self._under_way)
             commit = self._begin(collect)
             if commit is not None:
                 await self._written(commit)
+                return commit.failure
+            return None
 
     async def _written(self, commit: _Commit) -> None:
         # Whoever waits may be cancelled; the commit goes on.
@@ -226,6 +235,8 @@ class SpoolKeeper:
                 self.spool.commit(commit.changes, commit.trouble)
             except SpoolError as error:
                 commit.failure = error
+            except Exception as error:  # whatever a value or the disk does, records stay in memory
+                commit.failure = SpoolError(f"the commit failed with {type(error).__name__}")
             commit.is_written = True
 
     def _book(self) -> None:
@@ -248,8 +259,11 @@ class SpoolKeeper:
 
     def _fail(self, error: SpoolError) -> None:
         if self.failure is None:
+            held = "; those on disk are held back meanwhile" if isinstance(error, SpoolFull) else ""
             logger.warning(
-                "the spool cannot be written, so accepted records are only in memory: %s", error
+                "the spool cannot be written, so accepted records are only in memory%s: %s",
+                held,
+                error,
             )
         self.failure = error
 

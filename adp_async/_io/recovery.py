@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adp_async._io.sender import Post
     from adp_async._io.spool import Piece
     from adp_async._io.spool_file import Identity
+    from adp_async._sansio.dispatch import Pulse
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.retry import RetryPolicy
@@ -166,6 +167,7 @@ class Recovery:
     throttle: Throttle
     limits: BatchLimits
     policy: RetryPolicy
+    pulse: Pulse
     accumulator: Accumulator = field(init=False)
     #: Told at the beginning, and after every batch.
     on_progress: Callable[[Recovery], None] | None = None
@@ -189,6 +191,7 @@ class Recovery:
             take_in=lambda now: None,
             clock=time.monotonic,
             max_in_flight=MAX_IN_FLIGHT,
+            pulse=self.pulse,
         )
         self._keeper = keeper = SpoolKeeper(
             accumulator=self.accumulator,

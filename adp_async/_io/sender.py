@@ -1,4 +1,4 @@
-"""Drains the accumulator: which batch leaves when, and what its answer means.
+"""Sends what the dispatcher hands out, and tells it what came of that.
 
 The sender is handed two callables, `post` and `run_is_gone`, and never sees the session.  It runs
 as one task of the session's own, with a task for every batch in flight.
@@ -14,27 +14,32 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, field
 
 from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.dispatch import Dispatcher, Pulse
 from adp_async._sansio.verdicts import Action, action_for
-from adp_async.errors import AdpError
+from adp_async.errors import AdpError, NotAuthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from adp_async._sansio.accumulator import Accumulator
-    from adp_async._sansio.lane import RecordBatch
+    from adp_async._sansio.lane import Lane, RecordBatch
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
 
 logger = logging.getLogger("adp_async")
 
-#: Seconds between two looks at what came while nothing can leave, however short the linger.
-SHORTEST_PAUSE: Final = 0.01
+#: Seconds until a batch is tried again that could not leave.
+SECONDS_UNTIL_NEXT_TRY: Final = 1.0
 
 
 class Post(Protocol):
     """One attempt of one log-batch request: signed, sent, read.  Raises `AdpError`."""
 
     def __call__(self, body: bytes, retry_token: str) -> Awaitable[object]: ...
+
+
+class NotYet(AdpError):
+    """The batch must not leave before something else is done: it keeps its turn."""
 
 
 @define(eq=False, repr=False)
@@ -55,20 +60,34 @@ class Sender:
     #: Awaited before a batch leaves: a spool has to write down that it does.
     before_departure: Callable[[RecordBatch], Awaitable[None]] | None = None
     jitter: Callable[[], float] = random.random
+    pulse: Pulse = field(factory=Pulse)
     requests: int = field(default=0, init=False)
-    retries: int = field(default=0, init=False)
-    #: Why the last batch without a verdict has none; None when all is well.
-    trouble: AdpError | None = field(default=None, init=False)
-    _concurrency: Concurrency = field(init=False)
-    _failures: int = field(default=0, init=False)
-    _resume_at: float = field(default=0.0, init=False)
+    dispatcher: Dispatcher = field(init=False)
+    #: The trouble of all runs that a person was told of last; and runs with one of their own.
+    _told: type[AdpError] | None = field(default=None, init=False)
+    _held_runs: int = field(default=0, init=False)
     _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _posts: set[asyncio.Task[None]] = field(factory=set, init=False)
     #: Batches without an answer yet; also those whose task was cancelled before its first step.
     _under_way: set[RecordBatch] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._concurrency = Concurrency(self.max_in_flight)
+        self.dispatcher = Dispatcher(
+            self.accumulator,
+            self.throttle,
+            self.policy,
+            Concurrency(self.max_in_flight),
+            self.pulse,
+        )
+
+    @property
+    def retries(self) -> int:
+        return self.dispatcher.retries
+
+    @property
+    def trouble(self) -> AdpError | None:
+        """Why the last batch without a verdict has none; None when all is well."""
+        return self.dispatcher.trouble
 
     def wake(self) -> None:
         """Look again now.  For the loop's own thread."""
@@ -81,39 +100,15 @@ class Sender:
                 self._wake.clear()
                 now = self.clock()
                 self.take_in(now)
-                for batch in self.accumulator.drain(now, self._room(now)):
+                for batch in self.dispatcher.drain(now):
                     self._start(batch)
-                await self._sleep(self._next_look(now))
+                await self._sleep(self.dispatcher.next_look(now))
                 self._raise_crash()
         except GeneratorExit:
             raise  # its loop was closed, and nothing can be awaited any more
         except BaseException:
             await self._stop()
             raise
-
-    def _room(self, now: float) -> int:
-        """How many batches may leave now.  The later one leaves, the fuller it is."""
-        if self._waits_until(now) > now:
-            return 0
-        room = self._concurrency.limit - self.accumulator.batches_in_flight
-        if self._failures:
-            # One batch finds out whether the service is back.
-            return 1 if self.accumulator.batches_in_flight == 0 else 0
-        return min(room, 1) if self.throttle.is_paced else room
-
-    def _waits_until(self, now: float) -> float:
-        return max(now + self.throttle.delay(now), self._resume_at)
-
-    def _next_look(self, now: float) -> float:
-        """When there may be something to do, if nothing happens before."""
-        # Records that came since are not seen yet, and must not wait for longer than a linger.
-        pause = max(self.accumulator.linger, SHORTEST_PAUSE)
-        look = now + pause if self.accumulator.unsettled else float("inf")
-        if self._room(now) > 0 or self._waits_until(now) > now:
-            deadline = self.accumulator.next_deadline()
-            if deadline is not None:
-                look = min(look, max(deadline, self._waits_until(now)))
-        return look
 
     async def _sleep(self, until: float) -> None:
         if until <= self.clock():
@@ -147,19 +142,31 @@ class Sender:
         self._posts.clear()
         # Nobody knows what became of them: they wait again.
         for batch in self._under_way:
-            self.accumulator.retry_later(batch, self.clock(), self.clock())
+            self.accumulator.wait_turn(batch, self.clock(), self.clock())
         self._under_way.clear()
 
     async def _deliver(self, batch: RecordBatch) -> None:
         try:
-            if self.before_departure is not None:
-                await self.before_departure(batch)
+            try:
+                if self.before_departure is not None:
+                    await self.before_departure(batch)
+            except Exception as error:
+                self._stays(batch, error)
+                return
             self.requests += 1
             error, action = await self._ask(batch)
+            is_visible = await self._is_visible(batch, action)
             self._under_way.discard(batch)
-            self._judge(batch, error, action)
+            self._judge(batch, error, action, is_visible=is_visible)
         finally:
             self.wake()
+
+    def _stays(self, batch: RecordBatch, error: Exception) -> None:
+        if not isinstance(error, NotYet):
+            name = type(error).__name__
+            logger.warning("run %s: a batch could not leave: %s", batch.run_id, name, exc_info=True)
+        self._under_way.discard(batch)
+        self.dispatcher.stays(batch, self.clock() + SECONDS_UNTIL_NEXT_TRY, self.clock())
 
     async def _ask(self, batch: RecordBatch) -> tuple[AdpError | None, Action]:
         try:
@@ -169,6 +176,11 @@ class Sender:
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
+        except Exception as error:
+            # What a signer, an encoder or a library raises costs this batch, and for now only.
+            logger.debug("run %s: a batch could not be sent", batch.run_id, exc_info=True)
+            failure = AdpError(f"the request could not be sent: {type(error).__name__}")
+            return failure, Action.BACK_OFF
         self._learn(batch)
         return None, Action.DELIVERED
 
@@ -178,71 +190,19 @@ class Sender:
         deadline = self.accumulator.next_deadline()
         others_wait = deadline is not None and deadline <= now
         if others_wait and not self.throttle.is_paced:
-            self._concurrency.landed(len(batch.records), now)
+            self.dispatcher.concurrency.landed(len(batch.records), now)
         else:
-            self._concurrency.paused()
+            self.dispatcher.concurrency.paused()
 
-    def _succeeded(self, batch: RecordBatch) -> None:
-        if self.trouble is not None:
-            logger.info("batches are delivered again")
-        self._failures = 0
-        self._resume_at = 0.0
-        self.trouble = None
-        self.accumulator.succeed(batch, self.clock())
-        logger.debug("run %s: delivered a batch of %d", batch.run_id, len(batch.records))
-
-    def _judge(self, batch: RecordBatch, error: AdpError | None, action: Action) -> None:
-        if error is None or action is Action.DELIVERED:
-            self._succeeded(batch)
-            return
-        logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
-        now = self.clock()
-        refused_before = batch.lane.refused_count
-        match action:
-            case Action.WAIT_TURN:
-                self.retries += 1
-                self.accumulator.retry_later(batch, now, now)
-            case Action.BACK_OFF | Action.HOLD:
-                self._back_off(batch, error, action, now)
-            case Action.RENEW_TOKEN:
-                self.retries += 1
-                self.accumulator.renew(batch, now)
-            case Action.HALVE:
-                self._judged()
-                self.accumulator.too_large(batch, error, now)
-            case Action.SPLIT:
-                self._judged()
-                self.accumulator.refuse(batch, error, now)
-            case Action.GIVE_UP:
-                self._judged()
-                self.accumulator.give_up(batch, error, now)
-        self._tell_refused(batch, error, refused_before)
-
-    def _judged(self) -> None:
-        """A verdict is an answer too: the service is there."""
-        self._failures = 0
-        self._resume_at = 0.0
-
-    def _back_off(self, batch: RecordBatch, error: AdpError, action: Action, now: float) -> None:
-        self.retries += 1
-        self._failures += 1
-        attempts = batch.lane.failures + 1
-        retry_after = getattr(error, "retry_after", None) or 0.0
-        delay = self.policy.delay(attempts, jitter=self.jitter(), retry_after=retry_after)
-        self.accumulator.retry_later(batch, now + delay, now)
-        # One failure may be that batch's own; a second tells that others would fail as well.
-        if self._failures > 1:
-            shared = self.policy.delay(self._failures - 1, jitter=self.jitter())
-            self._resume_at = max(self._resume_at, now + shared)
-        self._tell(error, action)
-
-    def _tell(self, error: AdpError, action: Action) -> None:
-        """One WARNING for a trouble that lasts, not one for each batch."""
-        is_news = self.trouble is None or type(self.trouble) is not type(error)
-        self.trouble = error
-        if is_news:
-            hint = " (check the credentials)" if action is Action.HOLD else ""
-            logger.warning("batches are held back and will be sent again: %s%s", error, hint)
+    async def _is_visible(self, batch: RecordBatch, action: Action) -> bool:
+        """Whether the service shows the run, where that tells a bad record from a bad day."""
+        if action not in (Action.BACK_OFF, Action.HOLD) or not self.dispatcher.doubts(batch):
+            return False
+        try:
+            return not await self.run_is_gone(batch.run_id)
+        except AdpError as trouble:
+            logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
+            return False
 
     async def _look_at_run(self, batch: RecordBatch, error: AdpError) -> tuple[AdpError, Action]:
         """Whether it is the run itself that takes no records; then no record has to be found."""
@@ -256,11 +216,60 @@ class Sender:
             return (trouble, Action.BACK_OFF) if trouble.retriable else (error, Action.SPLIT)
         return error, Action.GIVE_UP if is_gone else Action.SPLIT
 
-    def _tell_refused(self, batch: RecordBatch, error: AdpError, before: int) -> None:
+    def _judge(
+        self, batch: RecordBatch, error: AdpError | None, action: Action, *, is_visible: bool
+    ) -> None:
+        logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
+        is_its_own = self.dispatcher.answered(
+            batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
+        )
+        if error is None:
+            self._all_clear(batch.lane)
+        elif action in (Action.BACK_OFF, Action.HOLD):
+            hint = " (check the credentials)" if isinstance(error, NotAuthenticated) else ""
+            if is_its_own:
+                self._warn_held(batch.lane, error, hint)
+            else:
+                self._warn(error, hint)
+        self._warn_refused(batch.lane)
+
+    # What a person hears
+
+    def _warn(self, error: AdpError, hint: str) -> None:
+        """One WARNING for a trouble that lasts, not one for each batch."""
+        is_news = self._told is not type(error)
+        self._told = type(error)
+        if is_news:
+            logger.warning("batches are held back and will be sent again: %s%s", error, hint)
+
+    def _warn_held(self, lane: Lane, error: AdpError, hint: str) -> None:
+        """One for each run in trouble of its own; with many of them for the 1st, 10th, 100th."""
+        if lane.told is None:
+            self._held_runs += 1
+            if len(str(self._held_runs)) > len(str(self._held_runs - 1)) or self._held_runs == 1:
+                message = (
+                    "run %s: its records are held back and will be sent again: %s%s "
+                    "(%d such runs so far; `discard` gives up what waits for a run)"
+                )
+                logger.warning(message, lane.run_id, error, hint, self._held_runs)
+        lane.told = type(error)
+
+    def _all_clear(self, lane: Lane) -> None:
+        if self._told is not None:
+            self._told = None
+            logger.info("batches are delivered again")
+        if lane.told is not None:
+            lane.told = None
+            logger.info("run %s: its records are delivered again", lane.run_id)
+
+    def _warn_refused(self, lane: Lane) -> None:
         """A WARNING for a run's first refused record, its tenth, its hundredth, ..."""
-        count = batch.lane.refused_count
-        if count > before and (not before or len(str(count)) > len(str(before))):
-            last = batch.lane.refused[-1]
+        count, before = lane.refused_count, lane.told_refused
+        last = lane.last_refused
+        if last is None or count == before:
+            return
+        lane.told_refused = count
+        if not before or len(str(count)) > len(str(before)):
             name = f"{last.kind} {last.key!r}"
             message = "run %s: %d records refused so far, the last one %s: %s"
-            logger.warning(message, batch.run_id, count, name, error)
+            logger.warning(message, lane.run_id, count, name, last.cause)

@@ -23,6 +23,7 @@ from attrs import define, field, frozen
 from adp_async._io.spool_file import (
     Identity,
     SpoolError,
+    SpoolLimit,
     SpoolUnreadable,
     as_ours,
     check_header,
@@ -89,8 +90,8 @@ class Piece:
 
     run_id: str
     spilled: tuple[tuple[int, int], ...]
-    #: (first, retry token, records) of the batches that were under way.
-    sealed: tuple[tuple[int, str, list[AnyRecord]], ...]
+    #: (ranges, retry token, records) of the batches that were under way.
+    sealed: tuple[tuple[tuple[tuple[int, int], ...], str, list[AnyRecord]], ...]
     last: int
 
 
@@ -207,9 +208,13 @@ class Spool:
         if not os.path.exists(self.path):  # SQLite would go on writing what nobody finds
             raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.chunks and self.size >= self.limit:
-            raise SpoolError(f"{self.path} has reached spool_limit, {self.limit} bytes")
+            # The tokens of what is on disk already: only when that has left there is room again.
+            with self._transaction() as connection:
+                self._insert_tokens(connection, changes)
+            raise SpoolLimit(f"{self.path} has reached spool_limit, {self.limit} bytes")
         with self._transaction() as connection:
             self._insert(connection, changes)
+            self._insert_tokens(connection, changes)
 
     def _settle(self, connection: sqlite3.Connection, changes: Changes, last_error: str) -> None:
         for lost in changes.unreadable:
@@ -264,9 +269,15 @@ class Spool:
                 for chunk, body in ((each, pack(each.records)) for each in changes.chunks)
             ),
         )
+
+    def _insert_tokens(self, connection: sqlite3.Connection, changes: Changes) -> None:
         connection.executemany(
             "INSERT OR REPLACE INTO sealed VALUES (?, ?, ?, ?)",
-            [(each.run_id, each.first, each.last, each.retry_token) for each in changes.sealed],
+            [
+                (each.run_id, first, last, each.retry_token)
+                for each in changes.sealed
+                for first, last in each.ranges
+            ],
         )
 
     def discard(self) -> None:
@@ -355,21 +366,24 @@ class Spool:
     ) -> Piece:
         ranges = _unsettled(chunks, settled, done)
         batches = []
-        for first, last, token in sorted(sealed):
-            if any(start <= first and last <= end for start, end in ranges):
-                records = self._load_whole(run_id, first, last)
+        for token, parts in _by_token(sealed).items():
+            if all(_is_within(part, ranges) for part in parts):
+                records = self._load_whole(run_id, parts)
                 if records:
-                    batches.append((first, token, records))
-                    ranges = without(ranges, first, last)
+                    batches.append((tuple(parts), token, records))
+                    for first, last in parts:
+                        ranges = without(ranges, first, last)
         return Piece(run_id, tuple(ranges), tuple(batches), max(row[1] for row in chunks))
 
-    def _load_whole(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
+    def _load_whole(self, run_id: str, parts: list[tuple[int, int]]) -> list[AnyRecord]:
         """The records of a sealed batch; none when one of them is damaged."""
-        try:
-            records = self.load(run_id, first, last)
-        except SpoolUnreadable:
-            return []  # found again, and said, when the records are read one row after the other
-        return records if len(records) == last - first else []
+        records: list[AnyRecord] = []
+        for first, last in parts:
+            try:
+                records += self.load(run_id, first, last)
+            except SpoolUnreadable:
+                return []  # found again, and said, when they are read one row after the other
+        return records if len(records) == sum(last - first for first, last in parts) else []
 
     def contents(self) -> Contents:
         """What a person wants to know of it."""
@@ -420,7 +434,7 @@ class Spool:
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
         """Every record that is still to be delivered, with its run, in order."""
         for piece in self.pieces():
-            sealed = [(first, first + len(records)) for first, _, records in piece.sealed]
+            sealed = [part for parts, _, _ in piece.sealed for part in parts]
             for first, last in joined(sorted([*piece.spilled, *sealed])):
                 yield from ((piece.run_id, record) for record in self._readable(piece, first, last))
 
@@ -477,6 +491,18 @@ def _refused_row(refused: Refused, now: float) -> tuple[Any, ...]:
 
 
 # ---------------------------------------------------------------------- ranges
+
+
+def _by_token(sealed: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[int, int]]]:
+    """The ranges of each batch that was sealed: a batch that was taken apart has several."""
+    batches: dict[str, list[tuple[int, int]]] = {}
+    for first, last, token in sorted(sealed):
+        batches.setdefault(token, []).append((first, last))
+    return batches
+
+
+def _is_within(part: tuple[int, int], ranges: Iterable[tuple[int, int]]) -> bool:
+    return any(start <= part[0] and part[1] <= end for start, end in ranges)
 
 
 def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:

@@ -65,6 +65,14 @@ class SpoolError(AdpError):
     """The spool can't be written or read: full disk, no permission, a damaged file."""
 
 
+class SpoolFull(SpoolError):
+    """The disk is full: what is in the spool can be read, and nothing more is written."""
+
+
+class SpoolLimit(SpoolError):
+    """The spool is as large as it may be."""
+
+
 class SpoolUnreadable(SpoolError):
     """The next records of a run can't be read, up to the sequence number *until*."""
 
@@ -223,6 +231,8 @@ def as_ours(path: Path) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise SpoolBusy(f"{path} is in use by a running process") from error
+        if name.startswith("SQLITE_FULL"):
+            raise SpoolFull(f"{path}: the disk is full") from error
         if name.startswith("SQLITE_CORRUPT"):
             raise SpoolError(f"{path} is damaged, and left as it is: {error}") from error
         raise SpoolError(f"{path}: {error} ({name or type(error).__name__})") from error

@@ -15,15 +15,16 @@ All of this belongs to one thread.  Nothing here knows the time, draws a random 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from heapq import heappop, heappush
-from operator import attrgetter
+from collections import Counter, defaultdict, deque
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve, field
 
 from adp_async._sansio.lane import Lane, RecordBatch, Span
+from adp_async._sansio.line import Line
+from adp_async._sansio.ranges import numbers_of, ranges_of, split
 from adp_async._sansio.records import (
     DELIVERED,
     KINDS,
@@ -34,24 +35,24 @@ from adp_async._sansio.records import (
     cost_of,
     has_text,
 )
+from adp_async._sansio.refusals import Refusals, in_halves
 from adp_async.errors import AdpError, DeliveryError, Rejection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from adp_async._sansio.lane import Board
     from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.refusals import Part
 
 #: A service that refuses bodies smaller than this as too large has some other trouble.
 SMALLEST_BODY_LIMIT = 16 * 1024
 
-#: Refused records that a lane keeps by name.
+#: Refused records that are kept by name, in all; their memory, error included (measured); and
+#: runs of which it is kept how many nobody was told of.
 KEPT_REJECTIONS = 1000
-
-#: Records of a key that never got through which must be refused alone before others of that key
-#: are given up together; and how many keys that did get through a lane remembers.
-ENOUGH_REFUSALS = 10
-PROVEN_KEYS = 10_000
+REJECTION_COST = 1024
+KEPT_RUNS = 10_000
 
 #: Batches of a lane that are sealed at once when there is a journal.
 SEALED_AHEAD = 4
@@ -80,6 +81,7 @@ class Accumulator:
     """The lanes of all runs: takes records in, hands out batches, and learns what became of them.
 
     *linger*: the longest a record waits for company.  *limits*: what one request may hold.
+    *kept_rejections*: how many refused records are kept by name.
     """
 
     linger: float = 1.0
@@ -89,7 +91,8 @@ class Accumulator:
     #: Told which records of a lane have their end.
     on_settled: Callable[[Lane, Sequence[AnyRecord]], None] | None = None
     journal: Notes | None = None
-    #: The lanes of which there is something to do, or to say.
+    kept_rejections: int = KEPT_REJECTIONS
+    #: The lanes of which there is something to do.
     lanes: dict[str, Lane] = field(factory=dict, init=False)
     #: Records in the lanes that are not in flight, and those that are.
     waiting: int = field(default=0, init=False)
@@ -104,18 +107,31 @@ class Accumulator:
     abandoned: int = field(default=0, init=False)
     #: How many records were given up, by the class of the error.
     rejected: Counter[str] = field(factory=Counter, init=False)
-    _line: list[tuple[float, int, Lane]] = field(factory=list, init=False)
-    _entries: int = field(default=0, init=False)
+    #: Records that were discarded, or found no room.
+    dropped: int = field(default=0, init=False)
+    #: The last refused records that nobody was told of, and how many there are of each run.
+    refused: deque[Rejection] = field(init=False)
+    unreported: Counter[str] = field(factory=Counter, init=False)
+    line: Line = field(factory=Line, init=False)
+    refusals: Refusals = field(factory=Refusals, init=False)
     #: Every lane that somebody holds on to: *lanes*, a writer, a record.
     _held_lanes: WeakValueDictionary[str, Lane] = field(factory=WeakValueDictionary, init=False)
     _first_seq: int = field(default=0, init=False)
     #: Whether the last batch that was tried was delivered.
     _gets_through: bool = field(default=False, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.refused = deque(maxlen=self.kept_rejections)
+
     @property
     def unsettled(self) -> int:
         """Records that have no end yet."""
         return self.waiting + self.in_flight + self.spooled
+
+    @property
+    def memory(self) -> int:
+        """Bytes that records take, and what is kept of refused ones."""
+        return self.cost + len(self.refused) * REJECTION_COST
 
     # Taking in
 
@@ -127,12 +143,12 @@ class Accumulator:
         return lane
 
     def forget_if_idle(self, lane: Lane) -> None:
-        """Hold on no longer to a lane of which there is nothing to say or to do.
+        """Hold on no longer to a lane with nothing to do.
 
         One that is made for the same run later counts on from where no lane has been: what the
         journal still has to say about this one is not about that.
         """
-        if lane.is_idle and lane.refused_count == lane.reported:
+        if lane.is_idle:
             self._first_seq = max(self._first_seq, lane.next_seq)
             self.lanes.pop(lane.run_id, None)
 
@@ -180,24 +196,27 @@ class Accumulator:
 
     def next_deadline(self) -> float | None:
         """When `drain` will have something to hand out; None while nothing waits that may leave."""
-        line = self._line
-        while line and line[0][2].entry != line[0][1]:
-            heappop(line)  # the lane has been given another time since
-        return line[0][0] if line else None
+        return self.line.first()
 
     def _schedule(self, lane: Lane, now: float) -> None:
         ready_at = self._ready_at(lane, now)
-        if ready_at == lane.ready_at:
-            return
-        lane.ready_at = ready_at
-        self._entries += 1
-        lane.entry = self._entries
-        if ready_at is not None:
-            heappush(self._line, (ready_at, self._entries, lane))
+        if ready_at != lane.ready_at or lane.is_troubled != (lane.failures > 0):
+            self.line.put(lane, ready_at)
 
     def _ready_at(self, lane: Lane, now: float) -> float | None:
         if lane.barrier_in_flight:
             return None
+        ready_at = self._others_ready_at(lane, now)
+        if not lane.aside:
+            return ready_at
+        batch, not_before = lane.aside[0]
+        if batch.is_barrier and lane.in_flight:
+            return ready_at
+        not_before = max(not_before, lane.left_at)
+        return not_before if ready_at is None else min(ready_at, not_before)
+
+    def _others_ready_at(self, lane: Lane, now: float) -> float | None:
+        """When the lane is ready but for what was put aside."""
         if lane.sealed:
             batch, not_before = lane.sealed[0]
             return None if batch.is_barrier and lane.in_flight else max(not_before, lane.left_at)
@@ -212,27 +231,49 @@ class Accumulator:
 
     # Handing out
 
-    def drain(self, now: float, room: int = 1) -> list[RecordBatch]:
-        """Up to *room* batches that are ready, now in flight."""
+    def drain(self, now: float, room: int = 1, *, troubled: int | None = None) -> list[RecordBatch]:
+        """Up to *room* batches that are ready, now in flight.
+
+        At most *troubled* of them are of lanes whose last attempt failed.
+        """
+        left = room if troubled is None else troubled
         batches: list[RecordBatch] = []
         while len(batches) < room:
-            deadline = self.next_deadline()
-            if deadline is None or deadline > now:
+            lane = self.line.take(now, troubled=left > 0)
+            if lane is None:
                 break
-            lane = self._line[0][2]
-            lane.ready_at = None
-            lane.entry = 0
-            lane.left_at = now
-            batches.append(self._depart(lane, now))
-            self._schedule(lane, now)
+            left -= lane.failures > 0
+            batches += self._departed(lane, now)
         return batches
 
-    def _depart(self, lane: Lane, now: float) -> RecordBatch:
-        if not lane.sealed:
-            self._seal(lane, now)
-            if self.journal is not None and self._gets_through:
-                self._seal_ahead(lane, now)
-        batch, _ = lane.sealed.pop(0)
+    def probe(self, now: float, *, healthy: bool, troubled: bool) -> RecordBatch | None:
+        """One batch that may find out whether the service answers anybody.
+
+        Of a lane that has not failed if there is one, rather of one that got through before.
+        """
+        while True:
+            lane = self.line.take_proven(now) if healthy else None
+            if lane is None:
+                lane = self.line.take(now, healthy=False, troubled=troubled)
+            if lane is None:
+                return None
+            for batch in self._departed(lane, now):
+                return batch
+
+    def _departed(self, lane: Lane, now: float) -> list[RecordBatch]:
+        """The next batch of *lane*; none when all of its records are refused here."""
+        lane.left_at = now
+        batch = self._depart(lane, now)
+        self._schedule(lane, now)
+        if batch is None:
+            self.forget_if_idle(lane)
+            return []
+        return [batch]
+
+    def _depart(self, lane: Lane, now: float) -> RecordBatch | None:
+        batch = self._next_batch(lane, now)
+        if batch is None:
+            return None
         lane.in_flight += 1
         lane.barrier_in_flight = batch.is_barrier
         self.batches_in_flight += 1
@@ -240,19 +281,28 @@ class Accumulator:
         self.in_flight += len(batch.records)
         return batch
 
+    def _next_batch(self, lane: Lane, now: float) -> RecordBatch | None:
+        others_ready_at = self._others_ready_at(lane, now)
+        if lane.aside and (others_ready_at is None or others_ready_at > now):
+            return lane.aside.pop(0)[0]
+        if not lane.sealed:
+            self._seal(lane, now)
+            if self.journal is not None and self._gets_through:
+                self._seal_ahead(lane, now)
+        return lane.sealed.pop(0)[0] if lane.sealed else None
+
     def _seal(self, lane: Lane, now: float) -> None:
         """Cut what fits one request from the head of the queue, and seal it."""
         first, since = lane.head_seq, lane.times[0]
         records = lane.cut(self.limits)
         span = Span(first, first + len(records), since)
         lane.spans.append(span)
-        parts = lane.set_apart(records)
-        fitting = [fit for part in parts for fit in self._fit(lane, part)]
-        at = first if len(parts) == 1 else None
-        for part, body in fitting:
-            is_whole = len(fitting) == 1
-            lane.sealed.append((self._batch(lane, part, body, span, at, is_whole=is_whole), now))
-            at = None if at is None else at + len(part)
+        parts, refused = self.refusals.apart(lane, records, now)
+        ranges = [(first, span.last)]
+        sealed = self._sealed(lane, span, records, ranges, parts, is_whole=True)
+        lane.sealed += [(batch, now) for batch in sealed]
+        for positions, error in refused:
+            self._refuse_waiting(lane, span, [records[at] for at in positions], error)
 
     def _seal_ahead(self, lane: Lane, now: float) -> None:
         """Seal what is full anyway: the journal writes down the tokens of all in one commit.
@@ -262,31 +312,57 @@ class Accumulator:
         while len(lane.sealed) < SEALED_AHEAD and not lane.text_seqs and lane.is_full(self.limits):
             self._seal(lane, now)
 
-    def _fit(self, lane: Lane, records: list[AnyRecord]) -> list[tuple[list[AnyRecord], bytes]]:
-        """*records* in as few halves as fit the limit of bytes, each with its body."""
-        body = lane.encode(records)
-        if len(body) <= self.limits.body_bytes or len(records) == 1:
-            return [(records, body)]
-        return [fit for half in _halves(records) for fit in self._fit(lane, half)]
-
-    def _batch(
+    def _sealed(
         self,
         lane: Lane,
-        records: list[AnyRecord],
-        body: bytes,
         span: Span,
-        first: int | None,
+        records: list[AnyRecord],
+        ranges: list[tuple[int, int]],
+        parts: Iterable[Part],
         *,
-        is_whole: bool,
-    ) -> RecordBatch:
-        is_barrier = has_text(records)
-        token = self.new_token()
-        batch = RecordBatch(lane, records, body, token, span, is_barrier, is_whole, first)
-        self._note_sealed(batch)
-        return batch
+        is_whole: bool = False,
+    ) -> list[RecordBatch]:
+        """Batches for the *parts* of *records*, which have the sequence numbers of *ranges*."""
+        batches: list[RecordBatch] = []
+        for part in parts:
+            mine, numbers = records, ranges
+            if len(part.positions) < len(records):
+                everyone = list(numbers_of(ranges))
+                mine = [records[at] for at in part.positions]
+                numbers = ranges_of(everyone[at] for at in part.positions)
+            for fitting, body, at in self._fit(lane, span, mine, numbers):
+                has_all = is_whole and len(fitting) == span.last - span.first
+                is_barrier = has_text(fitting)
+                token = self.new_token()
+                batches.append(
+                    RecordBatch(
+                        lane, fitting, body, token, span, is_barrier, at, has_all, part.is_final
+                    )
+                )
+        for batch in batches:
+            self._note_sealed(batch)
+        return batches
+
+    def _fit(
+        self, lane: Lane, span: Span, records: list[AnyRecord], ranges: list[tuple[int, int]]
+    ) -> list[tuple[list[AnyRecord], bytes, list[tuple[int, int]]]]:
+        """*records* in as few halves as fit the limit of bytes, each with its body and ranges."""
+        try:
+            body = lane.encode(records)
+        except Exception as error:  # one odd value costs one value: what else can be sent is
+            if len(records) == 1:
+                self._refuse_waiting(lane, span, records, _not_encodable(error))
+                return []
+        else:
+            if len(body) <= self.limits.body_bytes or len(records) == 1:
+                return [(records, body, ranges)]
+        middle = len(records) // 2
+        left, right = split(ranges, middle)
+        first_half = self._fit(lane, span, records[:middle], left)
+        return first_half + self._fit(lane, span, records[middle:], right)
 
     def _note_sealed(self, batch: RecordBatch) -> None:
-        if self.journal is not None and batch.first is not None:
+        if self.journal is not None:
             self.journal.sealed(batch)
 
     # What became of a batch
@@ -294,25 +370,62 @@ class Accumulator:
     def succeed(self, batch: RecordBatch, now: float) -> None:
         """The service has it."""
         lane = batch.lane
-        lane.failures = 0
+        lane.failures = lane.fruitless = 0
+        if lane.aside:
+            lane.sealed[:0] = [(each, now) for each, _ in lane.aside]
+            lane.aside.clear()
         self._gets_through = True
-        if lane.suspects:
-            for record in batch.records:
-                lane.suspects.pop((type(record), record.key), None)
-        if len(lane.proven) < PROVEN_KEYS:
-            lane.proven.update([record.key for record in batch.records])
+        self.refusals.delivered(batch)
         lane.delivered += len(batch.records)
         self.delivered += len(batch.records)
         for record in batch.records:
             record.place = DELIVERED
         self._settle(batch, now)
 
-    def retry_later(self, batch: RecordBatch, not_before: float, now: float) -> None:
-        """No verdict: the same request goes again, with the same token."""
-        if not_before > now:  # else it was throttled, which says nothing about the batch
-            batch.lane.failures += 1
-            self._gets_through = False
+    def wait_turn(self, batch: RecordBatch, not_before: float, now: float) -> None:
+        """It was throttled, or could not leave, which says nothing about the batch."""
         self._put_back(batch, [batch], not_before, now)
+
+    def back_off(self, batch: RecordBatch, not_before: float, now: float) -> None:
+        """No verdict: the same request goes again, with the same token."""
+        self._note_failure(batch, now)
+        self._put_back(batch, [batch], not_before, now)
+
+    def put_aside(self, batch: RecordBatch, not_before: float, now: float) -> None:
+        """The same of a single record that fails again and again: others go before it."""
+        lane = batch.lane
+        self._note_failure(batch, now)
+        self._land(batch)
+        self.waiting += len(batch.records)
+        lane.aside.append((batch, not_before))
+        self._schedule(lane, now)
+
+    def _note_failure(self, batch: RecordBatch, now: float) -> None:
+        if not batch.failures:
+            batch.first_failed_at = now
+        batch.failures += 1
+        batch.failed_at = now
+        batch.lane.failures += 1
+        self._gets_through = False
+
+    def halve(self, batch: RecordBatch, now: float) -> None:
+        """The service fails on this batch and takes others: look for the record that does it.
+
+        The halves begin with what the whole has seen: the next failure halves them again.
+        """
+        self._note_failure(batch, now)
+        batch.lane.fruitless += 1
+        for part in (halves := self._parts(batch, in_halves(len(batch.records)))):
+            part.failures, part.failed_at = batch.failures, batch.failed_at
+            part.first_failed_at = batch.first_failed_at
+        self._put_back(batch, halves, now, now)
+
+    def hurry(self, lane: Lane, now: float) -> None:
+        """The service is back: the lane need not wait out the back-off of what failed."""
+        lane.failures = 0
+        lane.sealed = [(batch, min(not_before, now)) for batch, not_before in lane.sealed]
+        lane.aside = [(batch, min(not_before, now)) for batch, not_before in lane.aside]
+        self._schedule(lane, now)
 
     def renew(self, batch: RecordBatch, now: float) -> None:
         """The retry token is spent: the same body goes again under a new one."""
@@ -321,23 +434,20 @@ class Accumulator:
         self._put_back(batch, [renewed], now, now)
 
     def refuse(self, batch: RecordBatch, error: AdpError, now: float) -> None:
-        """The service's verdict on the request: find the bad records, and deliver the others.
-
-        Takes apart what was refused before, or halves it; a record that is refused alone is given
-        up.  A key that never got through, and of which ten records were refused alone, is bad
-        itself: a batch of that key alone is given up as a whole then, or a bad key in a hot loop
-        would cost a request for each point.
-        """
-        names = {(type(record), record.key) for record in batch.records}
-        if len(names) == 1:
-            name = names.pop()
-            refusals = batch.lane.suspects.get(name, 0)
-            if len(batch.records) == 1:
-                self._suspect(batch.lane, name, refusals + 1)
-            if len(batch.records) == 1 or self._is_bad_key(batch.lane, name[1], refusals):
-                self.give_up(batch, error, now)
-                return
-        self._split(batch, now)
+        """The service's verdict on the request: find the bad records, and deliver the others."""
+        lane = batch.lane
+        lane.failures = 0
+        ruling = self.refusals.judge(batch, error, now)
+        if ruling.look_again_at is not None:
+            self._put_back(batch, [batch], ruling.look_again_at, now)
+        elif len(ruling.given_up) == len(batch.records):
+            self.give_up(batch, error, now)
+        else:
+            # A tag that was overwritten in the whole may be sent in a part, and make it larger.
+            given_up = [batch.records[at] for at in ruling.given_up]
+            self._put_back(batch, self._parts(batch, ruling.parts), now, now)
+            if given_up:
+                self._refuse_waiting(lane, batch.span, given_up, error)
 
     def too_large(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """413: the service takes less than we thought.  Halves it, and keeps that in mind."""
@@ -348,26 +458,88 @@ class Accumulator:
         learned = max(SMALLEST_BODY_LIMIT, len(batch.body) * 9 // 16)
         if learned < self.limits.body_bytes:
             self.limits = evolve(self.limits, body_bytes=learned)
-        self._split(batch, now)
+        halves = in_halves(len(batch.records))
+        self._put_back(batch, self._parts(batch, halves), now, now)
 
     def give_up(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """No record of the batch will be delivered."""
-        lane = batch.lane
-        lane.failures = 0
-        refused = [_rejection(lane.run_id, record, error) for record in batch.records]
-        lane.refused = [*lane.refused, *refused][-KEPT_REJECTIONS:]
-        self._count_rejected(lane, error, len(refused))
-        for record, rejection in zip(batch.records, refused, strict=True):
+        batch.lane.failures = 0
+        self._reject(batch.lane, batch.records, error)
+        self._settle(batch, now)
+
+    def _reject(self, lane: Lane, records: Sequence[AnyRecord], error: AdpError) -> None:
+        rejections = [_rejection(lane.run_id, record, error) for record in records]
+        self._count_rejected(lane, error, len(records))
+        lane.last_refused = rejections[-1]
+        self.refused += rejections[-self.kept_rejections :]
+        for record, rejection in zip(records, rejections, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
         if self.journal is not None:
-            self.journal.refused(refused, batch.records)
-        self._settle(batch, now)
+            self.journal.refused(rejections, records)
+
+    def _refuse_waiting(
+        self, lane: Lane, span: Span, records: list[AnyRecord], error: AdpError
+    ) -> None:
+        """Records that are not in flight won't be sent: the service refuses such."""
+        self._reject(lane, records, error)
+        self.waiting -= len(records)
+        self._close(lane, span, records, with_text=has_text(records))
 
     def _count_rejected(self, lane: Lane, error: AdpError, count: int) -> None:
         name = type(error).__name__
         lane.refused_count += count
         lane.rejected[name] = lane.rejected.get(name, 0) + count
         self.rejected[name] += count
+        # Beyond so many runs they are counted together.
+        is_known = lane.run_id in self.unreported or len(self.unreported) < KEPT_RUNS
+        self.unreported[lane.run_id if is_known else ""] += count
+
+    def take_refused(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
+        """What was refused since somebody was last told, of one run or of all; and how many."""
+        if run_id is None:
+            rejections, count = list(self.refused), self.unreported.total()
+            self.refused.clear()
+            self.unreported.clear()
+            return rejections, count
+        count = self.unreported.pop(run_id, 0)
+        if not count:
+            return [], 0
+        rejections = [each for each in self.refused if each.run_id == run_id]
+        others = [each for each in self.refused if each.run_id != run_id]
+        self.refused.clear()
+        self.refused += others
+        return rejections, count
+
+    def discard(self, lane: Lane, now: float, error: AdpError) -> int:
+        """Give up what waits for a run: how many records that were.
+
+        What is in flight is not tried again, see `drop`.
+        """
+        first, spilled = lane.settled_until, lane.spooled
+        here, held = lane.discard()
+        self.waiting -= len(here)
+        self.spooled -= spilled
+        self.cost -= _cost_of_all(here, with_text=bool(here) and has_text(here))
+        for record in (gone := [*here, *held]):
+            record.place = GivenUp(error)
+        self.count_dropped(lane, len(here) + spilled)
+        if self.journal is not None:
+            self.journal.settled(lane, Span(first, lane.next_seq))
+        self._schedule(lane, now)
+        self._tell_settled(lane, gone)
+        self.forget_if_idle(lane)
+        return len(here) + spilled
+
+    def drop(self, batch: RecordBatch, error: AdpError, now: float) -> None:
+        """It was in flight when its run was discarded, and was not delivered."""
+        for record in batch.records:
+            record.place = GivenUp(error)
+        self.count_dropped(batch.lane, len(batch.records))
+        self._settle(batch, now)
+
+    def count_dropped(self, lane: Lane, count: int) -> None:
+        lane.dropped += count
+        self.dropped += count
 
     def abandon(self) -> list[tuple[Lane, int, list[AnyRecord]]]:
         """Nothing will be delivered any more, and nothing is held here any longer.
@@ -382,7 +554,7 @@ class Accumulator:
                 left.append((lane, count, records))
         self.abandoned += self.unsettled
         self.waiting = self.spooled = self.cost = 0
-        self._line.clear()
+        self.line.clear()
         return left
 
     # What is on disk only
@@ -426,48 +598,35 @@ class Accumulator:
         self,
         run_id: str,
         spilled: Sequence[tuple[int, int]],
-        sealed: Sequence[tuple[int, str, list[AnyRecord]]],
+        sealed: Sequence[tuple[Sequence[tuple[int, int]], str, list[AnyRecord]]],
         last: int,
     ) -> None:
-        """A run of a process that died: ranges on disk, and (first, token, records) of batches.
+        """A run of a process that died: ranges on disk, and (ranges, token, records) of batches.
 
         *last* is where its records on disk end, delivered ones included.
         """
         lane = self.lanes[run_id] = self.lane(run_id)
         lane.spilled.extend(spilled)
         self.spooled += lane.spooled
-        for first, token, records in sealed:
-            span = Span(first, first + len(records))
-            lane.spans.append(span)
-            body = lane.encode(records)
-            is_barrier = has_text(records)
-            batch = RecordBatch(lane, records, body, token, span, is_barrier, first=first)
+        span = Span(0, 0)
+        for ranges, token, records in sorted(sealed, key=itemgetter(0)):
+            if not lane.spans or ranges[0][0] >= span.last:
+                span = Span(ranges[0][0], ranges[-1][1])
+                span.open = 0
+                lane.spans.append(span)
+            # Parts of a batch that was taken apart share its span.
+            span.last = max(span.last, ranges[-1][1])
+            span.open += len(records)
+            body, is_barrier = lane.encode(records), has_text(records)
+            batch = RecordBatch(lane, records, body, token, span, is_barrier, list(ranges))
             lane.sealed.append((batch, 0.0))
             self._count(records, with_text=is_barrier)
         lane.next_seq = last
         lane.head_seq = spilled[0][0] if spilled else last
         self._schedule(lane, 0.0)
 
-    def _is_bad_key(self, lane: Lane, key: str, refusals: int) -> bool:
-        is_proven = key in lane.proven or len(lane.proven) >= PROVEN_KEYS
-        return refusals >= ENOUGH_REFUSALS and not is_proven
-
-    def _suspect(self, lane: Lane, name: tuple[type, str], refusals: int) -> None:
-        if name in lane.suspects or len(lane.suspects) < KEPT_REJECTIONS:
-            lane.suspects[name] = refusals
-
-    def _split(self, batch: RecordBatch, now: float) -> None:
-        lane, at, parts = batch.lane, batch.first, []
-        cuts = lane.set_apart(batch.records)
-        if len(cuts) > 1:
-            at = None
-        else:
-            cuts = _halves(batch.records)
-        # A tag that was overwritten in the whole may be sent in a part, and make it larger.
-        for records, body in [fit for cut in cuts for fit in self._fit(lane, cut)]:
-            parts.append(self._batch(lane, records, body, batch.span, at, is_whole=False))
-            at = None if at is None else at + len(records)
-        self._put_back(batch, parts, now, now)
+    def _parts(self, batch: RecordBatch, parts: Sequence[Part]) -> list[RecordBatch]:
+        return self._sealed(batch.lane, batch.span, batch.records, batch.ranges, parts)
 
     def _put_back(
         self, batch: RecordBatch, parts: list[RecordBatch], not_before: float, now: float
@@ -478,17 +637,22 @@ class Accumulator:
         self._schedule(batch.lane, now)
 
     def _settle(self, batch: RecordBatch, now: float) -> None:
-        lane, records = batch.lane, batch.records
         self._land(batch)
-        self.cost -= _cost_of_all(records, with_text=batch.is_barrier)
-        batch.span.open -= len(records)
-        if not batch.span.open:
-            lane.spans.remove(batch.span)
+        self._close(batch.lane, batch.span, batch.records, with_text=batch.is_barrier)
+        self._schedule(batch.lane, now)
+        self.forget_if_idle(batch.lane)
+
+    def _close(
+        self, lane: Lane, span: Span, records: Sequence[AnyRecord], *, with_text: bool
+    ) -> None:
+        """*records* of a span are settled."""
+        self.cost -= _cost_of_all(records, with_text=with_text)
+        span.open -= len(records)
+        if not span.open:
+            lane.spans.remove(span)
             if self.journal is not None:
-                self.journal.settled(lane, batch.span)
-        self._schedule(lane, now)
+                self.journal.settled(lane, span)
         self._tell_settled(lane, records)
-        self.forget_if_idle(lane)
 
     def _tell_settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
         if self.on_settled is not None:
@@ -508,9 +672,8 @@ def _cost_of_all(records: Sequence[AnyRecord], *, with_text: bool) -> int:
     return sum(map(cost_of, records)) if with_text else len(records) * METRIC_COST
 
 
-def _halves(records: list[AnyRecord]) -> list[list[AnyRecord]]:
-    middle = len(records) // 2
-    return [records[:middle], records[middle:]]
+def _not_encodable(error: Exception) -> AdpError:
+    return AdpError(f"the record cannot be written as JSON: {type(error).__name__}")
 
 
 def _rejection(run_id: str, record: AnyRecord, error: AdpError) -> Rejection:

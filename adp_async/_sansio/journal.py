@@ -45,11 +45,10 @@ class Chunk:
 
 @frozen
 class Sealed:
-    """A batch that is under way: its span and its retry token.  Its body follows from that."""
+    """A batch that is under way: its records and its retry token.  Its body follows from that."""
 
     run_id: str
-    first: int
-    last: int
+    ranges: tuple[tuple[int, int], ...]
     retry_token: str
 
 
@@ -179,7 +178,9 @@ class Journal:
         sealed_later: list[RecordBatch] = []
         for each in notes.sealed:
             is_written = each.span.last <= self._written_until.get(each.lane, 0)
-            (sealed if is_written or each is batch else sealed_later).append(each)
+            # Parts of one batch together: their tokens replace that of the whole.
+            goes_now = is_written or each.span is batch.span
+            (sealed if goes_now else sealed_later).append(each)
         now, self._notes = Notes(took, sealed), Notes(took_later, sealed_later)
         ends = now if batch.is_barrier else self._notes
         ends.settled, ends.refused = notes.settled, notes.refused
@@ -238,8 +239,7 @@ def _end(taken: Taken) -> int:
 
 
 def _sealed(batch: RecordBatch) -> Sealed:
-    assert batch.first is not None
-    return Sealed(batch.run_id, batch.first, batch.first + len(batch.records), batch.retry_token)
+    return Sealed(batch.run_id, tuple(batch.ranges), batch.retry_token)
 
 
 def _divided(took: list[Taken], lane: Lane, until: int) -> tuple[list[Taken], list[Taken]]:

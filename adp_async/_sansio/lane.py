@@ -15,9 +15,9 @@ import itertools
 import sys
 from bisect import bisect_left, bisect_right
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from attrs import field, frozen
+from attrs import define, field
 
 from adp_async._sansio.ranges import joined
 from adp_async._sansio.records import (
@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
     from adp_async._sansio.records import AnyRecord, BatchLimits
-    from adp_async.errors import Rejection
+    from adp_async.errors import AdpError, Rejection
 
 #: Records that are read from the disk at once.
 RELOADED = 10_000
+
+#: What records are told apart by when one of them is refused: their class and key.
+Name: TypeAlias = "tuple[type, str]"
 
 
 class Span:
@@ -59,13 +62,13 @@ class Span:
         return f"<Span {self.first}-{self.last} | {self.open} open>"
 
 
-@frozen(eq=False)
+@define(eq=False)
 class RecordBatch:
     """Records of one run, sealed for one request: the body and the retry token never change.
 
-    *is_barrier*: it holds params or tags.  *is_whole*: it covers its span alone; a part of a
-    batch that was refused or too large does not.  *first*: the sequence number of its first
-    record, None when they don't follow each other.
+    *is_barrier*: it holds params or tags.  *ranges*: the sequence numbers of its records.
+    *is_whole*: it covers its span alone; a part of a batch that was refused or too large does
+    not.  *is_final*: when it is refused, all of its records are.
     """
 
     lane: Lane = field(repr=False)
@@ -74,12 +77,32 @@ class RecordBatch:
     retry_token: str = field(repr=False)
     span: Span
     is_barrier: bool
+    ranges: list[tuple[int, int]]
     is_whole: bool = True
-    first: int | None = None
+    is_final: bool = False
+    #: Attempts in a row that failed without a verdict on it; the first and the last of them.
+    failures: int = 0
+    first_failed_at: float = 0.0
+    failed_at: float = 0.0
+    #: Those that failed while the service took something else: this batch is to blame.
+    blamed: int = 0
 
     @property
     def run_id(self) -> str:
         return self.lane.run_id
+
+
+@define(eq=False)
+class Suspect:
+    """Records of one kind and key that the service refused, and none of which it took."""
+
+    #: How many of them were refused when they were sent alone, or by name.
+    refusals: int
+    #: Why the last of them was.
+    error: AdpError
+    #: When records of it are sent again rather than refused here, and how long to wait after that.
+    ask_at: float
+    pause: float
 
 
 class Board(Protocol):
@@ -95,25 +118,29 @@ class Lane:
 
     __slots__ = (
         "__weakref__",
+        "aside",
         "barrier_in_flight",
         "board",
         "count",
         "delivered",
+        "discarded_until",
+        "dropped",
         "entry",
         "failures",
+        "fruitless",
         "head_seq",
         "held",
         "in_flight",
+        "is_troubled",
+        "last_refused",
         "left_at",
         "marked",
         "next_seq",
         "proven",
         "queue",
         "ready_at",
-        "refused",
         "refused_count",
         "rejected",
-        "reported",
         "run_id",
         "sealed",
         "spans",
@@ -123,6 +150,8 @@ class Lane:
         "text_cost",
         "text_seqs",
         "times",
+        "told",
+        "told_refused",
         "urgent_until",
     )
 
@@ -150,25 +179,34 @@ class Lane:
         self.text_cost = 0
         #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
         self.sealed: list[tuple[RecordBatch, float]] = []
+        #: The same of single records that failed again and again: others go before them.
+        self.aside: list[tuple[RecordBatch, float]] = []
         self.in_flight = 0
         self.barrier_in_flight = False
         self.spans: list[Span] = []
         self.urgent_until = first_seq
-        #: How often a record of that kind and key was refused alone; such travel apart.
-        self.suspects: dict[tuple[type, str], int] = {}
+        #: What was refused; such records travel apart.
+        self.suspects: dict[Name, Suspect] = {}
         #: Keys of which a record was delivered: if another is refused, the key is not to blame.
         self.proven: set[str] = set()
-        #: Attempts that failed since the last one that did not.
+        #: Attempts that failed since the last one with a verdict; the lane is in trouble then.
         self.failures = 0
+        #: Batches taken apart since the last one that was delivered.
+        self.fruitless = 0
         self.delivered = 0
-        #: The last ones, by name, and how many they were in all.
-        self.refused: list[Rejection] = []
+        self.dropped = 0
+        #: How many were refused, also by the class of the error; and the last one.
         self.refused_count = 0
-        #: The same by the class of the error.
         self.rejected: dict[str, int] = {}
-        #: How many of them somebody was told of.
-        self.reported = 0
+        self.last_refused: Rejection | None = None
+        #: What a person was told: the trouble it is in, and how many records were refused.
+        self.told: type[AdpError] | None = None
+        self.told_refused = 0
+        #: Records before this one were discarded: those in flight are not tried again.
+        self.discarded_until = first_seq
+        #: When it is ready, in which of the two lines it stands, and its last place there.
         self.ready_at: float | None = None
+        self.is_troubled = False
         self.entry = 0
         #: When its last batch left: it is not ready before that, however old its records are.
         self.left_at = float("-inf")
@@ -202,6 +240,18 @@ class Lane:
     @property
     def is_idle(self) -> bool:
         return not (self.queue or self.spans or self.spilled or self.tail)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether there is nothing left but records that failed again and again."""
+        busy = self.queue or self.sealed or self.spilled or self.tail or self.in_flight
+        return bool(self.aside) and not busy
+
+    @property
+    def flying(self) -> int:
+        """Records that are in flight."""
+        held_back = sum(len(batch.records) for batch, _ in (*self.sealed, *self.aside))
+        return sum(span.open for span in list(self.spans)) - held_back
 
     @property
     def spooled(self) -> int:
@@ -315,24 +365,43 @@ class Lane:
             for record in records:
                 record.place = self
 
-    def set_apart(self, records: list[AnyRecord]) -> list[list[AnyRecord]]:
-        """Records of a kind and key that were refused before don't spoil a batch of others."""
-        if not self.suspects:
-            return [records]
-        parts: dict[tuple[type, str] | None, list[AnyRecord]] = {}
-        for record in records:
-            name = (type(record), record.key)
-            parts.setdefault(name if name in self.suspects else None, []).append(record)
-        return list(parts.values())
+    def by_name(self, records: Sequence[AnyRecord]) -> dict[Name, list[int]]:
+        """Positions in *records* by kind and key, in the order in which those first appear."""
+        names: dict[Name, list[int]] = {}
+        for at, record in enumerate(records):
+            names.setdefault((type(record), record.key), []).append(at)
+        return names
 
     def clear(self) -> list[AnyRecord]:
         """Hold nothing any longer.  Returns what waited here."""
-        records = [record for batch, _ in self.sealed for record in batch.records]
+        records = [record for batch, _ in (*self.aside, *self.sealed) for record in batch.records]
         records += [*self.queue, *self.held.values(), *self.tail]
-        for each in (self.queue, self.sealed, self.spans, self.spilled, self.tail, self.held):
+        for each in (self.queue, self.sealed, self.aside, self.spans, self.spilled, self.tail):
             each.clear()
+        self.held.clear()
         self._forget_marks()
         return records
+
+    def discard(self) -> tuple[list[AnyRecord], list[AnyRecord]]:
+        """Hold nothing but what is in flight.
+
+        What was held: records that waited here, and those that were on disk but for their receipt.
+        """
+        here = [*self.queue, *self.tail]
+        for batch, _ in (*self.sealed, *self.aside):
+            here += batch.records
+            batch.span.open -= len(batch.records)
+        held = list(self.held.values())
+        self.spans = [span for span in self.spans if span.open]
+        for each in (self.queue, self.sealed, self.aside, self.tail, self.text_seqs):
+            each.clear()
+        self.spilled.clear()
+        self.held.clear()
+        self._forget_marks()
+        self.count = {Param: 0, RunTag: 0}
+        self.text_cost = 0
+        self.head_seq = self.discarded_until = self.urgent_until = self.next_seq
+        return here, held
 
     # What is on disk only
 

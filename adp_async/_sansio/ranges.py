@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -32,3 +32,41 @@ def without(ranges: Sequence[tuple[int, int]], first: int, last: int) -> list[tu
     left = [(start, min(end, first)) for start, end in ranges]
     right = [(max(start, last), end) for start, end in ranges]
     return sorted((start, end) for start, end in left + right if start < end)
+
+
+def numbers_of(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """Every number in *ranges*.
+
+    >>> list(numbers_of([(0, 2), (5, 6)]))
+    [0, 1, 5]
+    """
+    return (number for first, last in ranges for number in range(first, last))
+
+
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """*numbers*, which are sorted, as ranges.
+
+    >>> ranges_of([0, 1, 5])
+    [(0, 2), (5, 6)]
+    """
+    return joined([(number, number + 1) for number in numbers])
+
+
+def split(
+    ranges: Sequence[tuple[int, int]], count: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The first *count* numbers of *ranges*, and the others.
+
+    >>> split([(0, 4), (10, 12)], 5)
+    ([(0, 4), (10, 11)], [(11, 12)])
+    """
+    before: list[tuple[int, int]] = []
+    after: list[tuple[int, int]] = []
+    for first, last in ranges:
+        middle = min(last, first + max(0, count))
+        count -= middle - first
+        if first < middle:
+            before.append((first, middle))
+        if middle < last:
+            after.append((middle, last))
+    return before, after

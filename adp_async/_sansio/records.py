@@ -95,7 +95,9 @@ class Record(msgspec.Struct, gc=False, omit_defaults=True, eq=False):
         return self._verdict() is not None
 
     def _verdict(self) -> Verdict | None:
-        return _at(self).verdict(self)
+        # (None while its batch is being encoded, which is before any verdict.)
+        place = self.place  # type: ignore[attr-defined]
+        return None if place is None else place.verdict(self)
 
     def __repr__(self) -> str:
         verdict = self._verdict()
@@ -200,8 +202,9 @@ _NOWHERE: Final = _Nowhere()
 
 
 def _at(record: Any) -> Place:
-    # None is only for the tenth of a millisecond in which another thread encodes its batch.
-    for _ in range(100_000):
+    # None is only for the tenth of a millisecond in which another thread encodes its batch.  Who
+    # looks just then may have to hand the interpreter over first, which takes 5 ms a thread.
+    for _ in range(20_000_000):
         if (place := record.place) is not None:
             return place  # type: ignore[no-any-return]
     return _NOWHERE

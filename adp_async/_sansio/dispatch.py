@@ -1,0 +1,356 @@
+"""When a batch may leave, and what the answer to it means for the batches after it.
+
+Whose fault is a failure?  One that names the run (a 403, a 404) is the run's.  One that keeps a
+request from leaving, or refuses the credentials, is everybody's: all batches wait, for longer and
+longer, and then one of them finds out.  All others (a 503, a broken connection, somebody else's
+page) can be either.  They are the run's when another run got through lately; else runs that have
+not failed are tried, one after the other, before all wait.
+
+So a run in trouble slows itself alone, costs one request now and then, and the service is left in
+peace while it answers nobody.
+
+A batch that fails again and again while others get through may hold a record that the service
+cannot store.  It is halved until that is found; a record that fails alone is set aside: counted
+as rejected, with the failure as its reason.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+
+from adp_async._sansio.verdicts import Action
+from adp_async.errors import (
+    AdpError,
+    ConnectionFailed,
+    DeliveryError,
+    Forbidden,
+    NotAuthenticated,
+    NotFound,
+)
+
+if TYPE_CHECKING:
+    from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.concurrency import Concurrency
+    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.retry import RetryPolicy
+    from adp_async._sansio.throttle import Throttle
+
+#: Seconds between two looks at what came while nothing can leave, however short the linger.
+SHORTEST_PAUSE: Final = 0.01
+#: A run that got through so many seconds ago tells that the service is there.
+LATELY: Final = 10.0
+#: Runs that are tried one right after the other when nobody gets through; and the longest pause
+#: between two of those that come after them, as a multiple of the first back-off.
+FREE_PROBES: Final = 16
+LONGEST_PROBE: Final = 5.0
+#: Seconds between two attempts for runs in trouble, all of them together; and how many requests of
+#: others leave in between at least, where the rate is limited.
+TROUBLE_PAUSE: Final = 0.1
+TROUBLE_TURNS: Final = 10.0
+#: Failures after which the back-off of a run in trouble grows beyond the policy's longest, while
+#: others get through; and how far, in seconds.
+PATIENCE: Final = 8
+LONGEST_TROUBLE: Final = 900.0
+#: Failures of a batch before it is halved, and those of a record alone, the service taking others
+#: in between, before it is set aside; batches of a run that are taken apart without any success.
+BEFORE_HALVING: Final = 4
+BEFORE_ASIDE: Final = 4
+FRUITLESS: Final = 14
+#: Records of a run that others may go before; more of them, and it is the run that is in trouble.
+MOST_ASIDE: Final = 3
+
+
+class Fault(enum.Enum):
+    """Who is to blame for a failure, as far as it tells by itself."""
+
+    RUN = "403 or 404 in the service's own words: this run"
+    ALL = "the request did not leave, or the credentials were refused: every run"
+    EITHER = "anything else"
+
+
+def fault_of(error: AdpError) -> Fault:
+    """Whose fault *error* is.
+
+    >>> fault_of(ConnectionFailed("no route to host")).name
+    'ALL'
+    """
+    match error:
+        case Forbidden() | NotFound() if error.code:
+            return Fault.RUN
+        case ConnectionFailed() | NotAuthenticated():
+            return Fault.ALL
+        case _:
+            return Fault.EITHER
+
+
+@define(eq=False)
+class Pulse:
+    """Which runs got through last, and when.  All who send to one service share it."""
+
+    run_id: str = ""
+    at: float = float("-inf")
+    #: When another run than that did.
+    other_at: float = float("-inf")
+
+    def got_through(self, run_id: str, now: float) -> None:
+        if run_id != self.run_id:
+            self.run_id, self.other_at = run_id, self.at
+        self.at = now
+
+    def of_others(self, run_id: str) -> float:
+        """When a run other than *run_id* got through."""
+        return self.other_at if run_id == self.run_id else self.at
+
+
+@define(eq=False, repr=False)
+class Dispatcher:
+    """Hands out batches, and learns from their answers when the next ones may leave.
+
+    *jitter* is a draw from [0, 1) wherever it is an argument.  *pulse* is shared by all who send to
+    the same service.
+    """
+
+    accumulator: Accumulator
+    throttle: Throttle
+    policy: RetryPolicy
+    concurrency: Concurrency
+    pulse: Pulse = field(factory=Pulse)
+    #: Why the last batch without a verdict has none; None when all is well.
+    trouble: AdpError | None = field(default=None, init=False)
+    retries: int = field(default=0, init=False)
+    #: Failures in a row, of all runs, that may be everybody's; those of runs that had not failed.
+    _failures: int = field(default=0, init=False)
+    _probes: int = field(default=0, init=False)
+    #: When a run that has not failed may be tried, and one that has.
+    _probe_at: float = field(default=0.0, init=False)
+    _retry_at: float = field(default=0.0, init=False)
+    #: Runs that failed since nobody gets through, and may have done so without their fault.
+    _stricken: set[Lane] = field(factory=set, init=False)
+    #: Batches in flight of runs in trouble.
+    _retried: set[RecordBatch] = field(factory=set, init=False)
+
+    # What may leave
+
+    def drain(self, now: float) -> list[RecordBatch]:
+        """The batches that leave *now*.  The later one leaves, the fuller it is."""
+        accumulator = self.accumulator
+        if self.throttle.delay(now) > 0.0:
+            return []
+        if self._failures:
+            batch = self._probe(now)
+            batches = [batch] if batch is not None else []
+        else:
+            batches = accumulator.drain(now, self._room(now), troubled=self._troubled_room(now))
+        self._retried.update(batch for batch in batches if batch.lane.failures)
+        return batches
+
+    def _room(self, now: float) -> int:
+        room = self.concurrency.limit - self.accumulator.batches_in_flight
+        # One that is tried again for a run in trouble keeps nobody else from leaving.
+        room += min(len(self._retried), self.concurrency.most - self.concurrency.limit)
+        return min(room, 1) if self.throttle.is_paced else room
+
+    def _troubled_room(self, now: float) -> int:
+        return int(now >= self._retry_at and not self._retried)
+
+    def _probe(self, now: float) -> RecordBatch | None:
+        """One batch finds out whether the service answers."""
+        if self.accumulator.batches_in_flight:
+            return None
+        return self.accumulator.probe(
+            now, healthy=now >= self._probe_at, troubled=now >= self._retry_at
+        )
+
+    def next_look(self, now: float) -> float:
+        """When there may be something to do, if nothing happens before."""
+        accumulator = self.accumulator
+        # Records that came since are not seen yet, and must not wait for longer than a linger.
+        pause = max(accumulator.linger, SHORTEST_PAUSE)
+        look = now + pause if accumulator.unsettled else float("inf")
+        throttled = now + self.throttle.delay(now)
+        if throttled > now:
+            deadline = accumulator.next_deadline()
+            return look if deadline is None else min(look, max(deadline, throttled))
+        for deadline, may_leave_at in self._chances(now):
+            if deadline is not None and may_leave_at is not None:
+                look = min(look, max(deadline, may_leave_at))
+        return look
+
+    def _chances(self, now: float) -> list[tuple[float | None, float | None]]:
+        """For each of the two lines: when its first lane is ready, and when one may leave."""
+        healthy, troubled = (
+            self.accumulator.line.first_healthy(),
+            self.accumulator.line.first_troubled(),
+        )
+        if self._failures:
+            is_free = not self.accumulator.batches_in_flight
+            return [
+                (healthy, self._probe_at if is_free else None),
+                (troubled, self._retry_at if is_free else None),
+            ]
+        has_room = self._room(now) > 0
+        may_retry = has_room and not self._retried
+        return [
+            (healthy, now if has_room else None),
+            (troubled, self._retry_at if may_retry else None),
+        ]
+
+    # What became of it
+
+    def answered(
+        self,
+        batch: RecordBatch,
+        error: AdpError | None,
+        action: Action,
+        now: float,
+        *,
+        jitter: float,
+        is_visible: bool = False,
+    ) -> bool:
+        """The answer to *batch*: None when it was delivered, or an *error* and what it calls for.
+
+        *is_visible*: the service has just shown the run, see `doubts`.  Returns whether a failure
+        is the run's own.
+        """
+        lane, accumulator = batch.lane, self.accumulator
+        self._retried.discard(batch)
+        if error is None:
+            self._delivered(batch, now)
+            return False
+        if batch.span.first < lane.discarded_until:
+            accumulator.drop(batch, discarded(lane.run_id, len(batch.records)), now)
+            return False
+        match action:
+            case Action.WAIT_TURN:
+                self.retries += 1
+                accumulator.wait_turn(batch, now, now)
+            case Action.BACK_OFF | Action.HOLD:
+                return self._failed(batch, error, now, jitter, is_visible=is_visible)
+            case Action.RENEW_TOKEN:
+                self.retries += 1
+                accumulator.renew(batch, now)
+            case Action.HALVE if len(batch.records) > 1:
+                self._judged()
+                accumulator.too_large(batch, error, now)
+            case Action.HALVE if not getattr(error, "code", ""):
+                # Somebody on the way takes no record of that size; the service has not refused it.
+                return self._failed(batch, error, now, jitter, is_visible=is_visible)
+            case Action.SPLIT:
+                self._judged()
+                accumulator.refuse(batch, error, now)
+            case _:
+                self._judged()
+                accumulator.give_up(batch, error, now)
+        return False
+
+    def stays(self, batch: RecordBatch, not_before: float, now: float) -> None:
+        """*batch* did not leave: it keeps its turn."""
+        self._retried.discard(batch)
+        self.accumulator.wait_turn(batch, not_before, now)
+
+    def _delivered(self, batch: RecordBatch, now: float) -> None:
+        self.pulse.got_through(batch.run_id, now)
+        self.trouble = None
+        self._judged()
+        stricken, self._stricken = self._stricken, set()
+        self.accumulator.succeed(batch, now)
+        for lane in stricken:
+            self.accumulator.hurry(lane, now)
+
+    def _judged(self) -> None:
+        """A verdict is an answer too: the service is there."""
+        self._failures = self._probes = 0
+        self._probe_at = 0.0
+
+    def _failed(
+        self, batch: RecordBatch, error: AdpError, now: float, jitter: float, *, is_visible: bool
+    ) -> bool:
+        self.retries += 1
+        self.trouble = error
+        lane, fault = batch.lane, fault_of(error)
+        was_troubled = lane.failures > 0
+        others = self.pulse.of_others(lane.run_id) >= now - LATELY
+        is_its_own = fault is Fault.RUN or (fault is Fault.EITHER and others)
+        delay = self._delay(lane.failures + 1, error, jitter, others=others)
+        if fault is not Fault.EITHER or not self._looks_for_record(
+            batch, error, now, delay, is_visible=is_visible or others
+        ):
+            self.accumulator.back_off(batch, now + delay, now)
+        if is_its_own:
+            self._retry_at = now + self._trouble_pause(now)
+        else:
+            self._stricken.add(lane)
+            self._may_be_down(fault, now, jitter, is_news=not was_troubled)
+        return is_its_own
+
+    def _may_be_down(self, fault: Fault, now: float, jitter: float, *, is_news: bool) -> None:
+        """Nobody gets through: how long until the next run is tried, or one that failed before."""
+        self._failures += 1
+        # One failure may be that batch's own; a second tells that others would fail as well.
+        if self._failures > 1:
+            pause = self.policy.delay(self._failures - 1, jitter=jitter)
+            self._retry_at = max(self._retry_at, now + pause)
+        self._probe_at = self._retry_at
+        if fault is Fault.EITHER:
+            self._probes += is_news
+            later, pause = self._probes - FREE_PROBES, 0.0
+            if later > 0:
+                longest = LONGEST_PROBE * self.policy.first_backoff
+                pause = min(longest, self.policy.delay(later, jitter=jitter))
+            self._probe_at = now + pause
+
+    def _delay(self, attempts: int, error: AdpError, jitter: float, *, others: bool) -> float:
+        """Seconds that a run in trouble waits, after so many failures."""
+        retry_after = getattr(error, "retry_after", None) or 0.0
+        delay = self.policy.delay(attempts, jitter=jitter, retry_after=retry_after)
+        if others and attempts > PATIENCE:
+            longest = max(LONGEST_TROUBLE, self.policy.max_backoff)
+            longer = self.policy.max_backoff * 2.0 ** min(attempts - PATIENCE, 32)
+            delay = max(delay, (0.5 + 0.5 * jitter) * min(longest, longer))
+        return delay
+
+    def _trouble_pause(self, now: float) -> float:
+        rate = self.throttle.rate(now)
+        return TROUBLE_PAUSE if rate is None else max(TROUBLE_PAUSE, TROUBLE_TURNS / rate)
+
+    def _looks_for_record(
+        self, batch: RecordBatch, error: AdpError, now: float, delay: float, *, is_visible: bool
+    ) -> bool:
+        """Whether *batch* was taken apart, or put aside, since it may be to blame itself.
+
+        It is when the service took something else since its first failure, and now either shows
+        the run or has taken something since its last one.
+        """
+        lane, accumulator = batch.lane, self.accumulator
+        took_since_first = batch.failures > 0 and self.pulse.at > batch.first_failed_at
+        took_since_last = batch.failures > 0 and self.pulse.at > batch.failed_at
+        batch.blamed += took_since_first and (is_visible or took_since_last)
+        is_single = len(batch.records) == 1
+        if is_single and batch.blamed >= BEFORE_ASIDE:
+            accumulator.give_up(batch, error, now)
+            return True
+        if batch.failures + 1 < BEFORE_HALVING or not (is_visible or took_since_last):
+            return False
+        if is_single and len(lane.aside) < MOST_ASIDE:
+            accumulator.put_aside(batch, now + delay, now)
+            return True
+        if not is_single and lane.fruitless < FRUITLESS:
+            accumulator.halve(batch, now)
+            return True
+        return False
+
+    def doubts(self, batch: RecordBatch) -> bool:
+        """Whether the run should be looked at before a failure of *batch* is judged.
+
+        Nothing else shows then whether the service is down, or fails on this batch.
+        """
+        return batch.failures + 1 >= BEFORE_HALVING and self.pulse.at <= batch.failed_at
+
+
+def discarded(run_id: str, count: int) -> DeliveryError:
+    """The error of records that were discarded."""
+    message = f"{count} records of run {run_id} were discarded"
+    return DeliveryError(message, undelivered=count, run_id=run_id)
