@@ -317,11 +317,11 @@ def test_a_list_left_out_is_empty(type_: Any) -> None:
         ({"experiment_id": "1"}, Experiment, "missing @ Experiment.name"),
         (b"", RunReply, "the body is empty"),
         (b" \n", RunReply, "the body is empty"),
-        (b"<html>", RunReply, "the body is no JSON (6 bytes)"),
-        (b'{"run":', RunReply, "the body is no JSON (7 bytes)"),
-        (b"\xff\xfe", RunReply, "the body is no JSON (2 bytes)"),
-        (b"[" * 100_000, RunReply, "the body is no JSON (100000 bytes)"),
-        (b"<html>", object, "the body is no JSON (6 bytes)"),
+        (b"<html>", RunReply, "the body is not JSON (6 bytes)"),
+        (b'{"run":', RunReply, "the body is not JSON (7 bytes)"),
+        (b"\xff\xfe", RunReply, "the body is not JSON (2 bytes)"),
+        (b"[" * 100_000, RunReply, "the body is not JSON (100000 bytes)"),
+        (b"<html>", object, "the body is not JSON (6 bytes)"),
     ],
 )  # fmt: skip
 def test_a_wrong_reply_is_told_by_field(value: object, type_: Any, told: str) -> None:
