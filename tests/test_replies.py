@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from api_samples import MODELS, OPERATIONS
 
-from adp_async._sansio.messages import Reply
-from adp_async._sansio.replies import read_reply
+from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
+from adp_async._sansio.replies import EMPTY_REPLIES, SILENT_OPERATIONS, read_reply
 from adp_async.errors import (
     BadRequest,
     Conflict,
@@ -18,6 +19,7 @@ from adp_async.errors import (
     ServiceError,
     ServiceFault,
     Throttled,
+    UnreadableReply,
 )
 
 
@@ -32,7 +34,7 @@ def error_of(
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_2xx_is_the_reply_itself(status: int) -> None:
-    """A good reply comes back as it is, whatever its body."""
+    """A good reply comes back as it is; its body is read by whoever knows the operation."""
     reply = Reply(status, {}, b"not looked at")
 
     assert read_reply(reply, "op") is reply
@@ -184,3 +186,156 @@ def test_an_error_names_operation_and_request_id() -> None:
     assert str(error) == (
         "update_experiment_run: 404 Code: Why. (opc-request-id client/service/part)"
     )
+
+
+# Whose body it is
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":400,"message":"no"}',
+        b'{"code":"","message":"no"}',
+        b'{"code":" \\u200b","message":"no"}',
+        b'{"code":"400","message":"no"}',
+        b'{"code":null,"error_code":["X"],"message":"no"}',
+        b'{"error":{"code":"X"},"message":"no"}',
+        b'{"Code":"X","message":"no"}',
+        b'[{"code":"X","message":"no"}]',
+        b'"code"',
+    ],
+)
+def test_whose_code_is_not_the_services(body: bytes) -> None:
+    """A code is text, and more than digits; everything else is another application's error."""
+    error = error_of(400, body, content_type="application/json; charset=utf-8")
+
+    assert (error.code, error.content_type) == ("", "application/json")
+    assert str(error).startswith("update_experiment_run: 400 application/json")
+
+
+def test_mlflows_code_counts_where_code_is_a_number() -> None:
+    """One of the two is enough."""
+    assert error_of(400, b'{"code":3,"error_code":"INVALID"}').code == "INVALID"
+
+
+def test_a_content_type_is_shown_only_where_it_tells_something() -> None:
+    """The service's own error is told by its code."""
+    error = error_of(400, content_type="application/json")
+
+    assert error.content_type == ""
+    assert str(error) == "update_experiment_run: 400 Code: Why."
+
+
+@pytest.mark.parametrize("name", ["code", "error_code"])
+@pytest.mark.parametrize("cut", range(14))
+def test_an_error_that_was_too_large_to_be_read(name: str, cut: int) -> None:
+    """MLflow repeats up to a hundred params of 6,000 characters: cut off, it still counts."""
+    changed = [{"key": "lr", "old_value": 'é🎉\\"' * 9_000, "new_value": "hush"}]
+    message = f"Changing param values is not allowed. Params were already logged='{changed}'"
+    body = json.dumps({name: "INVALID_PARAMETER_VALUE", "message": message}).encode()
+
+    error = error_of(400, body[: ERROR_BODY_BYTES + cut])
+
+    assert len(body) > ERROR_BODY_BYTES + cut
+    assert error.code == "INVALID_PARAMETER_VALUE"
+    assert error.message.startswith("Changing param values is not allowed. Params were already")
+    assert error.message.endswith("'key': 'lr', 'old_value': ...")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":"Cut","message":"no' + b"x" * 100,
+        b'{"code":7,"message":"' + b"x" * ERROR_BODY_BYTES,
+        b"<html>" + b'{"code":"X"' * ERROR_BODY_BYTES,
+        b'{"message":"' + b"x" * ERROR_BODY_BYTES,
+    ],
+)
+def test_half_an_error_is_nobodys(body: bytes) -> None:
+    """One that is short was cut on its way, and a long one begins with its code."""
+    assert error_of(400, body[:ERROR_BODY_BYTES]).code == ""
+
+
+def test_a_cut_error_without_a_message() -> None:
+    """The code is enough."""
+    body = b'{"code":"TooMuch","details":"' + b"x" * ERROR_BODY_BYTES
+
+    error = error_of(400, body)
+
+    assert (error.code, error.message) == ("TooMuch", "")
+
+
+def test_values_are_not_in_a_message() -> None:
+    """The service's words are shown, and what they repeat of the request is not."""
+    changed = [{"key": "db", "old_value": "postgres://u:hush@h", "new_value": 'it\'s "hush"'}]
+    message = f"Changing param values is not allowed. Params were already logged='{changed}'."
+    error = error_of(400, json.dumps({"error_code": "INVALID", "message": message}).encode())
+
+    assert "hush" not in f"{error} {error.message} {error!r} {error.args}"
+    assert "'key': 'db', 'old_value': ..., 'new_value': ..." in error.message
+
+
+# Which reply is the operation's
+
+
+def documented_replies(*, empty: bool) -> set[str]:
+    """Operations with a documented reply without fields, or without a documented reply."""
+    return {
+        name
+        for name, row in OPERATIONS.items()
+        if (row["response"] and not MODELS[row["response"]]["fields"] if empty
+            else not row["response"])
+    }  # fmt: skip
+
+
+def test_operations_that_reply_nothing_are_the_documented_ones() -> None:
+    """As the schemas have them."""
+    assert documented_replies(empty=True) == EMPTY_REPLIES
+    assert documented_replies(empty=False) == SILENT_OPERATIONS
+
+
+def is_taken(status: int, body: bytes, operation: str, content_type: str = "") -> bool:
+    reply = Reply(status, {"content-type": content_type}, body)
+    try:
+        return read_reply(reply, operation) is reply
+    except UnreadableReply:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "empty", "silent", "other"),
+    [
+        (200, b"{}", True, True, True),
+        (200, b" { }\n", True, True, True),
+        (200, b"", False, True, True),
+        (200, b"null", False, False, True),
+        (200, b"[]", False, False, True),
+        (200, b'{"a":1}', False, False, True),
+        (200, b"{", False, False, True),
+        (200, b"OK", False, False, True),
+        (200, b" \n<html>", False, False, False),
+        (200, b"\xef\xbb\xbf<html>", False, False, False),
+        (201, b"{}", False, False, True),
+        (202, b"{}", False, True, True),
+        (202, b"", False, True, True),
+        (204, b"", False, True, True),
+        (206, b"{}", False, False, True),
+        (299, b"", False, False, True),
+    ],
+)
+def test_a_2xx_is_taken_for_what_the_operation_replies(
+    status: int, body: bytes, empty: bool, silent: bool, other: bool
+) -> None:
+    """An empty object, nothing, or what is read later; a page never."""
+    assert is_taken(status, body, "log_experiment_run_batch") is empty
+    assert is_taken(status, body, "set_registered_model_tag") is empty
+    assert is_taken(status, body, "delete_model_deployment") is silent
+    assert is_taken(status, body, "get_experiment_run_by_id") is other
+    assert is_taken(status, body, "an/operation/of/tomorrow") is other
+
+
+def test_text_called_html_is_a_page() -> None:
+    """And JSON that is called so is not: some gateway renamed it."""
+    assert not is_taken(200, b"It works!", "op", "text/html")
+    assert is_taken(200, b'{"a":1}', "op", "text/html")
+    assert is_taken(200, b"It works!", "op", "text/plain")

@@ -111,8 +111,9 @@ def read_reply(reply: Reply, operation: str) -> Reply:
     """
     if 200 <= reply.status < 300:
         if not _may_be_of_the_service(reply, operation):
+            size = f"{len(reply.body)} bytes without words" if reply.body else "an empty body"
             words = first_words(reply.body)
-            what = answered(reply, repr(words) if words else "an empty body")
+            what = answered(reply, repr(words) if words else size)
             raise unreadable(reply, operation, f"the answer is not the service's: {what}")
         return reply
     code, message = _told(reply)
