@@ -6,9 +6,13 @@ import json
 
 import pytest
 from api_samples import MODELS, OPERATIONS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from adp_async._sansio.codec import decode
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
 from adp_async._sansio.replies import EMPTY_REPLIES, SILENT_OPERATIONS, read_reply
+from adp_async.entities import RunPage
 from adp_async.errors import (
     BadRequest,
     Conflict,
@@ -256,9 +260,10 @@ def test_half_an_error_is_nobodys(body: bytes) -> None:
     assert error_of(400, body[:ERROR_BODY_BYTES]).code == ""
 
 
-def test_a_cut_error_without_a_message() -> None:
+@pytest.mark.parametrize("rest", [b'"details":"', b'"message":"\n'])
+def test_a_cut_error_without_a_readable_message(rest: bytes) -> None:
     """The code is enough."""
-    body = b'{"code":"TooMuch","details":"' + b"x" * ERROR_BODY_BYTES
+    body = b'{"code":"TooMuch",' + rest + b"x" * ERROR_BODY_BYTES
 
     error = error_of(400, body)
 
@@ -273,6 +278,50 @@ def test_values_are_not_in_a_message() -> None:
 
     assert "hush" not in f"{error} {error.message} {error!r} {error.args}"
     assert "'key': 'db', 'old_value': ..., 'new_value': ..." in error.message
+
+
+def test_a_message_in_another_encoding() -> None:
+    """A code is ASCII whatever the message is written in."""
+    error = error_of(422, b'{"code":"Invalid","message":"ung\xfcltig"}')
+
+    assert (error.code, error.message) == ("Invalid", "ung\ufffdltig")
+
+
+#: What bodies are made of, and what readers stumble over.
+PIECES = [
+    b"{", b"}", b"[", b"]", b'"', b":", b",", b"code", b'"error_code":', b'"message":', b"null",
+    b"1e999", b"-", b"\\ud800", b"\\", b"\xff", b"\xef\xbb\xbf", b"\x00", b"<script", b"<", b">",
+    b"<!--", b"value='", b"Invalid value ", b"\r\n", b" ", b"NaN", b'{"code":"X","message":"',
+    b'"old_value":', b"[parameters: ", b"9" * 5_000, b"\xe2\x80\xae",
+]  # fmt: skip
+BODIES = st.binary(max_size=200) | st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join)
+HEADERS = st.dictionaries(
+    st.sampled_from(["opc-request-id", "content-type", "retry-after", "date", "location"]),
+    st.text(max_size=50) | st.text(max_size=50).map(lambda text: text * 200),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.integers(0, 1000) | st.sampled_from([200, 204, 400, 404, 409]),
+    HEADERS,
+    BODIES,
+    st.sampled_from(["log_experiment_run_batch", "delete_model_deployment", "list_artifacts", ""]),
+)
+def test_any_reply_is_one_or_an_error_of_ours(
+    status: int, headers: dict[str, str], body: bytes, operation: str
+) -> None:
+    """Whatever comes, of any length: read, or refused in one line that a terminal can show."""
+    reply = Reply(status, headers, body)
+    told = ""
+    try:
+        read_reply(reply, operation)
+        decode(body, RunPage, reply=reply, operation=operation)
+    except (ServiceError, UnreadableReply) as error:
+        told = str(error)
+
+    assert told.isprintable()
+    assert len(told) < 3_000
 
 
 # Which reply is the operation's

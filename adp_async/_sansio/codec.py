@@ -75,7 +75,14 @@ _CAMEL_CASE_OWNERS = frozenset(
     }
 )
 
-_UNREADABLE = (BaseValidationError, AttributeError, KeyError, TypeError, ValueError)
+_UNREADABLE = (
+    BaseValidationError,
+    AttributeError,
+    KeyError,
+    OverflowError,  # an integer beyond every double
+    TypeError,
+    ValueError,
+)
 
 
 @cache
@@ -130,8 +137,8 @@ def decode(body: bytes, type_: type[T], *, reply: Reply | None = None, operation
     """
     try:
         return _read(body, type_, is_whole=reply is not None)
-    except (*_UNREADABLE, msgspec.MsgspecError, RecursionError) as error:
-        complaint = _complaint(body, type_, error, reply)
+    except (*_UNREADABLE, msgspec.MsgspecError, RecursionError):
+        complaint = _complaint(body, type_, reply)
     raise unreadable(reply or Reply(0), operation, complaint)
 
 
@@ -164,15 +171,16 @@ def _parse(body: bytes) -> Any:
         return json.loads(body)
 
 
-def _complaint(body: bytes, type_: type, error: Exception, reply: Reply | None) -> str:
+def _complaint(body: bytes, type_: type, reply: Reply | None) -> str:
     """What is wrong with *body*, and what answered when it is not the service's at all."""
-    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, RecursionError)):
+    try:
+        raw = _parse(body)
+    except (ValueError, RecursionError):
         size = f"the body is not JSON ({len(body)} bytes)"
         complaint = size if body.strip() else "the body is empty"
         # Half a reply may be full of what was logged.
         words = "" if body.lstrip()[:1] in (b"{", b"[") else first_words(body)
         return _with_author(complaint, reply, repr(words) if words else "")
-    raw = _parse(body)
     complaint = _by_field(raw, type_)
     if not _is_of_another(raw, type_):
         return complaint

@@ -223,10 +223,9 @@ def _told_before_the_cut(body: bytes) -> tuple[str, str] | None:
 def _unescaped(text: bytes) -> str:
     """A JSON string without its quotes, up to the last character that is whole."""
     for end in range(len(text), max(-1, len(text) - 12), -1):  # a surrogate pair has 12
-        try:
-            return msgspec.json.decode(b'"%b"' % text[:end], type=str)
-        except msgspec.DecodeError:
-            continue
+        found = as_json(b'"%b"' % text[:end])
+        if isinstance(found, str):
+            return found
     return ""
 
 
@@ -234,5 +233,7 @@ def as_json(body: bytes) -> object:
     """What *body* holds, and None when that is not JSON: a page, half a reply, nothing at all."""
     try:
         return msgspec.json.decode(body)
+    except UnicodeDecodeError:
+        return as_json(body.decode("utf-8", errors="replace").encode())
     except (msgspec.DecodeError, RecursionError):
         return None
