@@ -9,7 +9,7 @@ replies, an error if its body has the service's error code.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -96,10 +96,9 @@ _CODE_CHARACTERS = 100
 _MESSAGE_CHARACTERS = 2_000
 
 #: The beginning of an error of the service whose body was too large to be read to its end.
-_CUT_ERROR = re.compile(
-    rb'\s*\{\s*"(?P<name>code|error_code)"\s*:\s*"(?P<code>[\w.-]{1,100})"\s*'
-    rb'(?:,\s*"message"\s*:\s*"(?P<message>(?:[^"\\]|\\.)*))?',
-    re.DOTALL,
+_CUT_ERROR: Final = (
+    rb'(?s)\s*\{\s*"(?:error_)?code"\s*:\s*"(?P<code>[\w.-]{1,100})"\s*'
+    rb'(?:,\s*"message"\s*:\s*"(?P<message>(?:[^"\\]|\\.)*))?'
 )
 
 
@@ -214,7 +213,7 @@ def _told_before_the_cut(body: bytes) -> tuple[str, str] | None:
 
     MLflow's message repeats every param that was changed, old value and new: megabytes.
     """
-    if len(body) < ERROR_BODY_BYTES or (found := _CUT_ERROR.match(body)) is None:
+    if len(body) < ERROR_BODY_BYTES or (found := re.match(_CUT_ERROR, body)) is None:
         return None
     message = without_values(_unescaped(found["message"] or b""))
     return found["code"].decode(), printable(message, _MESSAGE_CHARACTERS)

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+#: Patterns are compiled when they are first needed, which is when something has gone wrong: all of
+#: them take as long as a tenth of our import.
+_pattern = cache(re.compile)
 
 #: What stands where a value stood.
 HIDDEN: Final = "..."
@@ -53,11 +58,7 @@ def first_words(body: bytes, limit: int = 200) -> str:
 
 # Searches from a place onward, each of which ends the loop when it finds nothing: linear, where
 # one pattern for all of it takes a tenth of a second for a page of "<".
-_UNSEEN = re.compile(r"<(?:script|style)(?=[\s/>])", re.IGNORECASE)
-_ENDS_OF_UNSEEN = {
-    "script": re.compile(r"</script", re.IGNORECASE),
-    "style": re.compile(r"</style", re.IGNORECASE),
-}
+_UNSEEN: Final = r"(?i)<(script|style)(?=[\s/>])"
 
 
 def _without_markup(text: str) -> str:
@@ -70,8 +71,8 @@ def _without_markup(text: str) -> str:
             if at < 3:
                 return " ".join(parts)
             continue
-        if unseen := _UNSEEN.match(text, start):
-            end = _ENDS_OF_UNSEEN[unseen[0][1:].lower()].search(text, unseen.end())
+        if unseen := _pattern(_UNSEEN).match(text, start):
+            end = _pattern(rf"(?i)</{unseen[1].lower()}").search(text, unseen.end())
             if end is None:
                 return " ".join(parts)
             start = end.start()
@@ -88,24 +89,21 @@ def _without_markup(text: str) -> str:
 
 #: Where values begin in the messages of MLflow, of the databases behind it and of readers of JSON.
 #: `_ENDS` says by the name of the group where each of them ends.
-_VALUE_AHEAD = re.compile(
-    r"""
-      (?P<json>       \b invalid [ ] value [ ] (?!for\b) )
-    | (?P<rest>       \b logged [ ] with [ ] value= (?=') )
-    | (?P<parameters> \[parameters: [ ] )
-    | (?P<row>        \b Failing [ ] row [ ] contains [ ] (?=\() )
-    | (?P<key>        \b Key [ ] \( [^()]{0,200} \b value \b [^()]{0,200} \) = (?=\() )
-    | (?P<entry>      \b Duplicate [ ] entry [ ] (?=['"]) )
-    | (?P<model>      \b Malformed [ ] model [ ] info\.\s* )
-    | (?P<got>        \b got [ ] (?=['"]) )
-    | (?P<quoted>     value s? [ ] (?: (?: of | is | was | from | to | at ) [ ] )? (?=['"]) )
-    | (?P<literal>    value s? ["']? \s* [:=] \s*
-                    | (?<=["']) input ["'] \s* : \s*
-                    | \b from [ ] String [ ] (?=['"])
-                    | \b invalid [ ] input [ ] syntax [ ] for [^:"]{0,80} : [ ] (?=['"]) )
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
+_VALUE_AHEAD: Final = r"""(?ix)
+  (?P<json>       \b invalid [ ] value [ ] (?!for\b) )
+| (?P<rest>       \b logged [ ] with [ ] value= (?=') )
+| (?P<parameters> \[parameters: [ ] )
+| (?P<row>        \b Failing [ ] row [ ] contains [ ] (?=\() )
+| (?P<key>        \b Key [ ] \( [^()]{0,200} \b value \b [^()]{0,200} \) = (?=\() )
+| (?P<entry>      \b Duplicate [ ] entry [ ] (?=['"]) )
+| (?P<model>      \b Malformed [ ] model [ ] info\.\s* )
+| (?P<got>        \b got [ ] (?=['"]) )
+| (?P<quoted>     value s? [ ] (?: (?: of | is | was | from | to | at ) [ ] )? (?=['"]) )
+| (?P<literal>    value s? ["']? \s* [:=] \s*
+                | (?<=["']) input ["'] \s* : \s*
+                | \b from [ ] String [ ] (?=['"])
+                | \b invalid [ ] input [ ] syntax [ ] for [^:"]{0,80} : [ ] (?=['"]) )
+"""
 
 #: The arguments of which MLflow's "Invalid value ... for parameter" shows nothing that was logged.
 _NAMES = frozenset(
@@ -126,13 +124,10 @@ _NAMES = frozenset(
     }
 )
 
-_FOR_PARAMETER = re.compile(r" for parameter '([^']{0,300})'")
-_FOR_SOMETHING = re.compile(r".* (?=for (?:metric|param|parameter|tag) ')", re.I | re.S)
-_QUOTED = {
-    "'": re.compile(r"'(?:[^'\\]|\\.)*'", re.DOTALL),
-    '"': re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL),
-}
-_BARE = re.compile(r"[^\s,;)}\]]+")
+_FOR_PARAMETER: Final = r" for parameter '([^']{0,300})'"
+_FOR_SOMETHING: Final = r"(?is).* (?=for (?:metric|param|parameter|tag) ')"
+_QUOTED: Final = {"'": r"(?s)'(?:[^'\\]|\\.)*'", '"': r'(?s)"(?:[^"\\]|\\.)*"'}
+_BARE: Final = r"[^\s,;)}\]]+"
 _BEHIND_A_VALUE = frozenset(" ,;:.)}]'\"\n\r\t")
 _read_json_at = json.JSONDecoder().raw_decode
 
@@ -150,7 +145,7 @@ def without_values(text: str) -> str:
     text = text[:_MESSAGE_CHARACTERS]
     parts: list[str] = []
     at = 0
-    while (found := _VALUE_AHEAD.search(text, at)) is not None:
+    while (found := _pattern(_VALUE_AHEAD).search(text, at)) is not None:
         start = found.end()
         end, is_value = _ENDS[found.lastgroup or ""](text, start)
         parts += text[at:start], HIDDEN if is_value and end > start else text[start:end]
@@ -162,14 +157,14 @@ def _end_of_json(text: str, start: int) -> tuple[int, bool]:
     """MLflow: ``Invalid value <JSON> for parameter '<path>'``, and the path may be a key's."""
     try:
         _, end = _read_json_at(text, start)
-        parameter = _FOR_PARAMETER.match(text, end)
+        parameter = _pattern(_FOR_PARAMETER).match(text, end)
     except (ValueError, RecursionError):
         parameter = None
     if parameter is not None:
         is_name = parameter[1].rpartition(".")[2] in _NAMES
         return (parameter.end(), False) if is_name else (end, True)
     # MLflow 2 has the value as it is, whatever it holds: so the last place where it may end.
-    if (before := _FOR_SOMETHING.match(text, start)) is not None:
+    if (before := _pattern(_FOR_SOMETHING).match(text, start)) is not None:
         return before.end() - 1, True
     return (_end_of_quoted(text, start) if text[start : start + 1] in _QUOTED else len(text)), True
 
@@ -181,7 +176,7 @@ def _end_of_literal(text: str, start: int) -> tuple[int, bool]:
         return _end_of_quoted(text, start), True
     if first and first in "[{(":
         return _end_of_brackets(text, start), True
-    if (bare := _BARE.match(text, start)) is None:
+    if (bare := _pattern(_BARE).match(text, start)) is None:
         return start, False
     # "value: must be a number" is a rule; "value: 0.5" and "value=abc" are not.
     is_rule = text[start - 2 : start] == ": " and bare[0].isalpha() and bare[0].islower()
@@ -189,7 +184,7 @@ def _end_of_literal(text: str, start: int) -> tuple[int, bool]:
 
 
 def _end_of_quoted(text: str, start: int) -> int:
-    quoted = _QUOTED[text[start]].match(text, start)
+    quoted = _pattern(_QUOTED[text[start]]).match(text, start)
     end = quoted.end() if quoted else len(text)
     # Where quotes were put around a text as it is, one inside a word isn't the last.
     while end < len(text) and text[end] not in _BEHIND_A_VALUE:
@@ -201,7 +196,7 @@ def _end_of_brackets(text: str, start: int) -> int:
     depth, at = 0, start
     while at < len(text):
         each = text[at]
-        if each in _QUOTED and (quoted := _QUOTED[each].match(text, at)):
+        if each in _QUOTED and (quoted := _pattern(_QUOTED[each]).match(text, at)):
             at = quoted.end()
             continue
         depth += (each in "[{(") - (each in ")}]")
