@@ -65,11 +65,15 @@ class RequestTimeout(ConnectionLost):
 
 
 class ServiceError(AdpError):
-    """The service answered with an error.
+    """The service, or something on the way to it, answered with an error.
 
-    *status* is the HTTP status, *code* the service's short error code ("" when it gave none),
-    *message* its sentence, *request_id* the ``opc-request-id`` to give to Oracle's support,
+    *status* is the HTTP status, *code* the service's short error code, *message* its sentence
+    without logged values, *request_id* the ``opc-request-id`` to give to Oracle's support,
     *operation* the API's name of the operation.
+
+    *code* is "" when the body is not an error of the service.  Then something else may have
+    answered, a proxy or a login page, *message* is the first words of its body and *content_type*
+    the media type.
     """
 
     expected_status: ClassVar[int | None] = None
@@ -82,6 +86,7 @@ class ServiceError(AdpError):
         code: str = "",
         request_id: str = "",
         operation: str = "",
+        content_type: str = "",
         retriable: bool | None = None,
     ) -> None:
         self.status = status
@@ -89,13 +94,14 @@ class ServiceError(AdpError):
         self.message = message
         self.request_id = request_id
         self.operation = operation
+        self.content_type = content_type
         if retriable is not None:
             self.retriable = retriable
         super().__init__(message)
 
     def __str__(self) -> str:
         what = f"{self.operation}: " if self.operation else ""
-        code = f" {self.code}" if self.code else ""
+        code = f" {self.code or self.content_type}" if self.code or self.content_type else ""
         text = f": {self.message}" if self.message else ""
         request = f" (opc-request-id {self.request_id})" if self.request_id else ""
         status = str(self.status) if self.status else "no status"
@@ -147,7 +153,14 @@ class ServiceFault(ServiceError):
 
 
 class UnreadableReply(AdpError):
-    """A 2xx reply whose body cannot be decoded; the operation did take effect."""
+    """A 2xx reply that is not what the service replies to the operation.
+
+    Its body is damaged or too large, or something else answered: a login page, a web filter,
+    another application.  So the operation may or may not have taken effect.  The message says
+    what answered: status, content type, and the first words or the fields.  An operation with a
+    retry token has been asked again under the same token before this is raised; the logger holds
+    the batch and sends it again.
+    """
 
     maybe_applied = True
 

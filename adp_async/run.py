@@ -215,8 +215,6 @@ class StartedRun:
             tags=self._tags,
         )
         info = created.info
-        if info is None or not info.run_id:
-            raise AdpError("the service created a run and did not say its id")
         run = Run(info.run_id, session, run_name=info.run_name, experiment_id=info.experiment_id)
         if self._params:
             run.log_params(self._params)

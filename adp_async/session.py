@@ -66,6 +66,10 @@ T = TypeVar("T")
 
 logger = logging.getLogger("adp_async")
 
+#: How often an operation with a retry token is asked while its reply cannot be read: at once, as a
+#: reply may be damaged on its way, and after a back-off.  A page that stays is told in seconds.
+READINGS = 3
+
 #: A wrong clock hides that a token has expired: each can be mended once in an attempt.
 MENDINGS = 2
 
@@ -462,7 +466,7 @@ class Session:
         *returning* is the class to read the reply as; without it plain JSON comes back, and None
         for an empty reply.  Raises the error that the status means, `ConnectionFailed` and
         `ConnectionLost`, `RequestTimeout` after *timeout* seconds (``call_timeout``), and
-        `UnreadableReply`.
+        `UnreadableReply` for a 2xx that is not the service's reply to the operation.
         """
 
         async def ask() -> Any:
@@ -474,14 +478,19 @@ class Session:
             return await ask()
         deadline = time.monotonic() + options.get("timeout", self._settings.call_timeout)
         options.setdefault("retry_token", self._new_token())
-        try:
-            return await ask()
-        except UnreadableReply as error:
-            # It did take effect, and who knows its token is told again: what a create has made
-            # would stay behind unknown.
-            logger.debug("%s: asked again, as the reply is spoilt: %s", endpoint.operation, error)
+        for attempt in range(1, READINGS):
+            try:
+                return await ask()
+            except UnreadableReply as error:
+                # It may have taken effect, and who knows its token is told again: what a create
+                # has made would stay behind unknown.
+                wait = self._wait_after(error, attempt) if attempt > 1 else 0.0
+                if time.monotonic() + wait > deadline:
+                    raise
+                logger.debug("%s: asked again: %s", endpoint.operation, error)
+            await asyncio.sleep(wait)
             options["timeout"] = max(0.0, deadline - time.monotonic())
-            return await ask()
+        return await ask()
 
     async def fetch(
         self,
@@ -492,7 +501,7 @@ class Session:
         body: object = None,
         **options: Unpack[CallOptions],
     ) -> Reply:
-        """As `call`, but the reply as it came: status, headers and body."""
+        """As `call`, but the reply as it came: status, headers and body, which is no page."""
         self._check_open()
         request = self._request(endpoint, path or {}, query or {}, body, options)
         timeout = options.get("timeout", self._settings.call_timeout)
@@ -610,16 +619,21 @@ class Session:
         await self._attempt(Request("POST", url, headers, body, operation))
 
     async def _run_is_gone(self, run_id: str) -> bool:
-        """Whether the run takes no records at all: deleted, or not there."""
+        """Whether the run takes no records at all: deleted, or not there.
+
+        Raises what answered when that was not the service, which decides nothing.
+        """
         request = self._request(GET_RUN, {}, {"run_id": run_id}, None, {})
         try:
             reply = await self._attempt(request)
         except NotFound as error:
+            if not error.code:
+                raise
             return is_about_the_run(error, run_id)
         from adp_async.entities.runs import RunReply
 
-        found = decode(reply.body, RunReply, reply=reply, operation=GET_RUN.operation)
-        return found.run.info.lifecycle_stage == "deleted"
+        info = decode(reply.body, RunReply, reply=reply, operation=GET_RUN.operation).run.info
+        return info.run_id == run_id and info.lifecycle_stage == "deleted"
 
 
 @define(eq=False, repr=False)

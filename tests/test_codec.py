@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 from api_samples import MODELS, SCHEMAS, class_of, entity, filled
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adp_async import entities
@@ -303,6 +303,7 @@ def test_a_list_left_out_is_empty(type_: Any) -> None:
         ({"metrics": [METRIC | {"step": 1.5}]}, MetricPage, "an integer @ MetricPage.metrics[0]."),
         ({"metrics": [METRIC | {"step": True}]}, MetricPage, "an integer @ MetricPage.metrics[0]."),
         ({"metrics": [METRIC | {"value": False}]}, MetricPage, "a number @"),
+        ({"metrics": [METRIC | {"value": 10**400}]}, MetricPage, "MetricPage.metrics[0].value"),
         ({"metrics": "abc"}, MetricPage, "a list @ MetricPage.metrics"),
         ({"metrics": {"a": 1}}, MetricPage, "a list @ MetricPage.metrics"),
         ({"metrics": [7]}, MetricPage, "an object @ MetricPage.metrics[0]"),
@@ -317,11 +318,13 @@ def test_a_list_left_out_is_empty(type_: Any) -> None:
         ({"experiment_id": "1"}, Experiment, "missing @ Experiment.name"),
         (b"", RunReply, "the body is empty"),
         (b" \n", RunReply, "the body is empty"),
-        (b"<html>", RunReply, "the body is no JSON (6 bytes)"),
-        (b'{"run":', RunReply, "the body is no JSON (7 bytes)"),
-        (b"\xff\xfe", RunReply, "the body is no JSON (2 bytes)"),
-        (b"[" * 100_000, RunReply, "the body is no JSON (100000 bytes)"),
-        (b"<html>", object, "the body is no JSON (6 bytes)"),
+        (b"<html>", RunReply, "the body is not JSON (6 bytes)"),
+        (b'{"run":', RunReply, "the body is not JSON (7 bytes)"),
+        (b"\xff\xfe", RunReply, "the body is not JSON (2 bytes)"),
+        (b"[" * 100_000, RunReply, "the body is not JSON (100000 bytes)"),
+        (b"9" * 5_000, RunReply, "the body is not JSON (5000 bytes)"),
+        (b'{"run":{"info":{"start_time":' + b"9" * 5_000, object, "the body is not JSON"),
+        (b"<html>", object, "the body is not JSON (6 bytes)"),
     ],
 )  # fmt: skip
 def test_a_wrong_reply_is_told_by_field(value: object, type_: Any, told: str) -> None:
@@ -342,12 +345,71 @@ def test_a_complaint_names_the_place_in_a_list() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("body", "type_", "told"),
+    [
+        (b'{"error":"hush"}', RunReply, "missing @ RunReply.run: 200 text/html, an object with"),
+        (b'{"error":"hush"}', MetricPage, "none of the fields of MetricPage is there: 200 text"),
+        (b'{"error":1,"e\\u202ef":2}', entities.RunPage, "an object with 'error', 'e f' (opc"),
+        (b'{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1}', entities.ArtifactPage, "'d', 'e' (opc"),
+        (b"<p>Sign in</p>", RunReply, "not JSON (14 bytes): 200 text/html, 'Sign in' (opc"),
+        (b"Sign in", object, "not JSON (7 bytes): 200 text/html, 'Sign in' (opc"),
+        (b'{"run":"hush', RunReply, "not JSON (12 bytes): 200 text/html (opc"),
+        (b"", RunReply, "the body is empty: 200 text/html (opc"),
+    ],
+)
+def test_a_complaint_names_who_answered(body: bytes, type_: Any, told: str) -> None:
+    """Another application's JSON is not a reply of which all was left out; its fields are named."""
+    reply = Reply(200, {"content-type": "text/html; charset=utf-8"}, body)
+    with pytest.raises(UnreadableReply) as caught:
+        decode(body, type_, reply=reply, operation="search_runs")
+
+    assert told in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_complaint_about_a_body_alone() -> None:
+    """Without its reply nothing is known of who answered."""
+    with pytest.raises(UnreadableReply) as caught:
+        decode(b"<html>", RunReply)
+
+    assert str(caught.value) == ("a reply: the body is not JSON (6 bytes) (opc-request-id unknown)")
+
+
+def test_a_reply_may_be_read_as_plain_containers() -> None:
+    """`session.call(..., returning=dict)`, which has no fields to look for."""
+    body = b'{"a":1}'
+
+    assert decode(body, dict, reply=Reply(200, {}, body)) == {"a": 1}
+
+
 def test_a_complaint_never_shows_a_value() -> None:
     """The value may be a secret of the user's; its place is enough."""
     secrets = {"key": ["hush1"], "value": "hush2", "timestamp": "hush3", "step": {"hush4": 1}}
 
     assert "hush" not in complaint({"metrics": [secrets]}, MetricPage)
     assert "hush" not in complaint(b'{"key": hush5', MetricPage)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(WITH_CLASS), st.data())
+def test_any_json_is_read_or_unreadable(schema: str, data: st.DataObject) -> None:
+    """Whatever stands in the fields of whatever reply."""
+    record = filled(schema)
+    names = st.sampled_from(sorted(record)) if record else st.just("x")
+    record |= data.draw(st.dictionaries(names, JSON_VALUES, max_size=3))
+    body = json.dumps(record).encode()
+    try:
+        decode(body, class_of(schema), reply=Reply(200, {}, body))
+    except UnreadableReply:
+        return
 
 
 def test_plain_json_for_an_operation_of_tomorrow() -> None:

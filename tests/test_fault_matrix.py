@@ -42,7 +42,7 @@ reset before the write       | 3 one token    | 3 one token               | 3 on
 reset before the reply       | 3 one token    | 3 one token               | 3 one token
 reset in the middle          | 3 one token    | 3 one token               | 3 one token
 reset after the reply        | 1              | 1                         | 1
-truncated JSON               | 1              | 2 one token               | 2 one token
+truncated JSON               | 2 one token    | 2 one token               | 2 one token
 a byte a second              | 2 one token    | 2 one token               | 2 one token
 hang before the write        | 2 one token    | 2 one token               | 2 one token
 hang after the write         | 2 one token    | 2 one token               | 2 one token

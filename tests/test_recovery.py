@@ -428,9 +428,11 @@ def is_busy(folder: Path, session: FakeSession) -> bool:
 
 
 async def test_records_of_a_run_that_is_gone_are_rejected_and_kept(folder: Path) -> None:
-    """404 for the run: nobody will ever take them, and a person has to know."""
+    """It was deleted: nobody will ever take them, and a person has to know."""
     path = orphan(folder, chunk(metrics(500), run_id="deleted"), chunk(metrics(5)))
     async with session_with(folder) as session:
+        session.add_run("deleted")
+        session.received("deleted").info["lifecycle_stage"] = "deleted"
         session.add_run("run")
         await until(lambda: len(steps(session)) == 5)
         await until(lambda: not is_busy(folder, session))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from api_samples import MODELS, OPERATIONS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from adp_async._sansio.messages import Reply
-from adp_async._sansio.replies import read_reply
+from adp_async._sansio.codec import decode
+from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
+from adp_async._sansio.replies import EMPTY_REPLIES, SILENT_OPERATIONS, read_reply
+from adp_async.entities import RunPage
 from adp_async.errors import (
     BadRequest,
     Conflict,
@@ -18,6 +23,7 @@ from adp_async.errors import (
     ServiceError,
     ServiceFault,
     Throttled,
+    UnreadableReply,
 )
 
 
@@ -32,7 +38,7 @@ def error_of(
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_2xx_is_the_reply_itself(status: int) -> None:
-    """A good reply comes back as it is, whatever its body."""
+    """A good reply comes back as it is; its body is read by whoever knows the operation."""
     reply = Reply(status, {}, b"not looked at")
 
     assert read_reply(reply, "op") is reply
@@ -184,3 +190,201 @@ def test_an_error_names_operation_and_request_id() -> None:
     assert str(error) == (
         "update_experiment_run: 404 Code: Why. (opc-request-id client/service/part)"
     )
+
+
+# Whose body it is
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":400,"message":"no"}',
+        b'{"code":"","message":"no"}',
+        b'{"code":" \\u200b","message":"no"}',
+        b'{"code":"400","message":"no"}',
+        b'{"code":null,"error_code":["X"],"message":"no"}',
+        b'{"error":{"code":"X"},"message":"no"}',
+        b'{"Code":"X","message":"no"}',
+        b'[{"code":"X","message":"no"}]',
+        b'"code"',
+    ],
+)
+def test_whose_code_is_not_the_services(body: bytes) -> None:
+    """A code is text, and more than digits; everything else is another application's error."""
+    error = error_of(400, body, content_type="application/json; charset=utf-8")
+
+    assert (error.code, error.content_type) == ("", "application/json")
+    assert str(error).startswith("update_experiment_run: 400 application/json")
+
+
+def test_mlflows_code_counts_where_code_is_a_number() -> None:
+    """One of the two is enough."""
+    assert error_of(400, b'{"code":3,"error_code":"INVALID"}').code == "INVALID"
+
+
+def test_a_content_type_is_shown_only_where_it_tells_something() -> None:
+    """The service's own error is told by its code."""
+    error = error_of(400, content_type="application/json")
+
+    assert error.content_type == ""
+    assert str(error) == "update_experiment_run: 400 Code: Why."
+
+
+@pytest.mark.parametrize("name", ["code", "error_code"])
+@pytest.mark.parametrize("cut", range(14))
+def test_an_error_that_was_too_large_to_be_read(name: str, cut: int) -> None:
+    """MLflow repeats up to a hundred params of 6,000 characters: cut off, it still counts."""
+    changed = [{"key": "lr", "old_value": 'é🎉\\"' * 9_000, "new_value": "hush"}]
+    message = f"Changing param values is not allowed. Params were already logged='{changed}'"
+    body = json.dumps({name: "INVALID_PARAMETER_VALUE", "message": message}).encode()
+
+    error = error_of(400, body[: ERROR_BODY_BYTES + cut])
+
+    assert len(body) > ERROR_BODY_BYTES + cut
+    assert error.code == "INVALID_PARAMETER_VALUE"
+    assert error.message.startswith("Changing param values is not allowed. Params were already")
+    assert error.message.endswith("'key': 'lr', 'old_value': ...")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":"Cut","message":"no' + b"x" * 100,
+        b'{"code":7,"message":"' + b"x" * ERROR_BODY_BYTES,
+        b"<html>" + b'{"code":"X"' * ERROR_BODY_BYTES,
+        b'{"message":"' + b"x" * ERROR_BODY_BYTES,
+    ],
+)
+def test_half_an_error_is_nobodys(body: bytes) -> None:
+    """One that is short was cut on its way, and a long one begins with its code."""
+    assert error_of(400, body[:ERROR_BODY_BYTES]).code == ""
+
+
+@pytest.mark.parametrize("rest", [b'"details":"', b'"message":"\n'])
+def test_a_cut_error_without_a_readable_message(rest: bytes) -> None:
+    """The code is enough."""
+    body = b'{"code":"TooMuch",' + rest + b"x" * ERROR_BODY_BYTES
+
+    error = error_of(400, body)
+
+    assert (error.code, error.message) == ("TooMuch", "")
+
+
+def test_values_are_not_in_a_message() -> None:
+    """The service's words are shown, and what they repeat of the request is not."""
+    changed = [{"key": "db", "old_value": "postgres://u:hush@h", "new_value": 'it\'s "hush"'}]
+    message = f"Changing param values is not allowed. Params were already logged='{changed}'."
+    error = error_of(400, json.dumps({"error_code": "INVALID", "message": message}).encode())
+
+    assert "hush" not in f"{error} {error.message} {error!r} {error.args}"
+    assert "'key': 'db', 'old_value': ..., 'new_value': ..." in error.message
+
+
+def test_a_message_in_another_encoding() -> None:
+    """A code is ASCII whatever the message is written in."""
+    error = error_of(422, b'{"code":"Invalid","message":"ung\xfcltig"}')
+
+    assert (error.code, error.message) == ("Invalid", "ung\ufffdltig")
+
+
+#: What bodies are made of, and what readers stumble over.
+PIECES = [
+    b"{", b"}", b"[", b"]", b'"', b":", b",", b"code", b'"error_code":', b'"message":', b"null",
+    b"1e999", b"-", b"\\ud800", b"\\", b"\xff", b"\xef\xbb\xbf", b"\x00", b"<script", b"<", b">",
+    b"<!--", b"value='", b"Invalid value ", b"\r\n", b" ", b"NaN", b'{"code":"X","message":"',
+    b'"old_value":', b"[parameters: ", b"9" * 5_000, b"\xe2\x80\xae",
+]  # fmt: skip
+BODIES = st.binary(max_size=200) | st.lists(st.sampled_from(PIECES), max_size=30).map(b"".join)
+HEADERS = st.dictionaries(
+    st.sampled_from(["opc-request-id", "content-type", "retry-after", "date", "location"]),
+    st.text(max_size=50) | st.text(max_size=50).map(lambda text: text * 200),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.integers(0, 1000) | st.sampled_from([200, 204, 400, 404, 409]),
+    HEADERS,
+    BODIES,
+    st.sampled_from(["log_experiment_run_batch", "delete_model_deployment", "list_artifacts", ""]),
+)
+def test_any_reply_is_one_or_an_error_of_ours(
+    status: int, headers: dict[str, str], body: bytes, operation: str
+) -> None:
+    """Whatever comes, of any length: read, or refused in one line that a terminal can show."""
+    reply = Reply(status, headers, body)
+    told = ""
+    try:
+        read_reply(reply, operation)
+        decode(body, RunPage, reply=reply, operation=operation)
+    except (ServiceError, UnreadableReply) as error:
+        told = str(error)
+
+    assert told.isprintable()
+    assert len(told) < 3_000
+
+
+# Which reply is the operation's
+
+
+def documented_replies(*, empty: bool) -> set[str]:
+    """Operations with a documented reply without fields, or without a documented reply."""
+    return {
+        name
+        for name, row in OPERATIONS.items()
+        if (row["response"] and not MODELS[row["response"]]["fields"] if empty
+            else not row["response"])
+    }  # fmt: skip
+
+
+def test_operations_that_reply_nothing_are_the_documented_ones() -> None:
+    """As the schemas have them."""
+    assert documented_replies(empty=True) == EMPTY_REPLIES
+    assert documented_replies(empty=False) == SILENT_OPERATIONS
+
+
+def is_taken(status: int, body: bytes, operation: str, content_type: str = "") -> bool:
+    reply = Reply(status, {"content-type": content_type}, body)
+    try:
+        return read_reply(reply, operation) is reply
+    except UnreadableReply:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "empty", "silent", "other"),
+    [
+        (200, b"{}", True, True, True),
+        (200, b" { }\n", True, True, True),
+        (200, b"", False, True, True),
+        (200, b"null", False, False, True),
+        (200, b"[]", False, False, True),
+        (200, b'{"a":1}', False, False, True),
+        (200, b"{", False, False, True),
+        (200, b"OK", False, False, True),
+        (200, b" \n<html>", False, False, False),
+        (200, b"\xef\xbb\xbf<html>", False, False, False),
+        (201, b"{}", False, False, True),
+        (202, b"{}", False, True, True),
+        (202, b"", False, True, True),
+        (204, b"", False, True, True),
+        (206, b"{}", False, False, True),
+        (299, b"", False, False, True),
+    ],
+)
+def test_a_2xx_is_taken_for_what_the_operation_replies(
+    status: int, body: bytes, empty: bool, silent: bool, other: bool
+) -> None:
+    """An empty object, nothing, or what is read later; a page never."""
+    assert is_taken(status, body, "log_experiment_run_batch") is empty
+    assert is_taken(status, body, "set_registered_model_tag") is empty
+    assert is_taken(status, body, "delete_model_deployment") is silent
+    assert is_taken(status, body, "get_experiment_run_by_id") is other
+    assert is_taken(status, body, "an/operation/of/tomorrow") is other
+
+
+def test_text_called_html_is_a_page() -> None:
+    """And JSON that is called so is not: some gateway renamed it."""
+    assert not is_taken(200, b"It works!", "op", "text/html")
+    assert is_taken(200, b'{"a":1}', "op", "text/html")
+    assert is_taken(200, b"It works!", "op", "text/plain")

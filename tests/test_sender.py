@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.records import AnyRecord
 
 DOWN = ConnectionFailed("no route to host")
-REFUSED = BadRequest("bad", status=400)
+REFUSED = BadRequest("bad", status=400, code="INVALID_PARAMETER_VALUE")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -430,12 +430,12 @@ def test_nothing_is_judged_while_the_run_cannot_be_looked_at() -> None:
 @pytest.mark.parametrize(
     ("script", "requests", "delivered"),
     [
-        ([UnreadableReply("truncated", status=200)], 1, 10),
+        ([UnreadableReply("truncated", status=200)] * 3, 4, 10),
         ([Conflict("spent", status=409, code="InvalidatedRetryToken")], 2, 10),
         ([PayloadTooLarge("too much", status=413)], 3, 10),
         ([NotAuthenticated("clock", status=401)] * 3, 4, 10),
         ([NotFound("no platform", status=404)] * 3, 4, 10),
-        ([NotFound("no run", status=404, code="RESOURCE_DOES_NOT_EXIST")], 1, 0),
+        ([NotFound("no run", status=404, code="RESOURCE_DOES_NOT_EXIST")] * 3, 4, 10),
     ],
     ids=["unreadable", "spent token", "too large", "credentials", "no platform", "no run"],
 )

@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
+from adp_async._sansio.texts import printable
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -159,7 +160,7 @@ class AiohttpTransport:
                 return bytes(body)
         response.close()
         message = f"{_name(request)}: the reply is larger than {limit} bytes"
-        request_id = response.headers.get("opc-request-id", "")
+        request_id = printable(response.headers.get("opc-request-id", ""))
         raise UnreadableReply(
             message, status=response.status, request_id=request_id, operation=request.operation
         )

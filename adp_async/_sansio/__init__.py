@@ -92,7 +92,8 @@ The modules
 ======================  ============================================================================
 `endpoints`             the operations, one row each, and the URLs they become
 `codec`                 entities to JSON and back: the one place that knows names on the wire
-`messages`, `replies`   a request and a reply as values; what a status and a body mean
+`messages`, `replies`   a request and a reply as values; who answered, and what it means
+`texts`                 texts from outside, fit to be shown: printable, short, without values
 `signing`               what is signed, by which clock, and what may stand in a header
 `records`               metric, param, tag: the checks at the call, and the body of a log-batch
 `lane`                  one run's queue: its records by number, until each has its end

@@ -7,7 +7,8 @@ becomes RFC 3339 in UTC.
 Reading is lenient where the service may grow and strict where a value would be wrong: unknown
 fields are skipped, unknown enum values stay text, a missing optional field is None and a missing
 sequence is ``()``, an int64 may come as text (MLflow does that), a float as ``"NaN"``.  Anything
-else of a wrong type raises `UnreadableReply`, which names the field and never the value.
+else of a wrong type raises `UnreadableReply`, which names the field and never the value; so does
+an object that has none of the fields of the reply, which is another application's.
 """
 
 from __future__ import annotations
@@ -18,18 +19,17 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import attrs
 import msgspec
 from cattrs import BaseValidationError, Converter, transform_error
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from adp_async._sansio.messages import Reply
+from adp_async._sansio.replies import answered, unreadable
+from adp_async._sansio.texts import first_words, printable
 from adp_async.entities._fields import ABSENT
-from adp_async.errors import UnreadableReply
-
-if TYPE_CHECKING:
-    from adp_async._sansio.messages import Reply
 
 T = TypeVar("T")
 
@@ -75,7 +75,14 @@ _CAMEL_CASE_OWNERS = frozenset(
     }
 )
 
-_UNREADABLE = (BaseValidationError, AttributeError, KeyError, TypeError, ValueError)
+_UNREADABLE = (
+    BaseValidationError,
+    AttributeError,
+    KeyError,
+    OverflowError,  # an integer beyond every double
+    TypeError,
+    ValueError,
+)
 
 
 @cache
@@ -125,21 +132,35 @@ def encode(value: object) -> bytes:
 def decode(body: bytes, type_: type[T], *, reply: Reply | None = None, operation: str = "") -> T:
     """Read *body* as a *type_*; ``object`` gives plain JSON, and None for an empty body.
 
-    *reply* and *operation* only say, in the error, whose body it was.
+    *reply* is whose body it is, the whole of it: then an object without a single field of *type_*
+    is not taken for one in which all of them were left out.  *operation* is for the error.
     """
     try:
-        return _read(body, type_)
-    except (*_UNREADABLE, msgspec.MsgspecError, RecursionError) as error:
-        complaint = _complaint(body, type_, error)
-    status, request_id = (reply.status, reply.request_id) if reply else (0, "")
-    message = f"{operation or 'a reply'}: {complaint} (opc-request-id {request_id or 'unknown'})"
-    raise UnreadableReply(message, status=status, request_id=request_id, operation=operation)
+        return _read(body, type_, is_whole=reply is not None)
+    except (*_UNREADABLE, msgspec.MsgspecError, RecursionError):
+        complaint = _complaint(body, type_, reply)
+    raise unreadable(reply or Reply(0), operation, complaint)
 
 
-def _read(body: bytes, type_: type[T]) -> T:
+def _read(body: bytes, type_: type[T], *, is_whole: bool) -> T:
     if type_ is object:
         return _parse(body) if body.strip() else None  # type: ignore[return-value]
-    return _converter().structure(_parse(body), type_)
+    raw = _parse(body)
+    if is_whole and _is_of_another(raw, type_):
+        raise _WrongType(type_.__name__)
+    return _converter().structure(raw, type_)
+
+
+def _is_of_another(raw: Any, type_: type) -> bool:
+    """Whether *raw* has fields, and none of them is *type_*'s.  MLflow leaves out what is empty."""
+    if not isinstance(raw, dict) or not raw or not attrs.has(type_):
+        return False
+    return raw.keys().isdisjoint(_wire_names(type_))
+
+
+@cache
+def _wire_names(type_: Any) -> frozenset[str]:
+    return frozenset(wire_name(type_.__name__, field.name) for field in attrs.fields(type_))
 
 
 def _parse(body: bytes) -> Any:
@@ -150,16 +171,35 @@ def _parse(body: bytes) -> Any:
         return json.loads(body)
 
 
-def _complaint(body: bytes, type_: type, error: Exception) -> str:
-    """What is wrong with *body*, found by the slower converter that keeps track of the path."""
-    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, RecursionError)):
-        return f"the body is no JSON ({len(body)} bytes)" if body.strip() else "the body is empty"
+def _complaint(body: bytes, type_: type, reply: Reply | None) -> str:
+    """What is wrong with *body*, and what answered when it is not the service's at all."""
     try:
-        _converter(detailed=True).structure(_parse(body), type_)
+        raw = _parse(body)
+    except (ValueError, RecursionError):
+        size = f"the body is not JSON ({len(body)} bytes)"
+        complaint = size if body.strip() else "the body is empty"
+        # Half a reply may be full of what was logged.
+        words = "" if body.lstrip()[:1] in (b"{", b"[") else first_words(body)
+        return _with_author(complaint, reply, repr(words) if words else "")
+    complaint = _by_field(raw, type_)
+    if not _is_of_another(raw, type_):
+        return complaint
+    names = ", ".join(repr(printable(name, 40)) for name in list(raw)[:5])
+    return _with_author(complaint, reply, f"an object with {names}")
+
+
+def _with_author(complaint: str, reply: Reply | None, body: str) -> str:
+    return f"{complaint}: {answered(reply, body)}" if reply else complaint
+
+
+def _by_field(raw: Any, type_: type) -> str:
+    """What is wrong where, found by the slower converter that keeps track of the path."""
+    try:
+        _converter(detailed=True).structure(raw, type_)
     except _UNREADABLE as detailed:
         found = transform_error(detailed, path=type_.__name__, format_exception=_fault)
         return "; ".join(found[:3])
-    return f"the body is no {type_.__name__}"
+    return f"none of the fields of {type_.__name__} is there"
 
 
 def _fault(error: BaseException, type_: type | None) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from adp_async._sansio.texts import printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -45,7 +47,13 @@ class Reply(msgspec.Struct, frozen=True):
 
     @property
     def request_id(self) -> str:
-        return self.headers.get("opc-request-id", "")
+        """The ``opc-request-id``, fit to be shown; *headers* has it as it came."""
+        return printable(self.headers.get("opc-request-id", ""))
+
+    @property
+    def content_type(self) -> str:
+        """The media type, fit to be shown and without its parameters; "" when none was given."""
+        return printable(self.headers.get("content-type", "").partition(";")[0], 80).lower()
 
     @property
     def etag(self) -> str | None:

@@ -1,6 +1,9 @@
-"""Status and body of a reply: the reply itself when it is good, the right error when it is not.
+"""Who answered, and what: a reply when it is the service's, the right error when it is not.
 
-The only place in the package that looks at a status.
+The only place in the package that looks at a status.  Between us and the service stand proxies,
+gateways, web filters and login pages, and any of them may answer in its place, with any status.
+So a status alone says nothing: a success is the service's if its body is what the operation
+replies, an error if its body has the service's error code.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from adp_async._sansio.messages import ERROR_BODY_BYTES
 from adp_async._sansio.retry import parse_retry_after
+from adp_async._sansio.texts import first_words, printable, without_values
 from adp_async.errors import (
     BadRequest,
     Conflict,
@@ -21,6 +26,7 @@ from adp_async.errors import (
     ServiceError,
     ServiceFault,
     Throttled,
+    UnreadableReply,
 )
 
 if TYPE_CHECKING:
@@ -40,15 +46,74 @@ _CLASSES: Mapping[int, type[ServiceError]] = {
 #: A 409 that passes by itself; any other is a verdict.
 _PASSING_CONFLICTS = frozenset({"IncorrectState", "LockConflict"})
 
-_EXCERPT_CHARACTERS = 200
+#: Operations whose documented reply is an empty object.
+EMPTY_REPLIES = frozenset(
+    {
+        "delete_experiment",
+        "delete_experiment_run",
+        "delete_experiment_run_tag",
+        "delete_experiment_tag",
+        "delete_model_version",
+        "delete_model_version_tag",
+        "delete_registered_model",
+        "delete_registered_model_tag",
+        "log_experiment_run_batch",
+        "log_experiment_run_inputs",
+        "log_experiment_run_metric",
+        "log_experiment_run_model",
+        "log_experiment_run_param",
+        "restore_experiment",
+        "restore_experiment_run",
+        "set_experiment_run_tag",
+        "set_experiment_tag",
+        "set_model_version_tag",
+        "set_registered_model_tag",
+        "update_experiment",
+        "update_experiment_run_tags",
+        "update_experiment_tags",
+        "update_model_deployment_tags",
+        "update_model_version_tags",
+        "update_registered_model_tags",
+    }
+)
+
+#: Operations without a documented reply: the body is empty, or an empty object.
+SILENT_OPERATIONS = frozenset(
+    {
+        "activate_model_deployment",
+        "deactivate_model_deployment",
+        "delete_model_deployment",
+        "export_model_deployment_inferences",
+        "manage_registered_model_permission",
+        "roll_back_model_deployment",
+        "roll_forward_model_deployment",
+    }
+)
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_CODE_CHARACTERS = 100
 _MESSAGE_CHARACTERS = 2_000
-_MARKUP: Final = r"(?is)<(script|style)\b.*?</\1>|<[^>]*>"
-_CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+"
+
+#: The beginning of an error of the service whose body was too large to be read to its end.
+_CUT_ERROR: Final = (
+    rb'(?s)\s*\{\s*"(?:error_)?code"\s*:\s*"(?P<code>[\w.-]{1,100})"\s*'
+    rb'(?:,\s*"message"\s*:\s*"(?P<message>(?:[^"\\]|\\.)*))?'
+)
 
 
 def read_reply(reply: Reply, operation: str) -> Reply:
-    """*reply* when its status is 2xx; otherwise raise the `ServiceError` that it means."""
+    """*reply* when it may be the service's reply to *operation*.
+
+    Raises the `ServiceError` that a status other than 2xx means, and `UnreadableReply` for a 2xx
+    that is a page of markup, or anything but the empty object where the operation replies that.
+    """
     if 200 <= reply.status < 300:
+        if not _may_be_of_the_service(reply, operation):
+            size = f"{len(reply.body)} bytes without words" if reply.body else "an empty body"
+            words = first_words(reply.body)
+            what = answered(reply, repr(words) if words else size)
+            raise unreadable(reply, operation, f"the answer is not the service's: {what}")
         return reply
     code, message = _told(reply)
     error = _class_of(reply.status)(
@@ -57,6 +122,7 @@ def read_reply(reply: Reply, operation: str) -> Reply:
         code=code,
         request_id=reply.request_id,
         operation=operation,
+        content_type="" if code else reply.content_type,
         retriable=_retriable(reply.status, code),
     )
     if isinstance(error, (Throttled, ServiceFault)):
@@ -66,6 +132,37 @@ def read_reply(reply: Reply, operation: str) -> Reply:
     if reply.status == 501:
         error.maybe_applied = False
     raise error
+
+
+def unreadable(reply: Reply, operation: str, complaint: str) -> UnreadableReply:
+    """The error for a 2xx that is not what *operation* replies."""
+    request_id = reply.request_id
+    message = f"{operation or 'a reply'}: {complaint} (opc-request-id {request_id or 'unknown'})"
+    return UnreadableReply(message, status=reply.status, request_id=request_id, operation=operation)
+
+
+def answered(reply: Reply, body: str = "") -> str:
+    """What answered: status, content type, and what *body* says of the body."""
+    what = f"{reply.status} {reply.content_type or 'without a content type'}"
+    return f"{what}, {body}" if body else what
+
+
+def _may_be_of_the_service(reply: Reply, operation: str) -> bool:
+    if operation in EMPTY_REPLIES:
+        return reply.status == 200 and _is_empty_object(reply.body)
+    if operation in SILENT_OPERATIONS:
+        says_nothing = not reply.body.strip() or _is_empty_object(reply.body)
+        return reply.status in (200, 202, 204) and says_nothing
+    return not _is_page(reply)
+
+
+def _is_empty_object(body: bytes) -> bool:
+    return body == b"{}" or as_json(body) == {}
+
+
+def _is_page(reply: Reply) -> bool:
+    first = reply.body.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    return first == b"<" or ("html" in reply.content_type and first not in (b"{", b"["))
 
 
 def _class_of(status: int) -> type[ServiceError]:
@@ -87,33 +184,55 @@ def _retriable(status: int, code: str) -> bool | None:
 
 def _told(reply: Reply) -> tuple[str, str]:
     """The code and the message of an error's body, be it the service's, MLflow's or a proxy's."""
-    if 300 <= reply.status < 400:
+    if reply.status in _REDIRECTS and "location" in reply.headers:
         # Following would replay the signature at another target.
         return "", "redirects are not followed; check the endpoint and the path prefix"
-    body = _as_json(reply.body)
+    body = as_json(reply.body)
     if not isinstance(body, dict):
-        return "", _excerpt(reply.body)
-    code = body.get("code") or body.get("error_code")
+        return _told_before_the_cut(reply.body) or ("", first_words(reply.body))
+    code = _code_in(body)
     message = body.get("message")
     if not isinstance(message, str):
-        message = "" if isinstance(code, str) else _excerpt(reply.body)
-    return _clean(code)[:100] if isinstance(code, str) else "", _clean(message)[
-        :_MESSAGE_CHARACTERS
-    ]
+        return code, "" if code else first_words(reply.body)
+    return code, printable(without_values(message), _MESSAGE_CHARACTERS)
 
 
-def _as_json(body: bytes) -> object:
+def _code_in(body: Mapping[object, object]) -> str:
+    """The service's code or MLflow's; "" when the error is another application's.
+
+    Others have a number there, or its digits.
+    """
+    for code in (body.get("code"), body.get("error_code")):
+        if isinstance(code, str) and (shown := printable(code, _CODE_CHARACTERS)):
+            return "" if shown.isdecimal() else shown
+    return ""
+
+
+def _told_before_the_cut(body: bytes) -> tuple[str, str] | None:
+    """What a body says that was read up to `ERROR_BODY_BYTES` only.
+
+    MLflow's message repeats every param that was changed, old value and new: megabytes.
+    """
+    if len(body) < ERROR_BODY_BYTES or (found := re.match(_CUT_ERROR, body)) is None:
+        return None
+    message = without_values(_unescaped(found["message"] or b""))
+    return found["code"].decode(), printable(message, _MESSAGE_CHARACTERS)
+
+
+def _unescaped(text: bytes) -> str:
+    """A JSON string without its quotes, up to the last character that is whole."""
+    for end in range(len(text), max(-1, len(text) - 12), -1):  # a surrogate pair has 12
+        found = as_json(b'"%b"' % text[:end])
+        if isinstance(found, str):
+            return found
+    return ""
+
+
+def as_json(body: bytes) -> object:
+    """What *body* holds, and None when that is not JSON: a page, half a reply, nothing at all."""
     try:
         return msgspec.json.decode(body)
+    except UnicodeDecodeError:
+        return as_json(body.decode("utf-8", errors="replace").encode())
     except (msgspec.DecodeError, RecursionError):
-        return None  # a proxy's page, or nothing at all; the caller shows an excerpt of it
-
-
-def _excerpt(body: bytes) -> str:
-    """The first words of a body that is no error of ours, without its markup."""
-    text = body[: 8 * 1024].decode("utf-8", errors="replace")
-    return _clean(re.sub(_MARKUP, " ", text))[:_EXCERPT_CHARACTERS]
-
-
-def _clean(text: str) -> str:
-    return " ".join(re.sub(_CONTROL_CHARACTERS, " ", text).split())
+        return None

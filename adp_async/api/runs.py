@@ -17,6 +17,7 @@ from adp_async.entities.runs import (
     RunPage,
     RunReply,
 )
+from adp_async.errors import UnreadableReply
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +56,10 @@ class Runs(Family):
             start_time=start_time,
             tags=tags or None,
         )
+        if not reply.run.info.run_id:
+            operation = endpoints.CREATE_RUN.operation
+            message = f"{operation}: missing @ RunReply.run.info.run_id"
+            raise UnreadableReply(message, status=200, operation=operation)
         return reply.run
 
     async def get(self, run_id: str, **options: Unpack[CallOptions]) -> Run:

@@ -133,6 +133,8 @@ class StandIn:
             raise _invalid(f"a request can have at most {_BODY_BYTES} bytes")
         batch = self._decode(received.body)
         run = self._run(batch.run_id)
+        if run.info["lifecycle_stage"] != "active":
+            raise _invalid(f"The run {batch.run_id} must be in the 'active' state.")
         # Everything is checked before anything is taken: one bad record fails them all.
         _check_counts(batch)
         _check_records(batch)
