@@ -16,7 +16,7 @@ from attrs import define, field
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.dispatch import Dispatcher, Pulse
 from adp_async._sansio.verdicts import Action, action_for
-from adp_async.errors import AdpError, NotAuthenticated
+from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -150,8 +150,8 @@ class Sender:
             try:
                 if self.before_departure is not None:
                     await self.before_departure(batch)
-            except Exception as error:
-                self._stays(batch, error)
+            except Exception as obstacle:
+                self._stays(batch, obstacle)
                 return
             self.requests += 1
             error, action = await self._ask(batch)
@@ -172,7 +172,7 @@ class Sender:
         try:
             await self.post(batch.body, batch.retry_token)
         except AdpError as error:
-            action = action_for(error, batch.run_id)
+            action = action_for(error)
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
@@ -212,8 +212,9 @@ class Sender:
             is_gone = await self.run_is_gone(batch.run_id)
         except AdpError as trouble:
             logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
-            # Nothing is decided while the service can't be asked.
-            return (trouble, Action.BACK_OFF) if trouble.retriable else (error, Action.SPLIT)
+            # Nothing is decided while the service can't be asked, or somebody else answers.
+            is_its_word = getattr(trouble, "code", "") and not trouble.retriable
+            return (error, Action.SPLIT) if is_its_word else (trouble, Action.BACK_OFF)
         return error, Action.GIVE_UP if is_gone else Action.SPLIT
 
     def _judge(
@@ -226,7 +227,8 @@ class Sender:
         if error is None:
             self._all_clear(batch.lane)
         elif action in (Action.BACK_OFF, Action.HOLD):
-            hint = " (check the credentials)" if isinstance(error, NotAuthenticated) else ""
+            is_hint = isinstance(error, NotAuthenticated | Forbidden)
+            hint = " (check the credentials)" if is_hint else ""
             if is_its_own:
                 self._warn_held(batch.lane, error, hint)
             else:

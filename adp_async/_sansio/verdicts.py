@@ -38,7 +38,7 @@ class Action(enum.Enum):
     GIVE_UP = "the run is gone, or there is none: no record of the batch can be delivered"
 
 
-def action_for(error: AdpError, _run_id: str = "") -> Action:
+def action_for(error: AdpError) -> Action:
     """What *error*, the answer to a log-batch, calls for."""
     match error:
         case ConfigurationError():
