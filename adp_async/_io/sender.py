@@ -155,7 +155,7 @@ class Sender:
                 return
             self.requests += 1
             error, action = await self._ask(batch)
-            is_visible = await self._is_visible(batch, action)
+            is_visible = await self._is_visible(batch, error)
             self._under_way.discard(batch)
             self._judge(batch, error, action, is_visible=is_visible)
         finally:
@@ -194,9 +194,9 @@ class Sender:
         else:
             self.dispatcher.concurrency.paused()
 
-    async def _is_visible(self, batch: RecordBatch, action: Action) -> bool:
+    async def _is_visible(self, batch: RecordBatch, error: AdpError | None) -> bool:
         """Whether the service shows the run, where that tells a bad record from a bad day."""
-        if action not in (Action.BACK_OFF, Action.HOLD) or not self.dispatcher.doubts(batch):
+        if error is None or not self.dispatcher.doubts(batch, error):
             return False
         try:
             return not await self.run_is_gone(batch.run_id)

@@ -25,10 +25,12 @@ from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     AdpError,
     ConnectionFailed,
+    ConnectionLost,
     DeliveryError,
     Forbidden,
     NotAuthenticated,
     NotFound,
+    ServiceFault,
 )
 
 if TYPE_CHECKING:
@@ -342,11 +344,14 @@ class Dispatcher:
             return True
         return False
 
-    def doubts(self, batch: RecordBatch) -> bool:
-        """Whether the run should be looked at before a failure of *batch* is judged.
+    def doubts(self, batch: RecordBatch, error: AdpError) -> bool:
+        """Whether the run should be looked at before *error* is judged.
 
         Nothing else shows then whether the service is down, or fails on this batch.
         """
+        is_its_own = isinstance(error, ServiceFault) and error.code
+        if not is_its_own and not isinstance(error, ConnectionLost):
+            return False
         return batch.failures + 1 >= BEFORE_HALVING and self.pulse.at <= batch.failed_at
 
 
