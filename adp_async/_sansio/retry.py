@@ -1,13 +1,22 @@
-"""When to try again: back-off with full jitter, and what a Retry-After header says."""
+"""When to try again, and when to say so: back-off with full jitter, and a Retry-After header."""
 
 from __future__ import annotations
 
-from email.utils import parsedate_to_datetime
+import re
+from typing import Final
 
-from attrs import field, frozen, validators
+from attrs import define, field, frozen, validators
+
+from adp_async._sansio.signing import parse_http_date
 
 #: The longest a Retry-After is believed.  The header is kept in full below this.
 LONGEST_RETRY_AFTER = 3600.0
+
+#: A direct call that is being tried again says so this long after its first attempt began.
+TELL_AFTER: Final = 2.0
+
+# `float` takes more than a header may hold: "1_0", "1e3", digits of other scripts.
+_SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 @frozen
@@ -40,6 +49,28 @@ class RetryPolicy:
         return retry_after + jitter * ceiling
 
 
+@define(eq=False)
+class RetryNotice:
+    """When one direct call says, once, that it is still being tried again.
+
+    >>> notice = RetryNotice(began=10.0)
+    >>> notice.is_due(11.9, in_trouble=True), notice.is_due(12.0, in_trouble=False)
+    (False, False)
+    >>> notice.is_due(12.5, in_trouble=True), notice.is_due(13.0, in_trouble=True)
+    (True, False)
+    """
+
+    began: float
+    _told: bool = field(default=False, init=False)
+
+    def is_due(self, now: float, *, in_trouble: bool) -> bool:
+        """Whether to say it now.  *in_trouble*: an attempt has failed, or a 429 holds the call."""
+        if self._told or not in_trouble or now - self.began < TELL_AFTER:
+            return False
+        self._told = True
+        return True
+
+
 def parse_retry_after(value: str | None, *, date: str | None = None) -> float | None:
     """Seconds a ``Retry-After`` asks for, or None when there is none that can be read.
 
@@ -56,23 +87,15 @@ def parse_retry_after(value: str | None, *, date: str | None = None) -> float | 
     seconds = _seconds(value.strip())
     if seconds is None:
         seconds = _seconds_between(date, value)
-    if seconds is None or not 0.0 <= seconds < float("inf"):
-        return None
-    return min(seconds, LONGEST_RETRY_AFTER)
+    return None if seconds is None else min(seconds, LONGEST_RETRY_AFTER)
 
 
 def _seconds(value: str) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None
+    return float(value) if _SECONDS.fullmatch(value) else None
 
 
 def _seconds_between(earlier: str | None, later: str) -> float | None:
-    if earlier is None:
+    begin, end = parse_http_date(earlier), parse_http_date(later)
+    if begin is None or end is None:
         return None
-    try:
-        wait = parsedate_to_datetime(later) - parsedate_to_datetime(earlier)
-    except (ValueError, TypeError):  # no date, or one with a time zone and one without
-        return None
-    return max(0.0, wait.total_seconds())
+    return max(0.0, end - begin)

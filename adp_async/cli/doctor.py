@@ -14,7 +14,6 @@ import socket
 import stat
 import tempfile
 import time
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -31,6 +30,7 @@ from adp_async import RetryPolicy, Session
 from adp_async._io.spool_file import default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
+from adp_async._sansio.signing import parse_http_date
 from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
 from adp_async.errors import (
     AdpError,
@@ -287,11 +287,15 @@ def _network(address: str) -> Finding:
 async def _clock(settings: Settings) -> Finding:
     """How far the clock is off; any reply tells, so this one isn't even signed."""
     try:
-        async with AiohttpTransport(timeout=CALL_TIMEOUT) as transport:
+        road = AiohttpTransport(timeout=CALL_TIMEOUT, ca_bundle=settings.ca_bundle)
+        async with road as transport:
             reply = await transport.send(Request("GET", f"{settings.base_url}/"))
-        behind = parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time()
-    except (AdpError, KeyError, ValueError) as error:
+    except AdpError as error:
         return Finding("clock", "skipped", f"not compared: no reply to go by ({_sentence(error)})")
+    date = parse_http_date(reply.headers.get("date"))
+    if date is None:
+        return Finding("clock", "skipped", "not compared: the reply has no date that can be read")
+    behind = date - time.time()
     if abs(behind) < CLOCK_WORTH_SAYING:
         return Finding("clock", "ok", "agrees with the service's")
     told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"
