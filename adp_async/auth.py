@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
+import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
@@ -19,7 +21,7 @@ from attrs import evolve, field, frozen
 from adp_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from configparser import ConfigParser
 
 
@@ -63,6 +65,25 @@ class Signer(Protocol):
 def misconfigured(setting: str, problem: str, *, looked: str, fix: str) -> ConfigurationError:
     """The error that names a setting, what is wrong, where it was looked for, and the fix."""
     return ConfigurationError(f"{setting}: {problem} (looked in {looked}). {fix}")
+
+
+def reason_of(error: BaseException) -> str:
+    """What may be shown of a foreign *error*: its type, and what the system says.
+
+    Its own words may hold a URL with a password, a header or a token.
+
+    >>> reason_of(ConnectionRefusedError(111, "for http://user:secret@example.com"))
+    'Connection refused'
+    >>> reason_of(ValueError("secret"))
+    'ValueError'
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and isinstance(number, int):
+        if isinstance(error, socket.gaierror | ssl.SSLError):
+            return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
+        if number > 0:
+            return os.strerror(number)
+    return type(error).__name__
 
 
 def is_ocid(value: str) -> bool:
@@ -379,10 +400,18 @@ def _read_key_file(profile: Profile) -> tuple[bytes, str]:
 
 def _read_token(file: Path, setting: str, where: str) -> str:
     looked = f"{file}, named by {where}"
-    token = _read(file, setting, looked).strip()
+    fix = "Get a new one, with `oci session authenticate`."
+    return _checked_token(_read(file, setting, looked), setting, looked=looked, fix=fix)
+
+
+def _checked_token(token: bytes, setting: str, *, looked: str, fix: str) -> str:
+    """The *token* without the white space around it; it becomes a part of a header."""
+    token = token.strip()
     if not token or not token.isascii():
-        fix = "Get a new one, with `oci session authenticate`."
         raise misconfigured(setting, "holds no token", looked=looked, fix=fix)
+    if not re.fullmatch(rb"[\x21-\x7e]+", token):
+        problem = "holds a token with a line end, a space or a control character inside"
+        raise misconfigured(setting, problem, looked=looked, fix=fix)
     return token.decode("ascii")
 
 
@@ -456,7 +485,7 @@ class DelegationToken(Auth):
     profile: str | None = field(default=None, kw_only=True)
 
     def load(self) -> Signer:
-        token = self.token or self._token_from_file()
+        token = self._token_given() if self.token else self._token_from_file()
         _wait_for_oci()
         from oci.auth.signers import InstancePrincipalsDelegationTokenSigner
 
@@ -465,6 +494,12 @@ class DelegationToken(Auth):
             return signer
 
         return _built(self.mode, build, _ON_AN_INSTANCE)
+
+    def _token_given(self) -> str:
+        assert self.token is not None
+        given = self.token.encode("utf-8", "replace")
+        fix = "Pass it as it was issued, in one line."
+        return _checked_token(given, "token", looked="the argument token", fix=fix)
 
     def _token_from_file(self) -> str:
         profile = read_profile(self.config_file, self.profile)
@@ -522,9 +557,26 @@ def _built(mode: str, build: Callable[[], Signer], fix: str) -> Signer:
     try:
         return build()
     except Exception as error:
+        # The error itself may show the URL of a proxy, and the password in it.
         problem = f"{mode!r} gave no credentials ({type(error).__name__})"
-        looked = "the metadata service and environment of this machine"
-        raise misconfigured("auth", problem, looked=looked, fix=fix) from error
+        cause = _ForeignError(" <- ".join(_told_by(error)))
+    looked = "the metadata service and environment of this machine"
+    raise misconfigured("auth", problem, looked=looked, fix=fix) from cause
+
+
+class _ForeignError(Exception):
+    """Stands in for an error of another library: the types behind it, and what the system said."""
+
+
+def _told_by(error: BaseException) -> Iterator[str]:
+    """What may be shown of *error* and of what led to it, the last one first."""
+    deep: BaseException | None = error
+    for _ in range(10):
+        if deep is None:
+            return
+        name, reason = type(deep).__name__, reason_of(deep)
+        yield name if reason == name else f"{name} ({reason})"
+        deep = deep.__cause__ or deep.__context__
 
 
 # From what a user writes ------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class Knobs(TypedDict, total=False):
     spool_limit: int
     recover: bool
     close_timeout: float
+    ca_bundle: str | PathLike[str] | None
     connect_timeout: float
     timeout: float
     call_timeout: float
@@ -109,6 +110,13 @@ def _overflow(value: Any) -> None:
 def _spool(value: Any) -> None:
     is_path = isinstance(value, str | os.PathLike) and bool(os.fspath(value))
     _says(not isinstance(value, bool) and not is_path, "True, False or a folder", value)
+
+
+def _ca_bundle(value: Any) -> None:
+    if value is not None:
+        path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+        good = isinstance(path, str) and path and "\0" not in path
+        _says(not good, "a file of certificates, or a folder of them,", value)
 
 
 def _platform_id(value: Any) -> None:
@@ -266,6 +274,9 @@ class Settings:
 
     How it calls:
 
+    *ca_bundle*: the certificates to trust in place of the system's: a file in PEM format, or a
+    folder of hashed certificates.  Default: what ``REQUESTS_CA_BUNDLE`` or else ``SSL_CERT_FILE``
+    names when the session opens.
     *connect_timeout*: for connecting, TLS included.  Default 10 s.
     *timeout*: for one attempt from start to end.  Default 60 s.
     *call_timeout*: for a whole direct call with its retries.  Default 300 s.
@@ -315,6 +326,7 @@ class Settings:
     spool_limit: int = _knob(4 * GIBIBYTE, _count, read=int)
     recover: bool = _knob(True, _switch, read=_switch_from)
 
+    ca_bundle: str | PathLike[str] | None = _knob(None, _ca_bundle)  # noqa: RUF009 - as above
     connect_timeout: float = _knob(10.0, _some_seconds, read=float)
     timeout: float = _knob(60.0, _some_seconds, read=float)
     call_timeout: float = _knob(300.0, _some_seconds, read=float)

@@ -41,6 +41,7 @@ def test_defaults():
         "spool_interval": 0.2,
         "spool_limit": 4 * 2**30,
         "recover": True,
+        "ca_bundle": None,
         "connect_timeout": 10.0,
         "timeout": 60.0,
         "call_timeout": 300.0,
