@@ -469,7 +469,7 @@ def test_principals(monkeypatch, auth, factory):
     [(ResourcePrincipal(), "OCI_RESOURCE_PRINCIPAL_"), (WorkloadIdentity(), "OKE cluster")],
 )
 def test_principals_elsewhere(monkeypatch, auth, fix):
-    """Away from OCI the error says where the mode works; its cause, what types of error led to it."""
+    """Away from OCI the error says where the mode works, and its cause which errors led to it."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
     with pytest.raises(ConfigurationError, match=f"auth: '{auth.mode}' gave no.*{fix}") as raised:

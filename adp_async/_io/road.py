@@ -100,7 +100,8 @@ class Proxy:
     headers: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        return f"{self.url.host}:{self.url.port}, named by {self.source}"
+        host = self.url.host or ""
+        return f"{f'[{host}]' if ':' in host else host}:{self.url.port}, named by {self.source}"
 
 
 def proxy_for(url: URL) -> Proxy | None:
@@ -134,12 +135,14 @@ def read_proxy(text: str, *, source: str) -> Proxy:
         "It looks like http://proxy.example.com:3128 or http://user:password@...; "
         "special characters of user and password are percent-encoded."
     )
-    failure = misconfigured("proxy", "its URL cannot be read", looked=source, fix=fix)
+    problem = "its URL cannot be read: it has no host, or a port that is not a number up to 65535"
+    failure = misconfigured("proxy", problem, looked=source, fix=fix)
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
         host = parts.hostname or ""
         is_whole = _PROXY_HOST.fullmatch(host) and port != 0
+        is_whole = is_whole and not (host in _SCHEMES and "://" not in text)  # http:/proxy
         if not is_whole or "@" in f"{parts.path}{parts.query}{parts.fragment}":
             raise failure
         if parts.scheme not in _SCHEMES:

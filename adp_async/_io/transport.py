@@ -333,12 +333,12 @@ def _problem_of(
     error: BaseException, request: Request, way: _Way, journey: _Journey, seconds: float
 ) -> _Problem:
     is_known = isinstance(error, aiohttp.ClientError | OSError) and not isinstance(
-        error, aiohttp.InvalidURL
+        error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError
     )
     if not is_known and (header := _bad_header(request)):
         return _Problem(ConnectionFailed, f"not sent: {header}", is_permanent=True)
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return _refused_by_proxy(error)
+        return _refused_by_proxy(error, way)
     if (
         journey.connecting
         or isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
@@ -351,12 +351,13 @@ def _problem_of(
     return _Problem(ConnectionLost, f"the connection broke{_reason(error)}", may_be_tls=may_be_tls)
 
 
-def _refused_by_proxy(error: aiohttp.ClientHttpProxyError) -> _Problem:
+def _refused_by_proxy(error: aiohttp.ClientHttpProxyError, way: _Way) -> _Problem:
     status = error.status
-    problem = _Problem(
-        ConnectionFailed, f"the proxy answered {status}", _PROXY_FIXES.get(status, "")
-    )
-    is_refusal = 400 <= status < 500 and status not in _PASSING_STATUSES
+    fix = _PROXY_FIXES.get(status, "")
+    if status == 407 and way.proxy and way.proxy.headers:
+        fix = "It does not accept the user and password that it was given."
+    problem = _Problem(ConnectionFailed, f"the proxy answered {status}", fix)
+    is_refusal = status < 500 and status not in _PASSING_STATUSES
     return evolve(problem, is_permanent=is_refusal, is_doubtful=True)
 
 
@@ -428,7 +429,7 @@ def _no_address(error: socket.gaierror, way: _Way) -> _Problem:
 def _closed_while_connecting(way: _Way) -> _Problem:
     by = "proxy or server" if way.proxy else "server"
     what = f"no connection: the {by} closed it while TLS was being agreed on"
-    fix = "If that lasts: does it offer TLS 1.2 or later, is it the right port, does a firewall?"
+    fix = "If that lasts, check the port, firewalls, and that the server offers TLS 1.2 or later."
     return _Problem(ConnectionFailed, what, fix, is_doubtful=True)
 
 
