@@ -192,18 +192,19 @@ class Session:
 
     async def _open(self) -> None:
         await self._auth.open()
+        before = self._state
         try:
             settings = self._settings
             self._settings = await self._auth.run(settings.complete, self._auth.region)
             await self._auth.run(self._transport.load, self._settings.base_url)
             await self._transport.open()
+            self._loop, self._state = asyncio.get_running_loop(), ""
+            spool = await self._make_spool()
         except BaseException:
+            self._loop, self._state = None, before
             await self._transport.close()
             await self._auth.close()
             raise
-        self._loop = asyncio.get_running_loop()
-        self._state = ""
-        spool = await self._make_spool()
         interval = self._settings.spool_interval
         # Where no spool can be made none can be emptied either.
         if spool is None or not self._settings.recover:

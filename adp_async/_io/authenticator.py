@@ -34,6 +34,8 @@ _CANNOT_SIGN: Final = "CannotSign"
 _THREADS: Final = 2
 #: The largest body that is hashed on the event loop: 0.05 ms.
 _SMALL_BODY: Final = 16 * 1024
+#: Two readings of a clock are no further apart, in seconds.
+_SAME_SKEW: Final = 60.0
 
 
 class Authenticator:
@@ -150,7 +152,8 @@ class Authenticator:
         if skew is None:
             return False
         # Said once: one that doesn't help is taken back, and may be tried again and again.
-        level = logging.DEBUG if skew == self._skew_told else logging.WARNING
+        is_news = self._skew_told is None or abs(skew - self._skew_told) > _SAME_SKEW
+        level = logging.WARNING if is_news else logging.DEBUG
         message = "the clock differs by %.0f s from the service's, which is used now"
         logger.log(level, message, skew)
         self._skew_told = skew

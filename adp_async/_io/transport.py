@@ -347,7 +347,8 @@ def _problem_of(
         return _no_connection(error, way, is_known=is_known)
     if isinstance(error, TimeoutError):
         return _Problem(RequestTimeout, f"no whole reply within {seconds:g} s")
-    may_be_tls = request.url.startswith("http://")
+    is_http = isinstance(_parser_error(error), http_exceptions.LineTooLong)
+    may_be_tls = request.url.startswith("http://") and not is_http
     return _Problem(ConnectionLost, f"the connection broke{_reason(error)}", may_be_tls=may_be_tls)
 
 
@@ -465,13 +466,21 @@ _OLD_TLS: Final = frozenset(
 
 def _reason(error: BaseException) -> str:
     """What the system says.  aiohttp's own texts can hold whole headers, queries and URLs."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        cause = error.__cause__
-        if isinstance(cause, http_exceptions.LineTooLong):
-            return f": a header of the reply is longer than {MAX_HEADER_BYTES} bytes"
-        if isinstance(cause, http_exceptions.HttpProcessingError):
-            return f": the reply is not HTTP ({type(cause).__name__})"
+    cause = _parser_error(error)
+    if isinstance(cause, http_exceptions.LineTooLong):
+        return f": a header of the reply is longer than {MAX_HEADER_BYTES} bytes"
+    if cause is not None:
+        return f": the reply is not HTTP ({type(cause).__name__})"
     return f": {reason_of(error)}"
+
+
+def _parser_error(error: BaseException) -> http_exceptions.HttpProcessingError | None:
+    """What aiohttp's parser stumbled over: the last in a row of causes, whose type tells most."""
+    found = None
+    cause = error.__cause__ if isinstance(error, aiohttp.ClientResponseError) else None
+    while isinstance(cause, http_exceptions.HttpProcessingError):
+        found, cause = cause, cause.__cause__
+    return found
 
 
 def _bad_header(request: Request) -> str:
