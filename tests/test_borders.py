@@ -1,4 +1,4 @@
-"""What comes from signers, token files, clocks and reply headers: held or told, never a crash."""
+"""What comes from signers, clocks and reply headers: held or told, never a crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adp_async._sansio import retry
 from adp_async._sansio.messages import Request
 from adp_async._sansio.retry import LONGEST_RETRY_AFTER, TELL_AFTER, RetryNotice, parse_retry_after
 from adp_async._sansio.signing import corrected_skew, http_date, parse_http_date, problem_of_header
-from adp_async.auth import Auth, CustomSigner, DelegationToken
+from adp_async.auth import Auth, CustomSigner
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -35,8 +35,6 @@ from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
     from adp_async.local import LocalPlatform
 
 SECRET = "s3cr3t"
@@ -259,42 +257,6 @@ async def test_opening_that_fails_half_way(
     assert "closed" in repr(session._auth)
     async with session:
         await session.runs.get(bare_platform.gateway.add_run())
-
-
-# Tokens ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("token", "told"),
-    [
-        ("", "holds no token"),
-        ("abc\ndef", "a line end, a space or a control character inside"),
-        ("abc\r\ndef", "a line end"),
-        ("abc def", "a space"),
-        ("abc\0def", "a control character"),
-        ("töken", "holds no token"),
-    ],
-)
-def test_a_token_in_pieces(token: str, told: str, tmp_path: Path) -> None:
-    """A wrapped token file is told with its name; white space around the token does no harm."""
-    file = tmp_path / "token"
-    file.write_text(f"\ufeff{token}" if token == "töken" else token)
-    config = tmp_path / "config"
-    config.write_text(f"[DEFAULT]\ntenancy=x\ndelegation_token_file={file}\n")
-    expected = rf"^delegation_token_file: .*{told}.*{re.escape(str(file))}"
-    with pytest.raises(ConfigurationError, match=expected) as raised:
-        DelegationToken(config_file=config)._token_from_file()
-    assert not token or token[:3] not in str(raised.value).replace(str(tmp_path), "")
-    file.write_text(" \nabc.def-g_h\r\n\n")
-    assert DelegationToken(config_file=config)._token_from_file() == "abc.def-g_h"
-
-
-@pytest.mark.parametrize("token", ["abc\ndef", "a b", "tök\ud800en", " \n "])
-def test_a_token_given_outright(token: str) -> None:
-    """The argument is checked by the same rule, and not repeated."""
-    with pytest.raises(ConfigurationError, match="looked in the argument token"):
-        DelegationToken(token)._token_given()
-    assert DelegationToken(" abc\n")._token_given() == "abc"
 
 
 @pytest.mark.parametrize(
