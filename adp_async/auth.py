@@ -79,8 +79,10 @@ def reason_of(error: BaseException) -> str:
     """
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int):
-        if isinstance(error, socket.gaierror | ssl.SSLError):
-            return str(getattr(error, "reason", None) or error.strerror or type(error).__name__)
+        if isinstance(error, ssl.SSLError):
+            return str(getattr(error, "reason", None) or type(error).__name__)
+        if isinstance(error, socket.gaierror):
+            return error.strerror or type(error).__name__
         if number > 0:
             return os.strerror(number)
     return type(error).__name__

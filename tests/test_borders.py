@@ -35,6 +35,7 @@ from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from adp_async.local import LocalPlatform
 
 SECRET = "s3cr3t"
