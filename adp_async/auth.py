@@ -335,10 +335,13 @@ def _what_is_wrong(error: configparser.Error) -> str:
 class ApiKey(Auth):
     """An API key, from a profile of OCI's config file or given outright.
 
-    *config_file*: default ``OCI_CONFIG_FILE``, else ``~/.oci/config``.  *profile*: default
-    ``OCI_CLI_PROFILE``, else ``DEFAULT``.  *passphrase* opens an encrypted key.  *key_content* is
-    the key itself in PEM, in place of *key_file*.  *tenancy*, *user*, *fingerprint* and
-    *key_file* replace what the profile says; with all of them the config file isn't read.
+    *config_file*: default ``OCI_CONFIG_FILE``, then ``OCI_CLI_CONFIG_FILE``, then
+    ``~/.oci/config``.  *profile*: default ``OCI_CLI_PROFILE``, else ``DEFAULT``.  *passphrase*
+    opens an encrypted key.  *key_content* is the key itself in PEM, in place of *key_file*.
+    *tenancy*, *user*, *fingerprint* and *key_file* replace what the profile says; with all of
+    them the config file isn't read.  Where neither *config_file* nor *profile* is given,
+    ``OCI_CLI_USER``, ``_TENANCY``, ``_FINGERPRINT``, ``_KEY_CONTENT``, ``_KEY_FILE`` and
+    ``_PASSPHRASE`` replace it as well, as for OCI's command line.
     """
 
     mode: ClassVar[str] = "api_key"
