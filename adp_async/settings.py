@@ -212,7 +212,7 @@ def _instance_of(kind: type[T], called: str) -> Rule[T]:
     def rule(value: Any) -> T:
         if isinstance(value, kind):
             return value
-        message = f"must be {called}, not {shown(value)}"
+        message = f"must be {called}, not {type(value).__name__:.40}"
         raise ValueError(message)
 
     return rule

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from numbers import Number
 from typing import Any, Final
 
 __all__ = ["LONGEST", "MOST", "count", "seconds", "shown", "text"]
@@ -45,13 +46,12 @@ def shown(value: object) -> str:
 def _repr(value: object) -> str:
     if isinstance(value, str):
         return str.__repr__(str.__getitem__(value, slice(1000)))
-    if isinstance(value, bytes | bytearray):
-        return _kind(value)  # a key or a token, as files are read
     if isinstance(value, int) and abs(value) >= 10**_SHOWN:
         return "a huge int"  # to write it down may take seconds, or be refused
-    if isinstance(value, dict | list | tuple | set | frozenset):
-        return _kind(value)  # of any size, and a dict is often somebody's whole configuration
-    return str.__str__(repr(value))
+    if value is None or isinstance(value, Number):
+        return str.__str__(repr(value))
+    # Of the rest nobody knows what is in it: a configuration, a key as it was read, an error.
+    return _kind(value)
 
 
 def _kind(value: object) -> str:
