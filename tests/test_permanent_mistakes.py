@@ -506,7 +506,7 @@ async def test_a_bundle_that_cannot_be_used(
 @pytest.mark.parametrize("bad", ["", "a\0b", 7, b"bytes", ["list"]])
 def test_a_bundle_that_is_no_path(bare_platform: LocalPlatform, bad: Any) -> None:
     """What can't be a path is refused when the session is made."""
-    with pytest.raises(ConfigurationError, match=r"^ca_bundle: a file of certificates"):
+    with pytest.raises(ConfigurationError, match=r"^ca_bundle: .*a file of certificates"):
         bare_platform.session(ca_bundle=bad)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from attrs import define, field, frozen, validators
+from attrs import Attribute, define, field, frozen
 
+from adp_async._sansio import rules
 from adp_async._sansio.signing import parse_http_date
 
 #: The longest a Retry-After is believed.  The header is kept in full below this.
@@ -19,9 +21,25 @@ TELL_AFTER: Final = 2.0
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
-@frozen
+def _by_its_rule(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    return [each.evolve(converter=partial(_checked, each)) for each in fields]
+
+
+def _checked(number: Attribute[Any], value: object) -> Any:
+    try:
+        return number.metadata["rule"](value)
+    except ValueError as error:
+        message = f"RetryPolicy: {number.name} {error}"
+        raise ValueError(message) from None
+
+
+_ABOVE_ZERO = {"rule": partial(rules.seconds, above=True)}
+_ONE_OR_MORE = {"rule": rules.count}
+
+
+@frozen(field_transformer=_by_its_rule)
 class RetryPolicy:
-    """How a direct call, and a batch, is tried again.
+    """How a direct call, and a batch, is tried again.  ValueError if a number makes no sense.
 
     *first_backoff*: seconds the first wait is drawn from.  With less than a second, the search for
     the limit that a 429 tells of begins at one request in that time.  Default 1 s.
@@ -31,9 +49,9 @@ class RetryPolicy:
     session.  Default 8.
     """
 
-    first_backoff: float = field(default=1.0, validator=validators.gt(0))
-    max_backoff: float = field(default=60.0, validator=validators.gt(0))
-    max_attempts: int = field(default=8, validator=validators.ge(1))
+    first_backoff: float = field(default=1.0, metadata=_ABOVE_ZERO)
+    max_backoff: float = field(default=60.0, metadata=_ABOVE_ZERO)
+    max_attempts: int = field(default=8, metadata=_ONE_OR_MORE)
 
     def delay(self, attempt: int, *, jitter: float, retry_after: float = 0.0) -> float:
         """Seconds to wait after failed attempt number *attempt*, counted from 1.

@@ -44,7 +44,7 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, variable_of
+from adp_async.settings import Settings, found_in, variables_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -190,12 +190,11 @@ def _problems(given: Given) -> Iterator[str]:
     for knob in attrs.fields(Settings):
         if knob.name == "auth":
             continue
-        variable = variable_of(knob)
         alone: dict[str, object] = {"auth": ApiKey(), knob.name: arguments.get(knob.name)}
         if knob.name != "platform_id":
             alone["platform_id"] = _ANY_OCID
         try:
-            Settings.resolve(alone, {variable: os.environ.get(variable, "")})
+            Settings.resolve(alone, {name: os.environ.get(name, "") for name in variables_of(knob)})
         except ConfigurationError as error:
             yield str(error)
 
@@ -216,8 +215,8 @@ def _sources(settings: Settings, given: Given) -> Iterator[Finding]:
 def _source(knob: attrs.Attribute[object], given: Given) -> str:
     if knob.name in given.arguments():
         return f"--{knob.name.replace('_', '-')}"
-    variable = variable_of(knob)
-    return f"environment, {variable}" if os.environ.get(variable) else ""
+    variable = found_in(os.environ, knob)
+    return f"environment, {variable}" if variable else ""
 
 
 def _spool(settings: Settings) -> Finding:
@@ -245,12 +244,20 @@ def _files(auth: Auth) -> Iterator[Finding]:
         return
     try:
         profile = read_profile(auth.config_file, auth.profile)
+        doubts = auth.doubts() if isinstance(auth, ApiKey) else ""
     except ConfigurationError:
         return  # loading the credentials will say so, unless they don't need the file
-    yield Finding("config file", "ok", profile.where)
+    if doubts:
+        yield Finding("config file", "warning", doubts)
+    else:
+        yield Finding("config file", "ok", profile.where)
     for key in ("key_file", "security_token_file"):
-        file = Path(profile.get(key)).expanduser()
-        if profile.get(key) and file.exists() and file.stat().st_mode & _OTHERS:
+        try:
+            file = profile.path(key, "")
+            is_open = file.stat().st_mode & _OTHERS
+        except (ConfigurationError, OSError):
+            continue  # not named, or not there: as above
+        if is_open:
             told = f"{file} is open to other users of this machine"
             yield Finding(key, "warning", told, f"chmod 600 {file}")
 
