@@ -554,20 +554,21 @@ class Session:
 
     async def _mended(self, request: Request, call: _Call | None) -> Reply:
         before = self._auth.skew
-        for mending in range(MENDINGS + 1):
+        mendings = 0
+        while True:
             generation, skew = self._auth.generation, self._auth.skew
             try:
                 reply = await self._exchange(request, call)
             except NotAuthenticated as error:
                 # Once it was refreshed, and still isn't good, there is nothing left to mend.
-                is_mended = mending == MENDINGS or (mending and skew == before)
+                is_mended = mendings == MENDINGS or (mendings and skew == before)
                 if is_mended or not await self._mend(error, generation):
                     self._auth.refused(skew)
                     raise
+                mendings += 1
             else:
                 self._auth.accepted(skew)
                 return reply
-        raise AssertionError("the last attempt returns or raises")
 
     async def _mend(self, error: NotAuthenticated, generation: int) -> bool:
         date = error.server_date

@@ -56,6 +56,18 @@ class Authority:
         )
         return file
 
+    def revocations(self) -> bytes:
+        """A list of certificates that it takes back, as it may stand in a file of its own."""
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now)
+            .next_update(now + timedelta(days=1))
+        )
+        crl = builder.sign(self._key, hashes.SHA256())
+        return crl.public_bytes(serialization.Encoding.PEM)
+
     def _made(
         self,
         name: str,

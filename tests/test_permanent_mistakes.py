@@ -24,6 +24,7 @@ from roads import HOST, Authority, ConnectProxy, Fork, listening, server_context
 
 from adp_async import RetryPolicy
 from adp_async._io import transport as transport_module
+from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
 from adp_async.errors import AdpError, ConfigurationError, ConnectionFailed
 
@@ -304,6 +305,66 @@ async def test_a_road_that_has_worked(road: Road, monkeypatch: pytest.MonkeyPatc
         assert problem.as_error(request, way).patience == float("inf")  # type: ignore[attr-defined]
 
 
+def tls_error(reason: str | None) -> ssl.SSLError:
+    error = ssl.SSLError(1, SECRET_WORDS)
+    if reason is not None:
+        error.reason = reason
+    return error
+
+
+SECRET_WORDS = "as said to http://robot:hunter2@proxy"
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "retriable", "is_patient"),
+    [
+        (tls_error("TLSV1_ALERT_PROTOCOL_VERSION"), "no common version of TLS", False, True),
+        (tls_error("UNSUPPORTED_PROTOCOL"), "no common version of TLS", False, True),
+        (tls_error("HTTP_REQUEST"), "does not speak TLS", False, True),
+        (tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), "could not be agreed on", False, True),
+        (tls_error("TLSV1_ALERT_INTERNAL_ERROR"), "could not be agreed on", True, False),
+        (tls_error(None), r"could not be agreed on \[SSLError\]", False, True),
+        (ssl.SSLEOFError(8, SECRET_WORDS), "closed it while TLS", True, False),
+        (ConnectionResetError(), "closed it while TLS", True, False),
+        (socket.gaierror(socket.EAI_AGAIN, "Try again"), "no address: Try again", True, True),
+        (socket.gaierror(socket.EAI_FAIL, "Failed"), "no address: Failed", True, False),
+        (socket.gaierror(), "no address: no reason given", True, False),
+        (ConnectionRefusedError(111, "Connect call failed ('::1', 1)"), "failed", True, True),
+        (OSError(101, SECRET_WORDS), "no connection: Network is unreachable", True, True),
+        (OSError(SECRET_WORDS), "no connection: OSError", True, True),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+async def test_what_the_system_says(
+    error: OSError, told: str, retriable: bool, is_patient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which faults pass, which may, and which don't; and that each has a reason."""
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", fail)
+    if isinstance(error, socket.gaierror):
+        monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", fail)
+    async with listening(fail) as port, AiohttpTransport() as transport:
+        with pytest.raises(ConnectionFailed, match=told) as raised:
+            await transport.send(Request("GET", f"https://localhost:{port}/"))
+    assert raised.value.retriable is retriable
+    assert (raised.value.patience == float("inf")) is is_patient
+    assert "  (" not in str(raised.value), "a reason is missing"
+    check_nothing_secret(raised.value)
+
+
+async def test_a_proxy_that_was_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an address that nobody named on opening a wrong proxy is told when it is asked."""
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://robot:hunter2@localhost")
+    async with AiohttpTransport() as transport:
+        with pytest.raises(ConnectionFailed, match="'socks5' is not supported") as raised:
+            await transport.send(Request("GET", f"https://{HOST}/"))
+    assert not raised.value.retriable
+    check_nothing_secret(raised.value)
+
+
 # On opening --------------------------------------------------------------------------------------
 
 
@@ -366,22 +427,27 @@ async def test_no_proxy_for_this_machine(
         await session.runs.get(bare_platform.gateway.add_run())
 
 
+@pytest.mark.parametrize("credentials", [f"{CREDENTIALS}@", ""])
 async def test_by_way_of_a_proxy(
-    bare_platform: LocalPlatform, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    bare_platform: LocalPlatform,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    credentials: str,
 ) -> None:
-    """A good proxy is told user and password, and everything gets there."""
+    """A good proxy is told user and password, if there are any, and everything gets there."""
     context = server_context(authority.server(HOST))
     async with (
         tls_before(bare_platform.gateway.port, context) as port,
         ConnectProxy(port).open() as proxy,
     ):
-        monkeypatch.setenv("https_proxy", f"http://{CREDENTIALS}@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("https_proxy", f"http://{credentials}127.0.0.1:{proxy.port}")
         knobs = {**KNOBS, "endpoint": f"https://{HOST}", "ca_bundle": authority.file}
         async with bare_platform.session(**knobs) as session:
             await session.runs.get(bare_platform.gateway.add_run())
 
     assert b"CONNECT aidp.example.test:443 " in proxy.heads[0]
-    assert b"Basic cm9ib3Q6aHVudGVyMiE=\r\n" in proxy.heads[0]
+    told = b"proxy-authorization: basic cm9ib3q6ahvudgvymie=\r\n" in proxy.heads[0].lower()
+    assert told is bool(credentials)
 
 
 async def test_a_password_that_is_refused(
@@ -458,6 +524,8 @@ def _bad_bundle(kind: str, folder: Path, authority: Authority) -> str:
             path.write_bytes(authority.file.read_bytes()[:300])
         case "a key":
             path.write_text(authority.server("x").read_text().partition("-----BEGIN PRIVATE")[2])
+        case "a revocation list":
+            path.write_bytes(authority.revocations())
         case "binary":
             path.write_bytes(bytes(range(256)) * 10)
         case "folder":
@@ -474,8 +542,8 @@ def _bad_bundle(kind: str, folder: Path, authority: Authority) -> str:
 
 
 BAD_BUNDLES = [
-    "missing", "empty", "text", "half", "a key", "binary", "folder", "pipe", "nobody's home",
-    "below a file",
+    "missing", "empty", "text", "half", "a key", "a revocation list", "binary", "folder", "pipe",
+    "nobody's home", "below a file",
 ]  # fmt: skip
 
 
