@@ -48,9 +48,15 @@ class AdpError(Exception):
 
 
 class ConnectionFailed(AdpError):
-    """The request never left: no name, no route, connection refused, TLS refused."""
+    """The request never left: no name, no route, connection refused, TLS refused.
+
+    *retriable* is False for a mistake in the set-up that doesn't pass by itself: a certificate
+    that is not trusted, a proxy that forbids.  *patience* is the longest a direct call goes on
+    trying, in seconds; short for what may be such a mistake, as a host that does not exist.
+    """
 
     retriable = True
+    patience: float = float("inf")
 
 
 class ConnectionLost(AdpError):

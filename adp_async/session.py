@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 import time
+import traceback
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -28,6 +29,7 @@ from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
 from adp_async._sansio.messages import Request
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.replies import read_reply
+from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.verdicts import is_about_the_run
@@ -98,6 +100,7 @@ class Session:
             connect_timeout=settings.connect_timeout,
             timeout=settings.timeout,
             limit=settings.max_connections,
+            ca_bundle=settings.ca_bundle,
         )
         self._throttle = Throttle(settings.retry)
         self._pulse = Pulse()
@@ -181,7 +184,11 @@ class Session:
     # ------------------------------------------------------------------ lifetime
 
     async def open(self) -> Self:
-        """Load the signer and open the pool; what entering does.  Raises `ConfigurationError`."""
+        """Load the signer and open the pool; what entering does.
+
+        Nothing is connected yet.  Raises `ConfigurationError` for settings that are wrong,
+        certificates and the proxy of the environment included.
+        """
         async with self._lifetime:
             if self._loop is None:
                 await self._open()
@@ -192,16 +199,19 @@ class Session:
 
     async def _open(self) -> None:
         await self._auth.open()
+        before = self._state
         try:
             settings = self._settings
             self._settings = await self._auth.run(settings.complete, self._auth.region)
+            await self._auth.run(self._transport.load, self._settings.base_url)
             await self._transport.open()
+            self._loop, self._state = asyncio.get_running_loop(), ""
+            spool = await self._make_spool()
         except BaseException:
+            self._loop, self._state = None, before
+            await self._transport.close()
             await self._auth.close()
             raise
-        self._loop = asyncio.get_running_loop()
-        self._state = ""
-        spool = await self._make_spool()
         interval = self._settings.spool_interval
         # Where no spool can be made none can be emptied either.
         if spool is None or not self._settings.recover:
@@ -505,31 +515,33 @@ class Session:
         self._check_open()
         request = self._request(endpoint, path or {}, query or {}, body, options)
         timeout = options.get("timeout", self._settings.call_timeout)
-        call = _Call(endpoint, timeout, deadline=time.monotonic() + timeout)
+        call = _Call(endpoint, timeout, self._settings.retry.max_attempts)
+        tell = asyncio.get_running_loop().call_later(TELL_AFTER, call.tell, True)
         try:
             async with asyncio.timeout(timeout):
                 reply = await self._persist(request, call)
         except TimeoutError:
             raise call.timed_out() from call.last_error
+        finally:
+            tell.cancel()
         if on_reply := options.get("on_reply"):
             on_reply(reply)
         return reply
 
     async def _persist(self, request: Request, call: _Call) -> Reply:
         """Try until it works, or until trying again makes no sense."""
-        attempts = 0
         while True:
             try:
-                return await self._attempt(request)
+                return await self._attempt(request, call)
             except AdpError as error:
-                call.last_error = error
-                attempts += not isinstance(error, Throttled)  # time alone limits those
-                if not call.may_try_again(error, attempts, self._settings.retry.max_attempts):
+                call.failed(error)
+                if not call.may_try_again(error):
                     raise
-                wait = self._wait_after(error, attempts)
-                if time.monotonic() + wait > call.deadline:
+                wait = self._wait_after(error, call.attempts)
+                if time.monotonic() + wait > call.ends_at():
                     raise
-                logger.debug("%s: attempt %d: %s", request.operation, attempts, error)
+                logger.debug("%s: attempt %d: %s", request.operation, call.attempts, error)
+            call.tell()
             await asyncio.sleep(wait)
 
     def _wait_after(self, error: AdpError, attempts: int) -> float:
@@ -539,25 +551,50 @@ class Session:
         policy = self._settings.retry
         return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
 
-    async def _attempt(self, request: Request) -> Reply:
-        """One attempt; and once more after a 401 that the right time or a refresh can mend."""
-        skew = self._auth.skew
-        for mending in range(MENDINGS):
-            generation = self._auth.generation
-            try:
-                return await self._exchange(request)
-            except NotAuthenticated as error:
-                if mending and self._auth.skew == skew:
-                    raise  # it was refreshed, and still isn't good
-                date = error.server_date
-                if not await self._auth.recover(error, generation=generation, server_date=date):
-                    raise
-        return await self._exchange(request)
+    async def _attempt(self, request: Request, call: _Call | None = None) -> Reply:
+        """One attempt; and once more after a 401 that the right time or a refresh can mend.
 
-    async def _exchange(self, request: Request) -> Reply:
+        Whatever goes wrong is an `AdpError`: the request that met it is held or fails, and
+        nothing else.
+        """
+        try:
+            return await self._mended(request, call)
+        except AdpError:
+            raise
+        except Exception as error:
+            failure = _unexpected(error, request)
+        raise failure
+
+    async def _mended(self, request: Request, call: _Call | None) -> Reply:
+        before = self._auth.skew
+        mendings = 0
+        while True:
+            generation, skew = self._auth.generation, self._auth.skew
+            try:
+                reply = await self._exchange(request, call)
+            except NotAuthenticated as error:
+                # Once it was refreshed, and still isn't good, there is nothing left to mend.
+                is_mended = mendings == MENDINGS or (mendings and skew == before)
+                if is_mended or not await self._mend(error, generation):
+                    self._auth.refused(skew)
+                    raise
+                mendings += 1
+            else:
+                self._auth.accepted(skew)
+                return reply
+
+    async def _mend(self, error: NotAuthenticated, generation: int) -> bool:
+        date = error.server_date
+        return await self._auth.recover(error, generation=generation, server_date=date)
+
+    async def _exchange(self, request: Request, call: _Call | None) -> Reply:
         throttle = self._throttle
-        while (delay := throttle.delay(time.monotonic())) > 0.0:  # noqa: ASYNC110 - time, no event
+        while (delay := throttle.delay(time.monotonic())) > 0.0:
+            if call is not None:
+                call.is_held = True
             await asyncio.sleep(delay)
+        if call is not None:
+            call.is_held = False
         departed = time.monotonic()
         throttle.depart(departed)
         reply = await self._signed_and_sent(request)
@@ -642,13 +679,45 @@ class _Call:
 
     endpoint: Endpoint
     timeout: float
-    deadline: float
+    max_attempts: int
+    began: float = field(factory=time.monotonic, init=False)
+    attempts: int = field(default=0, init=False)
     last_error: AdpError | None = field(default=None, init=False)
+    #: It waits for its turn, as the service throttles.
+    is_held: bool = field(default=False, init=False)
+    _notice: RetryNotice = field(init=False)
 
-    def may_try_again(self, error: AdpError, attempts: int, max_attempts: int) -> bool:
-        if not error.retriable or attempts >= max_attempts:
+    def __attrs_post_init__(self) -> None:
+        self._notice = RetryNotice(self.began)
+
+    def failed(self, error: AdpError) -> None:
+        self.last_error = error
+        self.attempts += not isinstance(error, Throttled)  # time alone limits those
+
+    def may_try_again(self, error: AdpError) -> bool:
+        if not error.retriable or self.attempts >= self.max_attempts:
             return False
         return self.endpoint.may_be_resent or not error.maybe_applied
+
+    def ends_at(self) -> float:
+        """When it is given up: its own time, or less after what may be a wrong set-up."""
+        patience = getattr(self.last_error, "patience", float("inf"))
+        return self.began + min(self.timeout, patience)
+
+    def tell(self, is_time: bool = False) -> None:
+        """Say in a WARNING, once, that it is still tried again.  *is_time*: a timer says so."""
+        now = time.monotonic()
+        if is_time:  # timers are a little early at times
+            now = max(now, self.began + TELL_AFTER)
+        if not self._notice.is_due(now, in_trouble=self.is_held or self.last_error is not None):
+            return
+        left = max(0.0, self.ends_at() - now)
+        limit = f"up to {left:.0f} s more"
+        if self.attempts:
+            limit += f", at most {_counted(self.max_attempts - self.attempts, 'time')}"
+        why = self.last_error or "the service throttles (429), and this call waits for its turn"
+        message = "%s: not done after %.0f s; it is tried again for %s: %s"
+        logger.warning(message, self.endpoint.operation, now - self.began, limit, why)
 
     def timed_out(self) -> RequestTimeout:
         after = f", after {self.last_error}" if self.last_error else ""
@@ -672,6 +741,13 @@ def _headers(
     if "principal" in options:
         headers["dh-user-principal"] = check_principal(options["principal"])
     return headers
+
+
+def _unexpected(error: Exception, request: Request) -> AdpError:
+    """An error of ours for one that nobody thought of; its own words may hold anything."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.debug("%s: unexpected %s:\n%s", request.operation, type(error).__name__, where)
+    return AdpError(f"{request.operation}: failed with {type(error).__name__}")
 
 
 def _counted(count: int, what: str, ending: str = "s") -> str:

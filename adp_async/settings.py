@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar
-from urllib.parse import urlsplit
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 from attrs import evolve, field, frozen
 
+from adp_async._sansio import rules
 from adp_async._sansio.retry import RetryPolicy
-from adp_async.auth import ApiKey, Auth, Signer, auth_from, is_ocid, misconfigured
+from adp_async._sansio.rules import shown
+from adp_async.auth import OCID, ApiKey, Auth, Signer, auth_from, misconfigured
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -39,9 +42,21 @@ GIBIBYTE: Final = 2**30
 #: The version of the API, the first part of every path.
 API_VERSION: Final = "20260430"
 
-_REGION: Final = r"[a-z]{3}|[a-z]{2,}(?:-[a-z]+)+-[0-9]+"
-_URL_CHARACTERS: Final = r"[A-Za-z0-9._~%!$&'()*+,;=:@/\[\]-]+"
+#: Locks and timers take no more; on Windows that is 49 days.
+_LONGEST: Final = min(rules.LONGEST, threading.TIMEOUT_MAX)
+
+_REGION: Final = r"(?i:[a-z]{3}|[a-z]{2,}(?:-[a-z]+)+-[0-9]+)"
 _WORKSPACE: Final = r"[^\x00-\x20\x7f]+"
+_PATH: Final = r"(?:[A-Za-z0-9._~!$&'()*+,;=:/-]|%[0-9A-Fa-f]{2})+"
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_URL: Final = (
+    rf"(?i:https?)://(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::[^/]*)?(?:/(?:{_PATH})?)?"
+)
+_A_URL: Final = "https://aidp.us-ashburn-1.oci.oraclecloud.com"
+
+#: Numbers of the environment: plain digits, as Python writes them.
+_INT: Final = r"[+-]?[0-9]+(?:_[0-9]+)*"
+_FLOAT: Final = rf"(?:{_INT}(?:\.[0-9]*)?|[+-]?\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 
 
 class Knobs(TypedDict, total=False):
@@ -61,6 +76,7 @@ class Knobs(TypedDict, total=False):
     spool_limit: int
     recover: bool
     close_timeout: float
+    ca_bundle: str | PathLike[str] | None
     connect_timeout: float
     timeout: float
     call_timeout: float
@@ -68,90 +84,123 @@ class Knobs(TypedDict, total=False):
     retry: RetryPolicy
 
 
-# What a setting may be: each rule raises ValueError with the rule it found broken -----------------
+# Each rule returns the plain value, or raises ValueError with what it must be ---------------------
 
-Rule = Callable[[Any], None]
 T = TypeVar("T")
+Rule = Callable[[Any], T]
 
 
-def _says(broken: bool, rule: str, value: object) -> None:
-    if broken:
-        shown = repr(value)
-        message = f"{rule} is needed, not {shown if len(shown) <= 80 else shown[:77] + '...'}"
+def _seconds(value: Any) -> float:
+    return rules.seconds(value, most=_LONGEST)
+
+
+def _some_seconds(value: Any) -> float:
+    return rules.seconds(value, above=True, most=_LONGEST)
+
+
+def _count(value: Any) -> int:
+    return rules.count(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        message = f"must be True or False, not {shown(value)}"
         raise ValueError(message)
+    return value
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _overflow(value: Any) -> Overflow:
+    found = rules.text(value, "'block' or 'drop'", pattern="block|drop", most=100)
+    return cast("Overflow", found)
 
 
-def _seconds(value: Any) -> None:
-    _says(not _is_number(value) or value < 0, "a number of seconds, 0 or more,", value)
-
-
-def _some_seconds(value: Any) -> None:
-    _says(not _is_number(value) or value <= 0, "a number of seconds above 0", value)
-
-
-def _count(value: Any) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    _says(not is_int or value < 1, "an int, 1 or more,", value)
-
-
-def _switch(value: Any) -> None:
-    _says(not isinstance(value, bool), "True or False", value)
-
-
-def _overflow(value: Any) -> None:
-    _says(value not in ("block", "drop"), "'block' or 'drop'", value)
-
-
-def _spool(value: Any) -> None:
+def _spool(value: Any) -> bool | str | PathLike[str]:
     is_path = isinstance(value, str | os.PathLike) and bool(os.fspath(value))
-    _says(not isinstance(value, bool) and not is_path, "True, False or a folder", value)
+    if not isinstance(value, bool) and not is_path:
+        message = f"must be True, False or a folder, not {shown(value)}"
+        raise ValueError(message)
+    found: bool | str | PathLike[str] = value
+    return found
 
 
-def _platform_id(value: Any) -> None:
-    _says(not isinstance(value, str) or not is_ocid(value), "an OCID", value)
+def _ca_bundle(value: Any) -> str | PathLike[str] | None:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if value is not None and (not isinstance(path, str) or not path or "\0" in path):
+        message = f"must be a file of certificates, or a folder of them, not {shown(value)}"
+        raise ValueError(message)
+    found: str | PathLike[str] | None = value
+    return found
 
 
-def _workspace(value: Any) -> None:
-    good = value is None or (isinstance(value, str) and re.fullmatch(_WORKSPACE, value))
-    _says(not good, "the key of a workspace", value)
+def _platform_id(value: Any) -> str:
+    return rules.text(value, "an OCID", pattern=OCID, most=255)
 
 
-def _region(value: Any) -> None:
-    good = value is None or (isinstance(value, str) and re.fullmatch(_REGION, value.lower()))
-    _says(not good, "a region such as us-ashburn-1, or its key such as iad,", value)
+def _workspace(value: Any) -> str | None:
+    if value is None:
+        return None
+    found = rules.text(value, "the key of a workspace", pattern=_WORKSPACE, most=255)
+    # What is part of a path must not be what servers resolve.
+    if found in (".", "..") or not found.isprintable():
+        message = f"must be the key of a workspace, not {shown(value)}"
+        raise ValueError(message)
+    return found
 
 
-def _path_prefix(value: Any) -> None:
-    good = isinstance(value, str) and (not value or re.fullmatch(_URL_CHARACTERS, value))
-    _says(not good, "a path such as /api", value)
+def _region(value: Any) -> str | None:
+    rule = "a region such as us-ashburn-1, or its key such as iad"
+    return None if value is None else rules.text(value, rule, pattern=_REGION, most=100)
 
 
-def _endpoint(value: Any) -> None:
-    if value is not None:
-        _says(not isinstance(value, str), "a URL", value)
-        _check_endpoint(value)
+def _path_prefix(value: Any) -> str:
+    found = rules.text(value, "a path such as /api", pattern=f"(?:{_PATH})?", most=1000)
+    _check_path(found)
+    return found
 
 
-def _check_endpoint(endpoint: str) -> None:
+def _endpoint(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        message = f"must be a URL such as {_A_URL}, not {shown(value)}"
+        raise ValueError(message)
+    endpoint = str.__str__(value).strip()
     # Whatever stands before an @ may be a password, and isn't shown.
     if "@" in endpoint:
-        message = "user and password don't belong into a URL; requests are signed"
+        message = "a URL must not contain credentials; requests are signed"
         raise ValueError(message)
+    # A query may be a secret as well.
+    if "?" in endpoint or "#" in endpoint:
+        message = f"must be a URL such as {_A_URL}, without a query or a fragment"
+        raise ValueError(message)
+    rules.text(endpoint, f"a URL such as {_A_URL}", pattern=_URL, most=2000)
+    return _checked_url(endpoint)
+
+
+def _checked_url(endpoint: str) -> str:
     try:
         parts = urlsplit(endpoint)
-        _ = parts.port  # looks whether it is one
+        host, port = parts.hostname or "", parts.port
+        if ":" in host:
+            ipaddress.IPv6Address(host)
     except ValueError as error:
-        message = f"{endpoint!r:.80} is no URL: {error}"
+        message = f"{shown(endpoint)} is not a URL: {error}"
         raise ValueError(message) from None
-    whole = parts.scheme in ("https", "http") and parts.hostname
-    good = whole and re.fullmatch(_URL_CHARACTERS, endpoint)
-    _says(not good, "a URL such as https://aidp.us-ashburn-1.oci.oraclecloud.com", endpoint)
-    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        message = f"http is for this machine only, and {parts.hostname} is another"
+    if port == 0 or parts.netloc.endswith(":"):
+        message = f"{shown(endpoint)} is not a URL: a port is a number from 1 to 65535"
+        raise ValueError(message)
+    if parts.scheme == "http" and not is_loopback(host):
+        message = f"plain http is allowed for localhost only, not for {shown(host)[1:-1]}"
+        raise ValueError(message)
+    _check_path(parts.path)
+    # The host as it will stand in the signed header.
+    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path, "", ""))
+
+
+def _check_path(path: str) -> None:
+    # Servers and proxies resolve them, and would answer for another path than was signed.
+    if not {".", ".."}.isdisjoint(path.split("/")):
+        message = f"must not have '.' or '..' in its path: {shown(path)}"
         raise ValueError(message)
 
 
@@ -169,9 +218,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _instance_of(kind: type) -> Rule:
-    def rule(value: Any) -> None:
-        _says(not isinstance(value, kind), f"a {kind.__name__}", value)
+def _instance_of(kind: type[T], called: str) -> Rule[T]:
+    def rule(value: Any) -> T:
+        if isinstance(value, kind):
+            return value
+        message = f"must be {called}, not {type(value).__name__:.40}"
+        raise ValueError(message)
 
     return rule
 
@@ -187,7 +239,7 @@ _SWITCHES: Final = {
 def _switch_from(text: str) -> bool:
     switch = _SWITCHES.get(text.lower())
     if switch is None:
-        message = f"'on' or 'off' is needed, not {text!r:.80}"
+        message = f"must be on or off, not {shown(text)}"
         raise ValueError(message)
     return switch
 
@@ -196,27 +248,58 @@ def _spool_from(text: str) -> bool | str:
     return _SWITCHES.get(text.lower(), text)
 
 
+def _float_from(text: str) -> float:
+    return float(_number_from(text, "a number such as 0.5, without a unit", _FLOAT))
+
+
+def _int_from(text: str) -> int:
+    return int(_number_from(text, "a whole number such as 100, without a unit", _INT))
+
+
+def _number_from(text: str, rule: str, pattern: str) -> str:
+    if len(text) > 100 or not re.fullmatch(pattern, text):
+        message = f"must be {rule}, not {shown(text)}"
+        raise ValueError(message)
+    return text
+
+
 def _knob(
-    default: T, rule: Rule, *, read: Callable[[str], Any] = str, variable: str = "", fix: str = ""
+    default: T,
+    rule: Rule[Any],
+    *,
+    read: Callable[[str], Any] = str,
+    variable: str = "",
+    also: str = "",
+    fix: str = "",
 ) -> T:
     """A field that is checked by *rule* and can come from an environment *variable* as well.
 
-    The variable is ``ADP_ASYNC_<NAME>`` unless it has a name of its own.
+    The variable is ``ADP_ASYNC_<NAME>`` unless it has a name of its own.  *also* is what others
+    call it, which is read when it isn't set.
     """
-    metadata = {"rule": rule, "read": read, "variable": variable, "fix": fix}
-    found: T = field(default=default, kw_only=True, validator=_follows_rule, metadata=metadata)
+    metadata = {"rule": rule, "read": read, "variable": variable, "also": also, "fix": fix}
+    found: T = field(default=default, kw_only=True, metadata=metadata)
     return found
 
 
-def _follows_rule(settings: object, knob: attrs.Attribute[Any], value: object) -> None:
-    _check(knob, value, f"the argument {knob.name}")
+def _by_its_rule(_: type, knobs: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """Every field becomes what its rule returns, however a `Settings` is made."""
+    return [knob.evolve(converter=partial(_argument, knob)) for knob in knobs]
 
 
-def _check(knob: attrs.Attribute[Any], value: object, looked: str) -> None:
+def _argument(knob: attrs.Attribute[Any], value: object) -> Any:
+    return _checked(knob, value, f"the argument {knob.name}")
+
+
+def _checked(knob: attrs.Attribute[Any], value: object, looked: str | Callable[[], str]) -> Any:
     try:
-        knob.metadata["rule"](value)
+        return knob.metadata["rule"](value)
     except ValueError as error:
-        raise misconfigured(knob.name, str(error), looked=looked, fix=_fix(knob)) from None
+        problem = str(error)
+    except Exception as error:  # what an object's own methods raise when they are asked
+        problem = f"{shown(value)} cannot be used: it raised {type(error).__name__}"
+    where = looked if isinstance(looked, str) else looked()
+    raise misconfigured(knob.name, problem, looked=where, fix=_fix(knob)) from None
 
 
 def variable_of(knob: attrs.Attribute[Any]) -> str:
@@ -224,12 +307,23 @@ def variable_of(knob: attrs.Attribute[Any]) -> str:
     return knob.metadata["variable"] or f"ADP_ASYNC_{knob.name.upper()}"
 
 
+def variables_of(knob: attrs.Attribute[Any]) -> tuple[str, ...]:
+    """The variables that are read for it, the first that is set wins."""
+    also = knob.metadata.get("also")
+    return (variable_of(knob), also) if also else (variable_of(knob),)
+
+
+def found_in(environ: Mapping[str, str], knob: attrs.Attribute[Any]) -> str | None:
+    """The first of its variables that is set.  One that is empty, or blank, is not."""
+    return next((name for name in variables_of(knob) if environ.get(name, "").strip()), None)
+
+
 def _fix(knob: attrs.Attribute[Any]) -> str:
     known: str = knob.metadata["fix"]
     return known or f"Pass {knob.name}=, or set {variable_of(knob)} in the environment."
 
 
-@frozen
+@frozen(field_transformer=_by_its_rule)
 class Settings:
     """Every setting of a session, checked.  Durations are seconds, sizes bytes.
 
@@ -242,7 +336,7 @@ class Settings:
     to this machine.  ``AIDP_ENDPOINT``.
     *path_prefix*: what some gateways want before ``/20260430``, such as ``/api``.  Default none.
     *region*: in place of an endpoint, ``us-ashburn-1`` or ``iad``; default that of the
-    credentials.  ``OCI_REGION``.
+    credentials.  ``OCI_REGION``, then ``OCI_CLI_REGION``.
     *auth*: how to sign, see `adp_async.auth`.  Default an API key.  ``OCI_CLI_AUTH``.
 
     How it logs:
@@ -266,6 +360,9 @@ class Settings:
 
     How it calls:
 
+    *ca_bundle*: the certificates to trust in place of the system's: a file in PEM format, or a
+    folder of hashed certificates.  Default: what ``REQUESTS_CA_BUNDLE`` or else ``SSL_CERT_FILE``
+    names when the session opens.
     *connect_timeout*: for connecting, TLS included.  Default 10 s.
     *timeout*: for one attempt from start to end.  Default 60 s.
     *call_timeout*: for a whole direct call with its retries.  Default 300 s.
@@ -273,12 +370,16 @@ class Settings:
     *retry*: how failures are tried again, see `RetryPolicy`.
 
     Each has an environment variable: the one named above, or else ``ADP_ASYNC_`` and its name in
-    capitals (``ADP_ASYNC_SPOOL=off``); *retry* has none.  An argument wins.  What is wrong raises
+    capitals (``ADP_ASYNC_SPOOL=off``); *retry* has none.  Numbers there are plain digits (``0.5``,
+    ``1e3``, ``64_000_000``), without a unit; a variable that is empty is not set.  An argument
+    wins.
+
+    Durations are at most ten years, counts and sizes less than 2**63, and whatever can be such a
+    number is taken, text apart.  Blanks around a text are dropped.  What is wrong raises
     `ConfigurationError`.
     """
 
     platform_id: str = field(
-        validator=_follows_rule,
         metadata={
             "rule": _platform_id,
             "read": str,
@@ -295,35 +396,38 @@ class Settings:
         fix="Use https, or http to localhost; or leave it out and set a region.",
     )
     path_prefix: str = _knob("", _path_prefix)
-    region: str | None = _knob(None, _region, variable="OCI_REGION")
+    region: str | None = _knob(None, _region, variable="OCI_REGION", also="OCI_CLI_REGION")
     auth: Auth = field(
         factory=ApiKey,
         kw_only=True,
-        validator=_follows_rule,
-        metadata={"rule": _instance_of(Auth), "variable": "OCI_CLI_AUTH", "fix": ""},
+        metadata={"rule": _instance_of(Auth, "an Auth"), "variable": "OCI_CLI_AUTH", "fix": ""},
     )
 
-    linger: float = _knob(1.0, _seconds, read=float)
-    max_in_flight: int = _knob(4, _count, read=int)
-    buffer_limit: int = _knob(256 * MEBIBYTE, _count, read=int)
-    max_block: float = _knob(10.0, _seconds, read=float)
+    linger: float = _knob(1.0, _seconds, read=_float_from)
+    max_in_flight: int = _knob(4, _count, read=_int_from)
+    buffer_limit: int = _knob(256 * MEBIBYTE, _count, read=_int_from)
+    max_block: float = _knob(10.0, _seconds, read=_float_from)
     overflow: Overflow = _knob("block", _overflow)  # noqa: RUF009 - _knob makes a field
-    close_timeout: float = _knob(30.0, _seconds, read=float)
+    close_timeout: float = _knob(30.0, _seconds, read=_float_from)
 
     spool: bool | str | PathLike[str] = _knob(True, _spool, read=_spool_from)  # noqa: RUF009
-    spool_interval: float = _knob(0.2, _seconds, read=float)
-    spool_limit: int = _knob(4 * GIBIBYTE, _count, read=int)
+    spool_interval: float = _knob(0.2, _seconds, read=_float_from)
+    spool_limit: int = _knob(4 * GIBIBYTE, _count, read=_int_from)
     recover: bool = _knob(True, _switch, read=_switch_from)
 
-    connect_timeout: float = _knob(10.0, _some_seconds, read=float)
-    timeout: float = _knob(60.0, _some_seconds, read=float)
-    call_timeout: float = _knob(300.0, _some_seconds, read=float)
-    max_connections: int = _knob(100, _count, read=int)
+    ca_bundle: str | PathLike[str] | None = _knob(None, _ca_bundle)  # noqa: RUF009 - as above
+    connect_timeout: float = _knob(10.0, _some_seconds, read=_float_from)
+    timeout: float = _knob(60.0, _some_seconds, read=_float_from)
+    call_timeout: float = _knob(300.0, _some_seconds, read=_float_from)
+    max_connections: int = _knob(100, _count, read=_int_from)
     retry: RetryPolicy = field(
         factory=RetryPolicy,
         kw_only=True,
-        validator=_follows_rule,
-        metadata={"rule": _instance_of(RetryPolicy), "variable": "", "fix": "Pass a RetryPolicy."},
+        metadata={
+            "rule": _instance_of(RetryPolicy, "a RetryPolicy"),
+            "variable": "",
+            "fix": "Pass retry=RetryPolicy(...).",
+        },
     )
 
     @classmethod
@@ -339,15 +443,14 @@ class Settings:
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         environ = os.environ if environ is None else environ
         knobs = attrs.fields_dict(cls)
-        if unknown := given.keys() - knobs.keys():
-            message = f"a session has no setting {', '.join(sorted(unknown))}"
-            raise TypeError(message)
-        values: dict[str, Any] = {"auth": auth_from(given.pop("auth", None), environ)}  # type: ignore[arg-type]
+        if unknown := [name for name in given if name not in knobs]:
+            raise TypeError(_unknown(unknown, knobs))
+        values: dict[str, Any] = {"auth": auth_from(given.pop("auth", None), environ)}
         for name, knob in knobs.items():
             if name in given:
                 values[name] = given[name]
-            elif (text := environ.get(variable_of(knob))) and "read" in knob.metadata:
-                values[name] = _from_environment(knob, text.strip())
+            elif "read" in knob.metadata and (variable := found_in(environ, knob)):
+                values[name] = _from_environment(knob, variable, environ[variable].strip())
         if "platform_id" not in values:
             raise _missing(knobs["platform_id"])
         return cls(**values)
@@ -363,8 +466,8 @@ class Settings:
         if region is None:
             raise _no_region()
         if self.region is None:
-            looked = "OCI's config file or credentials"
-            _check(attrs.fields_dict(type(self))["region"], region, looked)
+            knob = attrs.fields_dict(type(self))["region"]
+            region = _checked(knob, region, self.auth.place_of_region)
         return evolve(self, endpoint=_endpoint_of(region), region=region)
 
     @property
@@ -384,16 +487,22 @@ class Settings:
         return self.workspace
 
 
-def _from_environment(knob: attrs.Attribute[Any], text: str) -> Any:
-    looked = f"the environment's {variable_of(knob)}"
+def _unknown(names: list[str], knobs: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(str(names[0])[:100], knobs, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    settings = "setting" if len(names) == 1 else "settings"
+    return f"unknown {settings} {', '.join(shown(name) for name in names[:10])}{hint}"
+
+
+def _from_environment(knob: attrs.Attribute[Any], variable: str, text: str) -> Any:
+    looked = f"the environment's {variable}"
     try:
         value = knob.metadata["read"](text)
-    except ValueError:
-        kind = "on or off" if knob.metadata["read"] is _switch_from else "a number"
-        problem = f"{kind} is needed, not {text!r:.80}"
-        raise misconfigured(knob.name, problem, looked=looked, fix=_fix(knob)) from None
-    _check(knob, value, looked)
-    return value
+    except ValueError as error:
+        raise misconfigured(knob.name, str(error), looked=looked, fix=_fix(knob)) from None
+    return _checked(knob, value, looked)
 
 
 def _missing(knob: attrs.Attribute[Any]) -> ConfigurationError:
@@ -402,9 +511,14 @@ def _missing(knob: attrs.Attribute[Any]) -> ConfigurationError:
 
 
 def _no_region() -> ConfigurationError:
-    looked = "the arguments endpoint and region, AIDP_ENDPOINT, OCI_REGION and the credentials"
+    looked = (
+        "the arguments endpoint and region, AIDP_ENDPOINT, OCI_REGION, OCI_CLI_REGION and the "
+        "credentials"
+    )
     fix = "Set one of them, or a line `region=us-ashburn-1` in the profile of OCI's config file."
-    return misconfigured("endpoint", "nothing says where the service is", looked=looked, fix=fix)
+    return misconfigured(
+        "endpoint", "neither an endpoint nor a region is set", looked=looked, fix=fix
+    )
 
 
 def _endpoint_of(region: str) -> str:
@@ -413,7 +527,7 @@ def _endpoint_of(region: str) -> str:
     known = oci.regions.get_region_from_short_name(region)
     if "-" not in known:
         fix = "Give the region in full, such as us-ashburn-1."
-        raise misconfigured("region", f"{region!r} is unknown", looked="oci.regions", fix=fix)
+        raise misconfigured("region", f"{shown(region)} is unknown", looked="oci.regions", fix=fix)
     template = "https://aidp.{region}.oci.{secondLevelDomain}"
     endpoint: str = oci.regions.endpoint_for(
         "aidp", region=known, service_endpoint_template=template

@@ -79,6 +79,9 @@ class FakeService:
         self._scripts.setdefault(operation, []).append(script)
         return script
 
+    def load(self, address: str = "") -> None:
+        """There are no certificates to read, and no proxy."""
+
     async def open(self) -> None:
         """There is nothing to connect."""
 

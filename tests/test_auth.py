@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,10 +190,10 @@ def test_text_after_the_key(write_config, home, pem):
     [
         ({"tenancy": None}, "tenancy", "is missing"),
         ({"user": ""}, "user", "is missing"),
-        ({"tenancy": "my tenancy"}, "tenancy", "'my tenancy' is no OCID"),
-        ({"user": "ocid1.user"}, "user", "'ocid1.user' is no OCID"),
+        ({"tenancy": "my tenancy"}, "tenancy", "'my tenancy' is not an OCID"),
+        ({"user": "ocid1.user"}, "user", "'ocid1.user' is not an OCID"),
         ({"fingerprint": None}, "fingerprint", "is missing"),
-        ({"fingerprint": "a1:b2"}, "fingerprint", "'a1:b2' is no fingerprint"),
+        ({"fingerprint": "a1:b2"}, "fingerprint", "'a1:b2' is not a fingerprint"),
         ({"key_file": None}, "key_file", "is missing"),
         ({"key_file": "/nowhere/key.pem"}, "key_file", "cannot be read: No such file"),
         ({"user": None, "security_token_file": "t"}, "user", "auth='security_token'"),
@@ -237,9 +238,9 @@ def test_wrong_keys(write_config, home, key):
             serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
         ).decode(),
         "is encrypted and no passphrase is given": pem_of(key, PASSPHRASE),
-        "is no private key": "-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----",
-        "is no private key in PEM": "",
-        "is no RSA key": pem_of(ec.generate_private_key(ec.SECP256R1())),
+        "is not a PEM private key": "-----BEGIN CERTIFICATE-----\nnil\n-----END CERTIFICATE-----",
+        "is not a PEM private key ": "",
+        "is not an RSA key": pem_of(ec.generate_private_key(ec.SECP256R1())),
     }
     config = write_config()
     for expected, content in wrong.items():
@@ -300,17 +301,214 @@ def test_a_directory_is_no_config_file(home):
 
 
 @pytest.mark.parametrize(
-    "content", [b"pass_phrase=hidden", b"[DEFAULT]\nhidden\n", b"[DEFAULT]\nuser=hidden\xff"]
+    ("content", "problem"),
+    [
+        (b"pass_phrase=hidden", "a valid INI file: line 1 stands before the first"),
+        (b"[DEFAULT]\nhidden\n", "a valid INI file: line 2 is not key=value"),
+        (b"[D]\na=b\n\n[P]\na=b\n[P]\nhidden=1", "a valid INI file: line 6 begins a profile"),
+        (b"[P]\r\nhidden=1\r\nhidden = 2", "a valid INI file: line 3 repeats a key"),
+        (b"[DEFAULT]\nuser=hidden\xff", "UTF-8 text at line 2"),
+        ("[DEFAULT]\nuser=hidden\u0107".encode("cp1250"), "UTF-8 text at line 2"),
+        ("[DEFAULT]\nuser=hidden".encode("utf-16"), "UTF-8 text; it looks like UTF-16"),
+        ("[DEFAULT]\nuser=hidden".encode("utf-16-be"), "UTF-8 text; it looks like UTF-16"),
+        (b"[DEFAULT]\npass_phrase=hid\x00den", "UTF-8 text; it looks like UTF-16"),
+    ],
 )
-def test_what_is_no_ini_file(home, content):
+def test_what_is_no_ini_file(home, content, problem):
     """The error doesn't quote the file, whose lines may be secrets, nor does its context."""
     (home / "config").write_bytes(content)
 
-    with pytest.raises(ConfigurationError, match="is no INI file") as raised:
+    with pytest.raises(ConfigurationError, match=f"^config_file: is not {problem}") as raised:
         ApiKey(home / "config").load()
 
     assert "hidden" not in str(raised.value)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("make", ["fifo", "device", "huge"])
+@pytest.mark.parametrize("setting", ["config_file", "key_file", "security_token_file"])
+def test_what_may_never_end_is_not_read(write_config, home, make, setting):
+    """A pipe, a device or a file of any size is refused, not waited for."""
+    odd = home / "odd"
+    if make == "fifo":
+        os.mkfifo(odd)
+    elif make == "device":
+        odd = Path("/dev/zero")
+    else:
+        with odd.open("wb") as file:
+            file.truncate(2**40)  # a hole: it takes no room on the disk
+    auth = {
+        "config_file": lambda: ApiKey(odd),
+        "key_file": lambda: ApiKey(write_config(key_file=odd)),
+        "security_token_file": lambda: SessionToken(write_config(security_token_file=odd)),
+    }[setting]()
+    problem = "larger than 1,048,576 bytes" if make == "huge" else "not a regular file"
+
+    with pytest.raises(ConfigurationError, match=f"^{setting}: cannot be read: {problem}"):
+        auth.load()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_files_of_other_systems(write_config, home, pem, end, mark):
+    """Line ends of Windows, a byte order mark and a % are nothing special."""
+    config = write_config(note="100 %(done)s %%")
+    for file, text in ((config, config.read_text()), (home / "key.pem", pem)):
+        file.write_bytes((mark + text.replace("\n", end)).encode())
+
+    assert key_id(ApiKey(config).load()).startswith(TENANCY)
+
+
+class Fails:
+    """What raises whatever it is asked, and would tell a secret."""
+
+    def _fail(self, *_: object) -> str:
+        raise RuntimeError("hidden")
+
+    __fspath__ = __str__ = __repr__ = __eq__ = _fail
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "problem"),
+    [
+        ({"config_file": 7}, "config_file", "must be a path, not 7"),
+        ({"config_file": b"/etc/config"}, "config_file", "must be a path, not a bytes"),
+        ({"config_file": Fails()}, "config_file", "must be a path, not "),
+        ({"config_file": "a\0b"}, "config_file", r"'a\\x00b' cannot be a path"),
+        ({"config_file": "a\ud800"}, "config_file", r"'a\\ud800' cannot be a path"),
+        ({"config_file": "x" * 5000}, "config_file", "at most 4,096 characters, not 5,000"),
+        ({"config_file": "x" * 4000}, "config_file", "cannot be read: File name too long"),
+        ({"profile": 7}, "profile", "must be a str, not int"),
+        ({"profile": "\ud800\0"}, "profile", r"'\\ud800\\x00' does not exist"),
+        ({"profile": "m" * 9999}, "profile", "'mmm.*mmm... does not exist"),
+        ({"passphrase": b"hidden"}, "passphrase", "must be a str, not bytes"),
+        ({"key_content": b"hidden"}, "key_content", "must be a str, not bytes"),
+        ({"key_content": Fails()}, "key_content", "must be a str, not Fails"),
+        ({"key_content": "hidden\ud800ä"}, "key_content", "is not a PEM private key"),
+        ({"tenancy": ["hidden"]}, "tenancy", "must be a str, not list"),
+        ({"tenancy": f"{TENANCY}\0"}, "tenancy", "is not an OCID"),
+        ({"tenancy": f"{TENANCY}{'a' * 300}"}, "tenancy", "is not an OCID"),
+        ({"fingerprint": "\u0130" * 47}, "fingerprint", "is not a fingerprint"),
+        ({"fingerprint": "SHA256:" + "aB/" * 14}, "fingerprint", "is not a fingerprint"),
+        ({"key_file": "-----BEGIN PRIVATE KEY-----\nhidden"}, "key_file", "not the key itself"),
+        ({"key_file": Fails()}, "key_file", "must be a path"),
+        ({"key_file": "k\0"}, "key_file", "cannot be a path"),
+    ],
+)
+def test_odd_arguments(write_config, arguments, setting, problem):
+    """Each is named with what it must be; no secret is shown, nor is what an object raises."""
+    with pytest.raises(ConfigurationError, match=f"^{setting}: .*{problem}") as raised:
+        ApiKey(**{"config_file": write_config()} | arguments).load()
+
+    error = raised.value
+    assert "hidden" not in f"{error}{error.__cause__}"
+    assert error.__suppress_context__ or error.__context__ is None
+    assert len(str(error)) < 1000
+
+
+@pytest.mark.parametrize("line", ["key_file=k\x0c\x01\n", "key_file=~nobody-of-that-name/key\n"])
+def test_odd_key_files_of_the_profile(write_config, line):
+    """What can't be a key's path is looked for in the profile."""
+    config = write_config(key_file=None)
+    config.write_text(config.read_text() + line)
+
+    with pytest.raises(ConfigurationError, match=r"^key_file: .*profile 'DEFAULT' of .*config"):
+        ApiKey(config).load()
+
+
+def test_a_passphrase_that_is_no_text(write_config, home, key):
+    """It is not repeated, neither whole nor in part."""
+    (home / "key.pem").write_text(pem_of(key, PASSPHRASE))
+
+    with pytest.raises(ConfigurationError, match=r"^passphrase: is not UTF-8") as raised:
+        ApiKey(write_config(), passphrase="hidden\ud83d").load()
+
+    assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
+
+
+def test_nobodys_home(monkeypatch):
+    """Without HOME, and as a user the system doesn't know, the error says what to set."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+
+    with pytest.raises(ConfigurationError, match=r"^config_file: '~/.oci/config' needs a home"):
+        ApiKey().load()
+
+
+# What the command line of OCI reads
+
+
+def test_the_names_of_the_command_line(write_config, home, monkeypatch):
+    """OCI_CLI_CONFIG_FILE and OCI_CLI_KEY_CONTENT do when nothing else names file or key."""
+    (home / "key.pem").write_text("nonsense")
+    monkeypatch.setenv("OCI_CLI_CONFIG_FILE", f" {write_config('elsewhere')}\r")
+    with pytest.raises(ConfigurationError, match="key_file: is not a PEM private key"):
+        ApiKey().load()
+    monkeypatch.setenv("OCI_CLI_KEY_CONTENT", pem_of(rsa.generate_private_key(65537, 2048)))
+
+    assert ApiKey().load()
+
+
+def test_the_command_lines_variables_alone(pem, monkeypatch):
+    """In a pipeline with all of them no file has to exist."""
+    for key, value in {
+        "TENANCY": TENANCY,
+        "USER": USER,
+        "FINGERPRINT": FINGERPRINT,
+        "KEY_CONTENT": pem,
+    }.items():
+        monkeypatch.setenv(f"OCI_CLI_{key}", value)
+
+    assert key_id(ApiKey().load()) == f"{TENANCY}/{USER}/{FINGERPRINT}"
+    monkeypatch.setenv("OCI_CLI_FINGERPRINT", "a1")
+    with pytest.raises(ConfigurationError, match="environment's OCI_CLI_FINGERPRINT"):
+        ApiKey().load()
+
+
+def test_the_command_lines_variables_come_last(write_config, pem, home, monkeypatch):
+    """OCI_CONFIG_FILE and every argument win over them."""
+    config = write_config()
+    monkeypatch.setenv("OCI_CLI_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("OCI_CLI_KEY_CONTENT", "nonsense")
+    monkeypatch.setenv("OCI_CLI_USER", "nonsense")
+
+    assert ApiKey(config).load()
+    monkeypatch.setenv("OCI_CONFIG_FILE", str(config))
+    assert ApiKey(user=USER, key_file=home / "key.pem").load()
+    assert ApiKey(user=USER, key_content=pem).load()
+    assert ApiKey(profile="DEFAULT").load()
+
+
+# A session token under api_key
+
+
+def test_a_token_under_api_key(write_config, token_file, caplog):
+    """A section of `oci session authenticate` with the user of DEFAULT gets a warning."""
+    config = write_config()
+    config.write_text(f"{config.read_text()}\n[mine]\nsecurity_token_file={token_file}\n")
+
+    ApiKey(config, "mine").load()
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"profile 'mine' of {config}" in record.getMessage()
+    assert "auth='security_token'" in record.getMessage()
+
+
+def test_a_user_beside_a_token_is_meant(write_config, token_file, caplog):
+    """A section with a user of its own, by line or by argument, may well have an API key."""
+    both = write_config(security_token_file=token_file)
+    ApiKey(both).load()
+    config = write_config("other")
+    lines = f"{config.read_text()}\n[mine]\nsecurity_token_file={token_file}\n"
+    config.write_text(lines)
+    ApiKey(config, "mine", user=f"{USER}z").load()
+    config.write_text(f"{lines}user={USER}y\n")
+    ApiKey(config, "mine").load()
+
+    assert caplog.records == []
 
 
 # Session tokens
@@ -419,7 +617,14 @@ def test_a_missing_token_file_keeps_the_old_one(write_config, token_file):
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(None, "cannot be read: No such file"), (" \n", "holds no token")]
+    ("content", "expected"),
+    [
+        (None, "cannot be read: No such file"),
+        (" \n", "holds no token"),
+        ("one\ntwo", "holds more than a token"),
+        ("one\x00two", "holds more than a token"),
+        ("tökén", "holds no token, but text that is not ASCII"),
+    ],
 )
 def test_wrong_token_files(write_config, token_file, content, expected):
     """The error names the setting, the file, the profile that named it, and the fix."""
@@ -468,13 +673,14 @@ def test_principals(monkeypatch, auth, factory):
     [(ResourcePrincipal(), "OCI_RESOURCE_PRINCIPAL_"), (WorkloadIdentity(), "OKE cluster")],
 )
 def test_principals_elsewhere(monkeypatch, auth, fix):
-    """Away from OCI the error says where the mode works; OCI's own error is its cause."""
+    """Away from OCI the error says where the mode works, and its cause which errors led to it."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
     with pytest.raises(ConfigurationError, match=f"auth: '{auth.mode}' gave no.*{fix}") as raised:
         auth.load()
 
-    assert raised.value.__cause__ is not None
+    assert re.fullmatch(r"\w+( \(.*\))?( <- .*)*", str(raised.value.__cause__))
+    assert raised.value.__suppress_context__
 
 
 def test_delegation_token_of_a_file(monkeypatch, write_config, token_file):
@@ -544,12 +750,75 @@ def test_auth_from():
         (None, {"OCI_CLI_AUTH": "apikey"}, "the environment's OCI_CLI_AUTH"),
         (7, {}, "the argument auth"),
         (ApiKey, {}, "the argument auth"),
+        ({}, {}, "the argument auth"),
+        (None, {"OCI_CLI_AUTH": "\udcff"}, "the environment's OCI_CLI_AUTH"),
     ],
 )
 def test_unknown_auth(value, environ, looked):
     """What is none of that names the modes there are."""
     with pytest.raises(ConfigurationError, match=f"looked in {looked}.*api_key, security_token"):
         auth_from(value, environ)
+
+
+@pytest.mark.parametrize("text", ["security_token\r", " security_token ", "\tsecurity_token\n"])
+def test_blanks_around_a_mode(text):
+    """A variable from a file with Windows' line ends is as good as another."""
+    assert auth_from(None, {"OCI_CLI_AUTH": text}) == SessionToken()
+    assert auth_from(text, {}) == SessionToken()
+    assert auth_from(None, {"OCI_CLI_AUTH": " \r"}) == ApiKey()
+
+
+async def signs_later(request):
+    """A coroutine, which nobody would wait for."""
+
+
+class Asked:
+    """What raises when it is looked at."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("hidden")
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"pass_phrase": "hidden"}, r"an object of type dict cannot sign: it lacks __call__"),
+        (["hidden"], "type list cannot sign: it lacks __call__"),
+        (b"hidden", "type bytes cannot sign: it lacks __call__"),
+        (0, "type int cannot sign"),
+        (ApiKey, "is the class ApiKey; an instance of it is needed"),
+        (signs_later, "must not be a coroutine function"),
+        (lambda: None, "must take one argument, the request"),
+        (lambda a, b: None, "must take one argument, the request"),
+        ("-----BEGIN PRIVATE KEY-----\nhidden", "is not the name of a mode"),
+        ("hidden.token.of.somebody", "is not the name of a mode"),
+        ("x" * 10_000, "is not the name of a mode"),
+    ],
+)
+def test_what_cannot_sign(value, problem):
+    """The error says what is lacking, and shows nothing that may be a secret."""
+    with pytest.raises(ConfigurationError, match=f"^auth: .*{problem}.*argument auth") as raised:
+        auth_from(value, {})
+
+    assert "hidden" not in str(raised.value)
+
+
+def test_what_raises_when_it_is_looked_at():
+    """It is told by what it raised, not by what it said."""
+    with pytest.raises(ConfigurationError, match=r"^auth: .* raised RuntimeError") as raised:
+        auth_from(Asked(), {})
+
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a b", "\ud800", b"token", 7])
+def test_a_delegation_token_of_any_content(token):
+    """It goes into a header, so that it is looked at before; it isn't shown."""
+    with pytest.raises(ConfigurationError, match=r"^token: ") as raised:
+        DelegationToken(token).load()
+
+    assert repr(token) not in str(raised.value)
 
 
 def test_reprs_hide_secrets():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
@@ -34,7 +35,14 @@ VARIABLES = (
     "AIDP_INSTANCE_ID",
     "AIDP_WORKSPACE",
     "OCI_CLI_AUTH",
+    "OCI_CLI_CONFIG_FILE",
+    "OCI_CLI_FINGERPRINT",
+    "OCI_CLI_KEY_CONTENT",
+    "OCI_CLI_KEY_FILE",
     "OCI_CLI_PROFILE",
+    "OCI_CLI_REGION",
+    "OCI_CLI_TENANCY",
+    "OCI_CLI_USER",
     "OCI_CONFIG_FILE",
     "OCI_REGION",
 )
@@ -249,6 +257,49 @@ def test_doctor_tells_every_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
     assert "4 of these must be put right." in result.output
     for name in ("platform_id", "endpoint", "linger", "auth"):
         assert re.search(rf"^WRONG settings +{name}: ", result.output, re.MULTILINE), name
+
+
+def test_doctor_tells_settings_of_any_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that would overflow, bytes that are no text, a pipe: named, and no traceback."""
+    monkeypatch.setenv("ADP_ASYNC_MAX_BLOCK", "1e308")
+    monkeypatch.setenv("ADP_ASYNC_BUFFER_LIMIT", "9" * 5000)
+    monkeypatch.setenv("AIDP_WORKSPACE", "a\udcffb")
+    monkeypatch.setenv("OCI_CLI_REGION", "hell")
+
+    result = run("doctor", "--platform-id", "ocid1.aidataplatform.oc1.iad.a")
+
+    assert result.exit_code == 1
+    for name in ("max_block", "buffer_limit", "workspace", "region"):
+        assert re.search(rf"^WRONG settings +{name}: ", result.output, re.MULTILINE), name
+    assert "the environment's OCI_CLI_REGION" in result.output
+
+
+def test_doctor_names_a_config_file_that_is_a_pipe(bare: LocalPlatform, tmp_path: Path) -> None:
+    """It isn't waited for."""
+    os.mkfifo(tmp_path / "pipe")
+
+    result = run(
+        *("doctor", "--platform-id", bare.platform_id, "--endpoint", bare.endpoint),
+        *("--config-file", str(tmp_path / "pipe")),
+    )
+
+    assert result.exit_code == 1
+    assert states(result)["credentials"] == "WRONG"
+    assert "not a regular file" in result.output
+
+
+def test_doctor_sees_a_session_token_under_api_key(at_bare: LocalPlatform, tmp_path: Path) -> None:
+    """A section with a token of its own and the user of DEFAULT may want the other mode."""
+    known = dict(re.findall(r"(\w+)=(.*)", at_bare.config_file.read_text()))
+    config = tmp_path / "config"
+    write_profile(config, "DEFAULT", known)
+    with config.open("a") as file:
+        file.write(f"[mine]\nsecurity_token_file={tmp_path / 'token'}\n")
+
+    result = run("doctor", "--config-file", str(config), "--profile", "mine")
+
+    assert states(result)["config"] == "look"
+    assert "auth='security_token'" in result.output
 
 
 def test_doctor_takes_options(bare: LocalPlatform) -> None:

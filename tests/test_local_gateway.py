@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from adp_async.local import Quota
 from adp_async.local.answers import Answer
@@ -81,6 +82,38 @@ async def test_unsigned_request(bare_platform: LocalPlatform, bare_client: Signe
     assert (reply.status, reply.code) == (401, "NotAuthenticated")
     assert "Authorization header is missing" in reply.json["message"]
     assert bare_platform.gateway.by_operation == {}
+
+
+@pytest.mark.parametrize(
+    ("date", "signed", "signature"),
+    [
+        (b"Sun, 05 Jan 99999 21:31:40 GMT", b"date", b"AAAA"),
+        (b"Sun, 05 Jan 2014 21:31:40 -9999999999999999", b"date", b"AAAA"),
+        (b"Sun, 05 Jan 2014 21:31:40", b"date", b"AAAA"),
+        (b"\xff\xfe", b"date", b"AAAA"),
+        (b"Sun, 05 Jan 2014 21:31:40 GMT", b"date", b"\xc3\xa4AA"),
+        (b"Sun, 05 Jan 2014 21:31:40 GMT", b"date \xff", b"AAAA"),
+        (b"Sun, 05 Jan 2014 21:31:40 GMT", b"date", b"\xff" * 8),
+    ],
+)
+async def test_bytes_that_make_no_signature(
+    bare_platform: LocalPlatform, date: bytes, signed: bytes, signature: bytes
+) -> None:
+    """Whatever the headers hold, the answer is a 401: the gateway itself doesn't fail."""
+    address = URL(bare_platform.endpoint)
+    path = f"/20260430/aiDataPlatforms/{bare_platform.platform_id}/mlops/api/2.0/x".encode()
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(
+        b"GET %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ndate: %b\r\n"
+        b'authorization: Signature version="1",keyId="x",algorithm="rsa-sha256",'
+        b'headers="(request-target) host %b",signature="%b"\r\n\r\n'
+        % (path, date, signed, signature)
+    )
+    reply = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await writer.wait_closed()
+
+    assert reply.startswith(b"HTTP/1.1 401 "), reply
 
 
 async def test_request_that_was_changed_on_the_way(bare_client: SignedClient, run_id: str) -> None:

@@ -196,6 +196,9 @@ def without(part: str) -> Callable[[str], str]:
         (without('algorithm="rsa-sha256",'), "lacks algorithm"),
         (lambda value: value.replace("rsa-sha256", "hmac-sha256"), "algorithm"),
         (lambda value: value.replace('signature="', 'signature="!'), "base64"),
+        (lambda value: value.replace('signature="', 'signature="ä'), "base64"),
+        (lambda value: value.replace('signature="', 'signature="\udc80'), "base64"),
+        (lambda value: value.replace("date ", "date \udcff "), r"\\udcff was not sent"),
         (lambda value: f"{value},keyId", "malformed"),
         (lambda value: f'{value},version="1"', "malformed"),
         (lambda value: value.replace("date ", "date nonsense "), "nonsense was not sent"),
@@ -218,8 +221,22 @@ def test_malformed_authorization(
     [
         ("authorization", None, "Authorization header is missing"),
         ("date", None, "date header is missing"),
-        ("date", "yesterday", "no HTTP date"),
+        ("date", "yesterday", "not an HTTP date"),
+        *(
+            ("date", date, "not an HTTP date")
+            for date in (
+                "Sun, 05 Jan 2014 21:31:40",
+                "Sun, 05 Jan 2014 21:31:40 -0000",
+                "Sun, 05 Jan 99999 21:31:40 GMT",
+                "Sun, 05 Jan 2014 21:31:40 +99999999999999999",
+                f"Sun, {'9' * 5000} Jan 2014 21:31:40 GMT",
+                "Sun, 05 Jan 2014 21:31:40 \udcff",
+                "\udcff",
+                ",",
+            )
+        ),
         ("host", None, "host was not sent"),
+        ("x-content-sha256", "\udcff", "x-content-sha256 does not match"),
         ("x-content-sha256", None, "x-content-sha256 does not match"),
     ],
 )

@@ -751,7 +751,11 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
     session = await FakeSession(linger=60.0).open()
     run, other = attach(session), attach(session)
     mistake = RuntimeError("a mistake of ours")
-    session.answer(LOG_BATCH, mistake)
+
+    async def crash(*_: Any) -> None:
+        raise mistake  # what a session's attempt never does
+
+    session.logger._sender.post = crash
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     lingering = other.log_metric("loss", 0.5)
     results = await asyncio.wait_for(
@@ -776,7 +780,11 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
     session = await FakeSession().open()
     run = attach(session)
     session.answer(LOG_BATCH, {"code": "Odd"}, status=400)
-    session.answer(GET_RUN, RuntimeError("a mistake of ours"))
+
+    async def crash(_run_id: str) -> bool:
+        raise RuntimeError("a mistake of ours")
+
+    session.logger._sender.run_is_gone = crash
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     results = await asyncio.wait_for(asyncio.gather(*receipts, return_exceptions=True), 2.0)
     assert all(isinstance(result, DeliveryError) for result in results)

@@ -114,7 +114,8 @@ async def test_never_left(mocked, transport, error):
     with pytest.raises(ConnectionFailed, match=r"^update_run: no connection.*aidp\.") as raised:
         await transport.send(REQUEST)
 
-    assert raised.value.__cause__ is error
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
     assert not raised.value.maybe_applied
 
 
@@ -126,7 +127,8 @@ async def test_left(mocked, transport, error):
     with pytest.raises(ConnectionLost, match=r"^update_run: the connection broke") as raised:
         await transport.send(REQUEST)
 
-    assert raised.value.__cause__ is error
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
     assert raised.value.maybe_applied
     assert "hidden" not in str(raised.value)
 

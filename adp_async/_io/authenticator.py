@@ -10,13 +10,15 @@ none: going to a thread and back takes half as long as the signature itself.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.worker import Worker
-from adp_async._sansio.signing import Signable, corrected_skew, http_date
-from adp_async.errors import Closed, NotAuthenticated
+from adp_async._sansio.signing import Signable, corrected_skew, http_date, problem_of_header
+from adp_async.auth import reason_of
+from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,8 @@ _CANNOT_SIGN: Final = "CannotSign"
 _THREADS: Final = 2
 #: The largest body that is hashed on the event loop: 0.05 ms.
 _SMALL_BODY: Final = 16 * 1024
+#: Two readings of a clock are no further apart, in seconds.
+_SAME_SKEW: Final = 60.0
 
 
 class Authenticator:
@@ -51,6 +55,9 @@ class Authenticator:
         self._recoveries = 0
         #: Seconds that are added to our clock to get the service's.
         self.skew = 0.0
+        #: What it was before a correction that no good reply has confirmed yet, or None.
+        self._skew_before: float | None = None
+        self._skew_told: float | None = None
         #: The region the credentials belong to, if they know it.
         self.region: str | None = None
 
@@ -60,7 +67,8 @@ class Authenticator:
 
     @property
     def generation(self) -> int:
-        return self._recoveries + int(getattr(self._signer, "renewals", 0))
+        renewals = getattr(self._signer, "renewals", 0)
+        return self._recoveries + (renewals if isinstance(renewals, int) else 0)
 
     async def open(self) -> None:
         """Load the signer.  Raises `ConfigurationError`, and can then be tried again."""
@@ -87,18 +95,29 @@ class Authenticator:
     async def sign(self, request: Request, *, alone: bool = False) -> Request:
         """The *request* with a fresh date, everything that is signed, and the signature.
 
-        *alone*: nobody else has anything under way who could use the time.
+        *alone*: nobody else has anything under way who could use the time.  Raises
+        `NotAuthenticated` with the code ``CannotSign`` for whatever the signer raises, or leaves
+        in the headers that cannot be sent.
         """
         worker = self._working()
-        try:
-            if alone and self._is_quick and len(request.body or b"") <= _SMALL_BODY:
-                return self._sign(request)
-            return await worker.do(self._sign, request)
-        except Exception as error:
-            message = f"the signer ({self._auth.mode}) failed with {type(error).__name__}"
-            raise NotAuthenticated(
-                message, code=_CANNOT_SIGN, operation=request.operation
-            ) from error
+        if alone and self._is_quick and len(request.body or b"") <= _SMALL_BODY:
+            return self._sign(request)
+        return await worker.do(self._sign, request)
+
+    def accepted(self, skew: float) -> None:
+        """A signature made with this *skew* was good: it is right."""
+        if skew == self.skew:
+            self._skew_before = None
+
+    def refused(self, skew: float) -> None:
+        """A 401 that nothing could mend: take a correction of the clock back that didn't help.
+
+        *skew* is what the refused request was signed with.  Not the service but something before
+        it may have said what time it is.
+        """
+        if self._skew_before is not None and skew == self.skew:
+            logger.debug("the correction of the clock did not help and is taken back")
+            self.skew, self._skew_before = self._skew_before, None
 
     async def recover(
         self, error: NotAuthenticated, *, generation: int, server_date: str | None
@@ -118,8 +137,9 @@ class Authenticator:
         refresh = self._shared_refresh()
         try:
             return await asyncio.shield(refresh)
-        except Exception as cause:
-            raise _refresh_failed(error, cause) from cause
+        except _RefreshFailed as failure:
+            failed = _refresh_failed(error, str(failure))
+        raise failed
 
     def _working(self) -> Worker:
         if self._worker is None:
@@ -131,7 +151,14 @@ class Authenticator:
         skew = corrected_skew(self.skew, now=self._clock(), server_date=server_date)
         if skew is None:
             return False
-        logger.warning("the clock differs by %.0f s from the service's, which is used now", skew)
+        # Said once: one that doesn't help is taken back, and may be tried again and again.
+        is_news = self._skew_told is None or abs(skew - self._skew_told) > _SAME_SKEW
+        level = logging.WARNING if is_news else logging.DEBUG
+        message = "the clock differs by %.0f s from the service's, which is used now"
+        logger.log(level, message, skew)
+        self._skew_told = skew
+        if self._skew_before is None:
+            self._skew_before = self.skew
         self.skew = skew
         self._recoveries += 1
         return True
@@ -146,33 +173,90 @@ class Authenticator:
         self._refreshing = None
         if not future.cancelled() and (error := future.exception()) is not None:
             # Logged here as well: everyone who waited may have been cancelled.
-            logger.debug("refreshing the credentials failed with %s", type(error).__name__)
+            logger.debug("refreshing the credentials failed with %s", error)
 
     # From here on: in a thread of the worker, but for a quick signature.
 
+    # What foreign code raises there is told by its type, and outside of the `except`: as a cause,
+    # or a context, it could show what it signed with.  A BaseException of its own (CancelledError,
+    # StopIteration) would be taken for the future's or the task's.
+
     def _load(self) -> None:
-        self._signer = self._auth.load()
-        self._is_quick = self._auth.is_quick(self._signer)
-        self.region = self._auth.region(self._signer)
+        try:
+            self._signer = self._auth.load()
+            self._is_quick = self._auth.is_quick(self._signer)
+            self.region = self._auth.region(self._signer)
+            return
+        except (AdpError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            failed = f"auth: the credentials ({self._auth.mode}) cannot be loaded: {_named(error)}"
+        raise ConfigurationError(failed)
 
     def _sign(self, request: Request) -> Request:
-        assert self._signer is not None
-        signable = Signable.of(request, date=http_date(self._clock() + self.skew))
-        # The signer itself, never its do_request_sign: only the call renews instance principals.
-        self._signer(signable)
-        return signable.signed(request)
+        signer = self._signer
+        assert signer is not None
+        try:
+            signable = Signable.of(request, date=http_date(self._clock() + self.skew))
+            given = dict(signable.headers)
+            # The signer itself, never its do_request_sign: only the call renews instance
+            # principals.
+            returned = signer(signable)
+            problem = _problem_of_signature(signable, given, returned)
+            if not problem:
+                return signable.signed(request)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            problem = f"failed with {_named(error)}"
+        message = f"the signer ({self._auth.mode}) {problem}"
+        raise NotAuthenticated(message, code=_CANNOT_SIGN, operation=request.operation)
 
     def _refresh(self) -> bool:
-        refresh = getattr(self._signer, "refresh_security_token", None)
-        if refresh is None or refresh() is False:
-            return False
-        self._recoveries += 1
-        return True
+        try:
+            refresh = getattr(self._signer, "refresh_security_token", None)
+            if refresh is None or refresh() is False:
+                return False
+            self._recoveries += 1
+            return True
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            failed = _named(error)
+        raise _RefreshFailed(failed)
 
 
-def _refresh_failed(error: NotAuthenticated, cause: Exception) -> NotAuthenticated:
+class _RefreshFailed(Exception):
+    """Says what type of error kept the credentials from being renewed."""
+
+
+def _named(error: BaseException) -> str:
+    name, reason = type(error).__name__, reason_of(error)
+    return name if reason == name else f"{name} ({reason})"
+
+
+def _problem_of_signature(signable: Signable, given: dict[str, str], returned: object) -> str:
+    """What is wrong with what a signer left in the headers; "" for nothing."""
+    if inspect.iscoroutine(returned):
+        returned.close()
+        return "is a coroutine function; it is called in a thread, not awaited"
+    headers: object = signable.headers
+    if not isinstance(headers, dict):
+        return f"left {type(headers).__name__} in the place of the headers"
+    for name, value in headers.items():
+        if problem := problem_of_header(name, value):
+            return f"cannot be used: {problem}"
+    is_signed = any(name.lower() == "authorization" and value for name, value in headers.items())
+    # A signer that does nothing at all is meant: somebody else signs, or nobody looks.
+    does_nothing = headers == given and (returned is None or returned is signable)
+    if not is_signed and not does_nothing:
+        return "wrote no header 'authorization'"
+    return ""
+
+
+def _refresh_failed(error: NotAuthenticated, cause: str) -> NotAuthenticated:
     return NotAuthenticated(
-        f"{error.message}; refreshing the credentials failed with {type(cause).__name__}",
+        f"{error.message}; refreshing the credentials failed with {cause}",
         status=error.status,
         code=error.code,
         request_id=error.request_id,

@@ -103,5 +103,6 @@ The modules
 `journal`, `packing`    what has to outlive the process, as notes for the spool; as bytes
 `ranges`                from a number to a number: joined, and without each other
 `retry`, `throttle`     when one request may be tried again; when any request may leave
+`rules`                 what a setting may be, and how a value is shown in a message
 ======================  ============================================================================
 """

@@ -1,18 +1,45 @@
-"""When to try again: back-off with full jitter, and what a Retry-After header says."""
+"""When to try again, and when to say so: back-off with full jitter, and a Retry-After header."""
 
 from __future__ import annotations
 
-from email.utils import parsedate_to_datetime
+import re
+from functools import partial
+from typing import Any, Final
 
-from attrs import field, frozen, validators
+from attrs import Attribute, define, field, frozen
+
+from adp_async._sansio import rules
+from adp_async._sansio.signing import parse_http_date
 
 #: The longest a Retry-After is believed.  The header is kept in full below this.
 LONGEST_RETRY_AFTER = 3600.0
 
+#: A direct call that is being tried again says so this long after its first attempt began.
+TELL_AFTER: Final = 2.0
 
-@frozen
+# `float` takes more than a header may hold: "1_0", "1e3", digits of other scripts.
+_SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def _by_its_rule(_: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
+    return [each.evolve(converter=partial(_checked, each)) for each in fields]
+
+
+def _checked(number: Attribute[Any], value: object) -> Any:
+    try:
+        return number.metadata["rule"](value)
+    except ValueError as error:
+        message = f"RetryPolicy: {number.name} {error}"
+        raise ValueError(message) from None
+
+
+_ABOVE_ZERO = {"rule": partial(rules.seconds, above=True)}
+_ONE_OR_MORE = {"rule": rules.count}
+
+
+@frozen(field_transformer=_by_its_rule)
 class RetryPolicy:
-    """How a direct call, and a batch, is tried again.
+    """How a direct call, and a batch, is tried again.  ValueError if a number makes no sense.
 
     *first_backoff*: seconds the first wait is drawn from.  With less than a second, the search for
     the limit that a 429 tells of begins at one request in that time.  Default 1 s.
@@ -22,9 +49,9 @@ class RetryPolicy:
     session.  Default 8.
     """
 
-    first_backoff: float = field(default=1.0, validator=validators.gt(0))
-    max_backoff: float = field(default=60.0, validator=validators.gt(0))
-    max_attempts: int = field(default=8, validator=validators.ge(1))
+    first_backoff: float = field(default=1.0, metadata=_ABOVE_ZERO)
+    max_backoff: float = field(default=60.0, metadata=_ABOVE_ZERO)
+    max_attempts: int = field(default=8, metadata=_ONE_OR_MORE)
 
     def delay(self, attempt: int, *, jitter: float, retry_after: float = 0.0) -> float:
         """Seconds to wait after failed attempt number *attempt*, counted from 1.
@@ -38,6 +65,28 @@ class RetryPolicy:
         """
         ceiling = min(self.max_backoff, self.first_backoff * 2.0 ** min(attempt - 1, 32))
         return retry_after + jitter * ceiling
+
+
+@define(eq=False)
+class RetryNotice:
+    """When one direct call says, once, that it is still being tried again.
+
+    >>> notice = RetryNotice(began=10.0)
+    >>> notice.is_due(11.9, in_trouble=True), notice.is_due(12.0, in_trouble=False)
+    (False, False)
+    >>> notice.is_due(12.5, in_trouble=True), notice.is_due(13.0, in_trouble=True)
+    (True, False)
+    """
+
+    began: float
+    _told: bool = field(default=False, init=False)
+
+    def is_due(self, now: float, *, in_trouble: bool) -> bool:
+        """Whether to say it now.  *in_trouble*: an attempt has failed, or a 429 holds the call."""
+        if self._told or not in_trouble or now - self.began < TELL_AFTER:
+            return False
+        self._told = True
+        return True
 
 
 def parse_retry_after(value: str | None, *, date: str | None = None) -> float | None:
@@ -56,23 +105,15 @@ def parse_retry_after(value: str | None, *, date: str | None = None) -> float | 
     seconds = _seconds(value.strip())
     if seconds is None:
         seconds = _seconds_between(date, value)
-    if seconds is None or not 0.0 <= seconds < float("inf"):
-        return None
-    return min(seconds, LONGEST_RETRY_AFTER)
+    return None if seconds is None else min(seconds, LONGEST_RETRY_AFTER)
 
 
 def _seconds(value: str) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None
+    return float(value) if _SECONDS.fullmatch(value) else None
 
 
 def _seconds_between(earlier: str | None, later: str) -> float | None:
-    if earlier is None:
+    begin, end = parse_http_date(earlier), parse_http_date(later)
+    if begin is None or end is None:
         return None
-    try:
-        wait = parsedate_to_datetime(later) - parsedate_to_datetime(earlier)
-    except (ValueError, TypeError):  # no date, or one with a time zone and one without
-        return None
-    return max(0.0, wait.total_seconds())
+    return max(0.0, end - begin)

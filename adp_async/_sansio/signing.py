@@ -29,9 +29,19 @@ BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 # The service allows 5 minutes.  A minute of that is left to the reply's own way here.
 SKEW_TOLERANCE: Final = 240.0
 
+#: The furthest our clock is believed to be off.  Whoever answers a 401 says what time it is, and a
+#: signature of a day far ahead could be kept and used then.
+LARGEST_SKEW: Final = 86_400.0
+
+#: Dates have 29 characters; what is much longer isn't one.
+_DATE_CHARACTERS: Final = 64
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]+")
 _RETRY_TOKEN = re.compile(r"[\x21-\x7e]{1,64}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+# A tab may stand in a header; a lone surrogate cannot be sent.
+_NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
 class Signable(msgspec.Struct, eq=False):
@@ -91,10 +101,14 @@ def parse_http_date(value: str | None) -> float | None:
     """
     if not value:
         return None
-    try:
-        return parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError, OverflowError):
+    if len(value) > _DATE_CHARACTERS:
         return None
+    try:
+        date = parsedate_to_datetime(value)
+        # Without a zone it would be taken for ours.
+        return None if date.tzinfo is None else date.timestamp()
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError):
+        return None  # the parser of dates has more than one way to fail
 
 
 def corrected_skew(skew: float, *, now: float, server_date: str | None) -> float | None:
@@ -102,7 +116,7 @@ def corrected_skew(skew: float, *, now: float, server_date: str | None) -> float
 
     *skew* is what has been added to our clock so far, *now* is our clock, *server_date* the
     ``Date`` of the reply that said 401.  Nothing is corrected within `SKEW_TOLERANCE`: the
-    service would have taken that date, so the reason is another.
+    service would have taken that date, so the reason is another.  Nor by more than `LARGEST_SKEW`.
 
     >>> corrected_skew(0.0, now=1388956300.0, server_date="Sun, 05 Jan 2014 21:31:40 GMT")
     1200.0
@@ -111,7 +125,23 @@ def corrected_skew(skew: float, *, now: float, server_date: str | None) -> float
     server_now = parse_http_date(server_date)
     if server_now is None or abs(server_now - (now + skew)) <= SKEW_TOLERANCE:
         return None
-    return server_now - now
+    correction = server_now - now
+    return correction if abs(correction) <= LARGEST_SKEW else None
+
+
+def problem_of_header(name: object, value: object) -> str:
+    """What keeps this header from being sent, without showing its value; "" for nothing.
+
+    >>> problem_of_header("x-token", "abc\\n")
+    "the header 'x-token' holds a line end or another control character"
+    """
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        return "a header has a name that is not one"
+    if not isinstance(value, str):
+        return f"the header {name[:80]!r} is {type(value).__name__} instead of str"
+    if _NOT_IN_A_HEADER.search(value):
+        return f"the header {name[:80]!r} holds a line end or another control character"
+    return ""
 
 
 def check_request_id(value: str) -> str:

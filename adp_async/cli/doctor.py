@@ -14,7 +14,6 @@ import socket
 import stat
 import tempfile
 import time
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -31,6 +30,7 @@ from adp_async import RetryPolicy, Session
 from adp_async._io.spool_file import default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
+from adp_async._sansio.signing import parse_http_date
 from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
 from adp_async.errors import (
     AdpError,
@@ -44,7 +44,7 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, variable_of
+from adp_async.settings import Settings, found_in, variables_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -190,12 +190,11 @@ def _problems(given: Given) -> Iterator[str]:
     for knob in attrs.fields(Settings):
         if knob.name == "auth":
             continue
-        variable = variable_of(knob)
         alone: dict[str, object] = {"auth": ApiKey(), knob.name: arguments.get(knob.name)}
         if knob.name != "platform_id":
             alone["platform_id"] = _ANY_OCID
         try:
-            Settings.resolve(alone, {variable: os.environ.get(variable, "")})
+            Settings.resolve(alone, {name: os.environ.get(name, "") for name in variables_of(knob)})
         except ConfigurationError as error:
             yield str(error)
 
@@ -216,8 +215,8 @@ def _sources(settings: Settings, given: Given) -> Iterator[Finding]:
 def _source(knob: attrs.Attribute[object], given: Given) -> str:
     if knob.name in given.arguments():
         return f"--{knob.name.replace('_', '-')}"
-    variable = variable_of(knob)
-    return f"environment, {variable}" if os.environ.get(variable) else ""
+    variable = found_in(os.environ, knob)
+    return f"environment, {variable}" if variable else ""
 
 
 def _spool(settings: Settings) -> Finding:
@@ -245,12 +244,20 @@ def _files(auth: Auth) -> Iterator[Finding]:
         return
     try:
         profile = read_profile(auth.config_file, auth.profile)
+        doubts = auth.doubts() if isinstance(auth, ApiKey) else ""
     except ConfigurationError:
         return  # loading the credentials will say so, unless they don't need the file
-    yield Finding("config file", "ok", profile.where)
+    if doubts:
+        yield Finding("config file", "warning", doubts)
+    else:
+        yield Finding("config file", "ok", profile.where)
     for key in ("key_file", "security_token_file"):
-        file = Path(profile.get(key)).expanduser()
-        if profile.get(key) and file.exists() and file.stat().st_mode & _OTHERS:
+        try:
+            file = profile.path(key, "")
+            is_open = file.stat().st_mode & _OTHERS
+        except (ConfigurationError, OSError):
+            continue  # not named, or not there: as above
+        if is_open:
             told = f"{file} is open to other users of this machine"
             yield Finding(key, "warning", told, f"chmod 600 {file}")
 
@@ -287,11 +294,15 @@ def _network(address: str) -> Finding:
 async def _clock(settings: Settings) -> Finding:
     """How far the clock is off; any reply tells, so this one isn't even signed."""
     try:
-        async with AiohttpTransport(timeout=CALL_TIMEOUT) as transport:
+        road = AiohttpTransport(timeout=CALL_TIMEOUT, ca_bundle=settings.ca_bundle)
+        async with road as transport:
             reply = await transport.send(Request("GET", f"{settings.base_url}/"))
-        behind = parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time()
-    except (AdpError, KeyError, ValueError) as error:
+    except AdpError as error:
         return Finding("clock", "skipped", f"not compared: no reply to go by ({_sentence(error)})")
+    date = parse_http_date(reply.headers.get("date"))
+    if date is None:
+        return Finding("clock", "skipped", "not compared: the reply has no date that can be read")
+    behind = date - time.time()
     if abs(behind) < CLOCK_WORTH_SAYING:
         return Finding("clock", "ok", "agrees with the service's")
     told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"

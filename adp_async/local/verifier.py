@@ -7,11 +7,9 @@ a mistake in our signing cannot hide here.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
@@ -82,8 +81,17 @@ def signing_string(
         elif name in headers:
             lines.append(f"{name}: {headers[name].strip()}")
         else:
-            raise Refused(f"the signed header {name} was not sent")
-    return "\n".join(lines).encode()
+            raise Refused(f"the signed header {_ascii(name)} was not sent")
+    return _bytes("\n".join(lines))
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()[:80]
+
+
+def _bytes(text: str) -> bytes:
+    # Headers come as text whose stray bytes are surrogates.
+    return text.encode("utf-8", "surrogateescape")
 
 
 def body_hash(body: bytes) -> str:
@@ -149,7 +157,7 @@ def _attributes(text: str) -> dict[str, str]:
 def _decoded(signature: str) -> bytes:
     try:
         return base64.b64decode(signature, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or text that is not ASCII
         raise Refused("the signature is not base64") from None
 
 
@@ -171,12 +179,10 @@ def _check_date(value: str | None, now: datetime) -> None:
     if value is None:
         raise Refused("the date header is missing")
     try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        raise Refused("the date header is no HTTP date") from None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    skew = (date - now).total_seconds()
+        # One without a zone cannot be compared: TypeError.
+        skew = (parsedate_to_datetime(value) - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        raise Refused("the date header is not an HTTP date") from None
     if abs(skew) > CLOCK_TOLERANCE:
         raise Refused(f"the date is {skew:+.0f} s off the clock of the service")
 
@@ -184,7 +190,8 @@ def _check_date(value: str | None, now: datetime) -> None:
 def _check_body(headers: Mapping[str, str], body: bytes) -> None:
     if headers.get("content-length") != str(len(body)):
         raise Refused("content-length does not match the body")
-    if not hmac.compare_digest(headers.get("x-content-sha256", "").encode(), _hash_bytes(body)):
+    sent = _bytes(headers.get("x-content-sha256", ""))
+    if not hmac.compare_digest(sent, _hash_bytes(body)):
         raise Refused("x-content-sha256 does not match the body")
 
 
