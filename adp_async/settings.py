@@ -84,10 +84,16 @@ class Knobs(TypedDict, total=False):
     retry: RetryPolicy
 
 
-# Each rule returns the plain value, or raises ValueError with what it must be ---------------------
+# Each rule returns the plain value (None: as it is), or raises ValueError with what it must be ----
 
 T = TypeVar("T")
-Rule = Callable[[Any], T]
+Rule = Callable[[Any], Any]
+
+
+def _says(broken: bool, rule: str, value: object) -> None:
+    if broken:
+        message = f"must be {rule.rstrip(',')}, not {shown(value)}"
+        raise ValueError(message)
 
 
 def _seconds(value: Any) -> float:
@@ -102,11 +108,8 @@ def _count(value: Any) -> int:
     return rules.count(value)
 
 
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        message = f"must be True or False, not {shown(value)}"
-        raise ValueError(message)
-    return value
+def _switch(value: Any) -> None:
+    _says(not isinstance(value, bool), "True or False", value)
 
 
 def _overflow(value: Any) -> Overflow:
@@ -114,13 +117,9 @@ def _overflow(value: Any) -> Overflow:
     return cast("Overflow", found)
 
 
-def _spool(value: Any) -> bool | str | PathLike[str]:
+def _spool(value: Any) -> None:
     is_path = isinstance(value, str | os.PathLike) and bool(os.fspath(value))
-    if not isinstance(value, bool) and not is_path:
-        message = f"must be True, False or a folder, not {shown(value)}"
-        raise ValueError(message)
-    found: bool | str | PathLike[str] = value
-    return found
+    _says(not isinstance(value, bool) and not is_path, "True, False or a folder", value)
 
 
 def _ca_bundle(value: Any) -> str | PathLike[str] | None:
@@ -141,9 +140,8 @@ def _workspace(value: Any) -> str | None:
         return None
     found = rules.text(value, "the key of a workspace", pattern=_WORKSPACE, most=255)
     # What is part of a path must not be what servers resolve.
-    if found in (".", "..") or not found.isprintable():
-        message = f"must be the key of a workspace, not {shown(value)}"
-        raise ValueError(message)
+    is_part = found not in (".", "..") and found.isprintable()
+    _says(not is_part, "the key of a workspace", value)
     return found
 
 
@@ -161,9 +159,7 @@ def _path_prefix(value: Any) -> str:
 def _endpoint(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str):
-        message = f"must be a URL such as {_A_URL}, not {shown(value)}"
-        raise ValueError(message)
+    _says(not isinstance(value, str), f"a URL such as {_A_URL}", value)
     endpoint = str.__str__(value).strip()
     # Whatever stands before an @ may be a password, and isn't shown.
     if "@" in endpoint:
@@ -218,12 +214,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _instance_of(kind: type[T], called: str) -> Rule[T]:
-    def rule(value: Any) -> T:
-        if isinstance(value, kind):
-            return value
-        message = f"must be {called}, not {type(value).__name__:.40}"
-        raise ValueError(message)
+def _instance_of(kind: type, called: str) -> Rule:
+    def rule(value: Any) -> None:
+        if not isinstance(value, kind):
+            message = f"must be {called}, not {type(value).__name__:.40}"
+            raise ValueError(message)
 
     return rule
 
@@ -265,7 +260,7 @@ def _number_from(text: str, rule: str, pattern: str) -> str:
 
 def _knob(
     default: T,
-    rule: Rule[Any],
+    rule: Rule,
     *,
     read: Callable[[str], Any] = str,
     variable: str = "",
@@ -293,7 +288,8 @@ def _argument(knob: attrs.Attribute[Any], value: object) -> Any:
 
 def _checked(knob: attrs.Attribute[Any], value: object, looked: str | Callable[[], str]) -> Any:
     try:
-        return knob.metadata["rule"](value)
+        found = knob.metadata["rule"](value)
+        return value if found is None else found
     except ValueError as error:
         problem = str(error)
     except Exception as error:  # what an object's own methods raise when they are asked

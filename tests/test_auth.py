@@ -260,6 +260,35 @@ def test_wrong_passphrase(write_config, home, key):
     assert "guess" not in str(raised.value)
 
 
+@pytest.mark.parametrize("content", ["AA", "A" * 16, "A" * 30, "A" * 32, "Z", "A" * 5000])
+@pytest.mark.parametrize("cipher", ["AES-256-CBC", "DES-EDE3-CBC", "nonsense"])
+def test_a_damaged_encrypted_key(write_config, home, key, cipher, content):
+    """Its header may be anything, also what makes its reader panic."""
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.BestAvailableEncryption(b"right"),
+    )
+    (home / "key.pem").write_bytes(
+        re.sub(rb"DEK-Info: .*", f"DEK-Info: {cipher},{content}".encode(), pem)
+    )
+
+    with pytest.raises(ConfigurationError, match=r"^key_file: (does not open|is not a PEM)"):
+        ApiKey(write_config(), passphrase="right").load()
+
+
+def test_an_interrupt_while_a_key_is_read(write_config, monkeypatch):
+    """Ctrl-C is not taken for a wrong key."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("oci.signer.load_private_key", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        ApiKey(write_config()).load()
+
+
 def test_key_content_is_called_that(write_config):
     """A wrong key_content is looked for where it was given."""
     with pytest.raises(ConfigurationError, match="looked in the argument key_content"):

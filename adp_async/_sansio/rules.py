@@ -23,7 +23,7 @@ LONGEST: Final = 10 * 365 * 86_400.0
 MOST: Final = 2**63 - 1
 
 _SHOWN: Final = 80
-_PRIVATE: Final = r"(?i)-----BEGIN|PRIVATE KEY|pass_?(?:phrase|word)|secret|://[^/?#\s]*@"
+_PRIVATE: Final = r"(?i)-----BEGIN|PRIVATE KEY|pass_?(?:phrase|word)|secret|:\S*@"
 
 
 def shown(value: object) -> str:
