@@ -19,6 +19,7 @@ from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
 from adp_async._io import spool as spool_module
 from adp_async._io.spool import KEPT_REFUSED, Spool
 from adp_async._io.spool_file import (
+    FORMAT,
     SpoolBusy,
     SpoolError,
     SpoolNewer,
@@ -226,7 +227,7 @@ def test_a_newer_spool_is_left_as_it_is(tmp_path: Path) -> None:
     """Not a byte of it changes, and the message says what to do."""
     path = orphan(tmp_path, chunk(metrics(1)))
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
     connection.close()
     before = path.read_bytes()
 

@@ -13,7 +13,13 @@ from attrs import define, field
 from adp_async._io.keeper import SpoolKeeper
 from adp_async._io.sender import Sender
 from adp_async._io.spool import Spool
-from adp_async._io.spool_file import SpoolBusy, SpoolError, find_spools
+from adp_async._io.spool_file import (
+    SpoolBusy,
+    SpoolElsewhere,
+    SpoolError,
+    check_folder,
+    find_spools,
+)
 from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator
 
@@ -64,15 +70,20 @@ def open_orphans(
 ) -> list[Orphan]:
     """The first `OPENED` spools in *folder* that have something to deliver for *identity*.  Blocks.
 
-    One that is in use, newer, damaged or of another platform is left as it is; all but the first
-    and the last are warned of.
+    One that is in use, newer, damaged, another user's or of another platform is left as it is; all
+    but the first and the last are warned of.  So is a folder of another user, once for all.
     """
     orphans: list[Orphan] = []
-    for path in find_spools(folder):
+    paths = find_spools(folder)
+    if paths:
+        check_folder(folder)
+    for path in paths:
         if path in but_not:
             continue
         try:
             orphan = open_orphan(path, identity=identity, limit=limit)
+        except SpoolElsewhere as error:
+            logger.info("%s", error)
         except SpoolBusy as error:
             logger.debug("%s", error)
         except SpoolError as error:
@@ -96,17 +107,24 @@ async def found_by(finding: asyncio.Future[list[Orphan]]) -> list[Orphan]:
         raise
 
 
-def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan | None:
+def open_orphan(
+    path: Path, *, identity: Identity | None, limit: int, again: bool = False
+) -> Orphan | None:
     """The spool *path*, None when there is nothing in it to deliver for *identity*.  Blocks.
 
-    Raises `SpoolError`, of which `SpoolBusy` is one.
+    *again*: what was refused is to be delivered as well.  Raises `SpoolError`, of which
+    `SpoolBusy` is one.
     """
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
             spool.let_go()
             return None
+        if again:
+            spool.requeue_refused()
         orphan = Orphan(spool, spool.pieces())
+        if orphan.records:
+            _take(spool)
     except BaseException:
         spool.let_go()
         raise
@@ -114,6 +132,13 @@ def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan 
         spool.close()
         return None
     return orphan
+
+
+def _take(spool: Spool) -> None:
+    try:
+        spool.take()
+    except SpoolError as error:  # a full disk: then there is SQLite's lock alone
+        logger.debug("%s", error)
 
 
 @define(eq=False)
