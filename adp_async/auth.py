@@ -139,15 +139,27 @@ class Profile:
         return value
 
     def path(self, key: str, fix: str) -> Path:
-        return Path(self.required(key, fix)).expanduser()
+        return expanded(Path(self.required(key, fix)), key, looked=self.looked(key))
+
+
+def expanded(path: Path, setting: str, *, looked: str) -> Path:
+    """*path* with its ``~`` expanded; `ConfigurationError` when there is no home folder."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        problem = f"{str(path)!r:.80} leads to no home folder: this user has none, or it is unknown"
+        fix = "Set HOME, or give the path from the root."
+        raise misconfigured(setting, problem, looked=looked, fix=fix) from None
 
 
 def read_profile(config_file: FilePath | None, profile: str | None) -> Profile:
     """The *profile* of *config_file*; what is None comes from the environment or OCI's default."""
     environ = os.environ
-    file = Path(config_file or environ.get("OCI_CONFIG_FILE") or DEFAULT_CONFIG_FILE).expanduser()
+    source = _source_of_path(config_file)
+    file = Path(config_file or environ.get("OCI_CONFIG_FILE") or DEFAULT_CONFIG_FILE)
+    file = expanded(file, "config_file", looked=source)
     name = profile or environ.get("OCI_CLI_PROFILE") or DEFAULT_PROFILE
-    parser = _parsed(file, _source_of_path(config_file))
+    parser = _parsed(file, source)
     if name not in parser or not parser[name]:
         known = ", ".join(each for each in parser if parser[each]) or "none at all"
         fix = f"The file has: {known}. Set OCI_CLI_PROFILE or pass profile=."
