@@ -74,6 +74,14 @@ def here(platform: LocalPlatform) -> Identity:
 
 
 @pytest.fixture
+def settings_of_here(here: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment says where the service is, too."""
+    monkeypatch.setenv("AIDP_ENDPOINT", here.endpoint)
+    monkeypatch.setenv("AIDP_INSTANCE_ID", here.platform_id)
+    monkeypatch.setenv("AIDP_WORKSPACE", here.workspace)
+
+
+@pytest.fixture
 def run_id(platform: LocalPlatform) -> str:
     return platform.gateway.add_run()
 
@@ -115,7 +123,12 @@ def test_what_lies_there_is_delivered(
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_a_path_says_which(
-    platform: LocalPlatform, tmp_path: Path, folder: Path, here: Identity, run_id: str, what: str
+    platform: LocalPlatform,
+    tmp_path: Path,
+    here: Identity,
+    run_id: str,
+    what: str,
+    settings_of_here: None,
 ) -> None:
     """One spool, or the folder they lie in, wherever that is."""
     elsewhere = tmp_path / "elsewhere"

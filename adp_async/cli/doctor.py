@@ -15,7 +15,6 @@ import stat
 import tempfile
 import time
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,10 +27,11 @@ from rich.text import Text
 
 import adp_async
 from adp_async import RetryPolicy, Session
-from adp_async._io.spool_file import default_spool_folder
+from adp_async._io.spool_file import SpoolError, check_folder, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
 from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
+from adp_async.cli.printable import printable
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -44,10 +44,11 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, variable_of
+from adp_async.settings import Settings, absolute_folder, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 __all__ = ["Finding", "Given", "examine", "run_doctor"]
 
@@ -136,9 +137,9 @@ def _print(console: Console, finding: Finding) -> None:
     line.add_column(width=5, justify="right", style=style)
     line.add_column(width=12, style="bold", no_wrap=True)
     line.add_column(overflow="fold")
-    line.add_row(sign, finding.step, Text(finding.told))
+    line.add_row(sign, finding.step, Text(printable(finding.told)))
     if finding.fix:
-        line.add_row("", "", Text(finding.fix))
+        line.add_row("", "", Text(printable(finding.fix)))
     console.print(line)
 
 
@@ -224,11 +225,19 @@ def _spool(settings: Settings) -> Finding:
     """Whether records can be journaled."""
     if settings.spool is False:
         return Finding("spool", "warning", "off: what a killed process held is lost")
-    folder = default_spool_folder() if settings.spool is True else Path(settings.spool)
+    try:
+        named = settings.spool
+        folder = default_spool_folder() if isinstance(named, bool) else absolute_folder(named)
+    except SpoolError as error:
+        fix = "Until then records are only in memory: what a killed process held is lost."
+        return Finding("spool", "warning", str(error), fix)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(folder, to_create=True)
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
+    except SpoolError as error:
+        return Finding("spool", "wrong", str(error))
     except OSError as error:
         fix = "Make it writable, set ADP_ASYNC_SPOOL to another folder, or to off."
         return Finding("spool", "wrong", f"{folder} cannot be written: {error.strerror}", fix)
@@ -249,8 +258,13 @@ def _files(auth: Auth) -> Iterator[Finding]:
         return  # loading the credentials will say so, unless they don't need the file
     yield Finding("config file", "ok", profile.where)
     for key in ("key_file", "security_token_file"):
-        file = Path(profile.get(key)).expanduser()
-        if profile.get(key) and file.exists() and file.stat().st_mode & _OTHERS:
+        if not profile.get(key):
+            continue
+        try:
+            file = profile.path(key, "")
+        except ConfigurationError:
+            continue  # as above
+        if file.exists() and file.stat().st_mode & _OTHERS:
             told = f"{file} is open to other users of this machine"
             yield Finding(key, "warning", told, f"chmod 600 {file}")
 
