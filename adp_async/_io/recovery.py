@@ -24,7 +24,7 @@ from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from adp_async._io.sender import Post
@@ -66,13 +66,15 @@ class Orphan:
 
 
 def open_orphans(
-    folder: Path, *, identity: Identity | None, limit: int, but_not: Collection[Path] = ()
+    folder: Path, *, identity: Identity | None, limit: int, but_not: set[Path] | None = None
 ) -> list[Orphan]:
     """The first `OPENED` spools in *folder* that have something to deliver for *identity*.  Blocks.
 
     One that is in use, newer, damaged, another user's or of another platform is left as it is; all
-    but the first and the last are warned of.  So is a folder of another user, once for all.
+    but the first and the last are warned of, and join those of *but_not*, which aren't looked at.
+    Raises `SpoolError` for a folder that can't be read, or is another user's.
     """
+    but_not = set() if but_not is None else but_not
     orphans: list[Orphan] = []
     paths = find_spools(folder)
     if paths:
@@ -87,6 +89,7 @@ def open_orphans(
         except SpoolBusy as error:
             logger.debug("%s", error)
         except SpoolError as error:
+            but_not.add(path)
             logger.warning("%s", error)
         else:
             orphans += [orphan] if orphan else []
