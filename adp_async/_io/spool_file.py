@@ -384,10 +384,13 @@ def _read_owner(path: Path, header: Header) -> Owner | None:
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         ) as connection:
             connection.execute("PRAGMA trusted_schema = OFF")
+            connection.text_factory = _text
             check_schema(path, connection, header.format)
             query = "SELECT value FROM meta WHERE name = 'owner'"
             found = connection.execute(query).fetchone()
-    except (sqlite3.Error, SpoolBusy):
+    except SpoolUntrusted:
+        raise
+    except (sqlite3.Error, UnicodeDecodeError, SpoolError):
         return None  # damaged, or gone: opening it says so
     return Owner.from_text(found[0]) if found else None
 
@@ -426,6 +429,8 @@ def _first_trouble(connection: sqlite3.Connection, check: str) -> str:
 def as_ours(path: Path) -> Iterator[None]:
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite quotes what it found
+        raise SpoolError(f"{path} is damaged, and left as it is") from error
     except sqlite3.Error as error:
         if not path.exists():
             raise SpoolBusy(f"{path} was removed by another process") from error
