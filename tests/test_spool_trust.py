@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import evolve
 from children import ROOT, not_outlived_by
-from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
+from spools import FAKE, LIMIT, chunk, metrics, old_orphan, orphan, sealed, settled
 
 from adp_async._io import owner as owner_module
 from adp_async._io import spool_file
@@ -25,7 +25,6 @@ from adp_async._io.owner import Owner, started_at, why_in_use
 from adp_async._io.recovery import open_orphan, open_orphans
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import (
-    APPLICATION_ID,
     SpoolBusy,
     SpoolElsewhere,
     SpoolError,
@@ -516,55 +515,15 @@ async def test_a_removed_spool_stops_no_recovery(folder: Path, tmp_path: Path) -
 
 
 def old_spool(folder: Path) -> Path:
-    """What version 0.1.0 leaves: format 1, no owner, no checksums."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / "20260101-000000-000000-1-00000000.spool"
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute("PRAGMA user_version = 1")
-        connection.executescript(TABLES_OF_FORMAT_1)
-        meta = {
-            "endpoint": FAKE.endpoint,
-            "platform_id": FAKE.platform_id,
-            "workspace": FAKE.workspace,
-        }
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        for first in range(0, 30, 10):
-            row = ("run", first, first + 10, 10, 0, 0, pack(metrics(10, first)), 1000.5)
-            connection.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    """Records that wait, a batch that was under way, and one that was refused."""
+    rows = [("run", first, metrics(10, first)) for first in range(0, 30, 10)]
+    path = old_orphan(folder, rows)
+    with closing(sqlite3.connect(path)) as connection:
         row = ("run", "metric", "bad key!", pack(metrics(1, 77, "bad key!")), "400", 1000.5)
         connection.execute("INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?)", row)
         connection.execute("INSERT INTO sealed VALUES ('run', 0, 10, 'token-a')")
-        connection.execute("PRAGMA journal_mode = WAL")
+        connection.commit()
     return path
-
-
-TABLES_OF_FORMAT_1 = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE runs (run_id TEXT PRIMARY KEY, settled INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE chunks (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    metrics INTEGER NOT NULL, params INTEGER NOT NULL, tags INTEGER NOT NULL,
-    body BLOB NOT NULL, accepted_at REAL NOT NULL
-);
-CREATE INDEX chunks_by_run ON chunks (run_id, first);
-CREATE TABLE sealed (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, token TEXT NOT NULL,
-    PRIMARY KEY (run_id, first)
-) WITHOUT ROWID;
-CREATE TABLE done (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-    PRIMARY KEY (run_id, first)
-) WITHOUT ROWID;
-CREATE TABLE unreadable (
-    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, body BLOB NOT NULL
-);
-CREATE TABLE refused (
-    run_id TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
-    reason TEXT NOT NULL, refused_at REAL NOT NULL
-);
-"""
 
 
 async def test_a_spool_of_the_first_version_is_delivered(folder: Path) -> None:

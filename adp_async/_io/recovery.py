@@ -126,8 +126,8 @@ def open_orphan(
         if again:
             spool.requeue_refused()
         orphan = Orphan(spool, spool.pieces())
-        if orphan.records:
-            _take(spool)
+        if orphan.records and _take(spool):
+            orphan.pieces = spool.pieces()
     except BaseException:
         spool.let_go()
         raise
@@ -137,11 +137,13 @@ def open_orphan(
     return orphan
 
 
-def _take(spool: Spool) -> None:
+def _take(spool: Spool) -> int:
+    """How many damaged rows were put aside."""
     try:
-        spool.take()
+        return spool.take()
     except SpoolError as error:  # a full disk: then there is SQLite's lock alone
         logger.debug("%s", error)
+        return 0
 
 
 @define(eq=False)

@@ -195,24 +195,39 @@ class Spool:
             raise
         return cls(path, limit, connection, header.file, header.format)
 
-    def take(self) -> None:
-        """Name this process as the owner, and put aside what can't be told whose it is."""
+    def take(self) -> int:
+        """Name this process as the owner, and put damaged rows aside; how many.
+
+        All rows are looked at now: one that turns out damaged later would have those before it
+        wait for what comes after it.
+        """
         with self._transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('owner', ?)",
                 (Owner.this_process(self.file[1]).as_text(),),
             )
-            rows = connection.execute(_PLACES).fetchall()
-            lost = [rowid for rowid, *place in rows if not _is_place(*place)]
-            for rowid in lost:
+            query = f"SELECT rowid, run_id, first, last, body, {self._checksum} FROM chunks"  # noqa: S608
+            damaged = [row[:4] for row in connection.execute(query) if not self._is_sound(*row[1:])]
+            for rowid, *_ in damaged:
                 self._put_aside(connection, "chunks", rowid)
         self._is_taken = True
-        if lost:
-            message = "%s: %d rows are damaged and put aside: nobody can tell whose they are"
-            logger.warning(message, self.path, len(lost))
+        if damaged:
+            _, run_id, first, last = damaged[0]
+            more = f", and {len(damaged) - 1} more rows" if len(damaged) > 1 else ""
+            message = "%s: records %s to %s of run %r are damaged and put aside%s"
+            logger.warning(message, self.path, first, last, run_id, more)
         with self._reading() as connection:
             # Who looks at the owner reads the file, and not the WAL.
             connection.execute("PRAGMA wal_checkpoint")
+        return len(damaged)
+
+    def _is_sound(self, run_id: Any, first: Any, last: Any, body: Any, checksum: Any) -> bool:
+        if not _is_place(run_id, first, last):
+            return False
+        if checksum is None:  # format 1: it has to be read to be known
+            return _records_of(run_id, first, last, body, checksum) is not None
+        # A row of format 2 with its checksum is as it was written.
+        return bool(checksum == _checksum_of(body, run_id, first, last))
 
     def close(self, is_all_settled: bool = False) -> None:
         """Let go of the file; one in which nothing is left is removed.
@@ -456,7 +471,7 @@ class Spool:
                 "AND typeof(first) = 'integer' AND typeof(last) = 'integer'"
             )
             until = connection.execute(query, (first, run_id, first)).fetchone()[0] or last
-        message = f"{self.path}: records {first} to {until} of run {run_id} are damaged"
+        message = f"{self.path}: records {first} to {until} of run {run_id!r} are damaged"
         raise SpoolUnreadable(message, until)
 
     def pieces(self) -> list[Piece]:
