@@ -257,13 +257,13 @@ def test_a_path_does_not_say_who_gets_signed_requests(
     )
     assert "--to-recorded-endpoint" in result.stdout
     assert "0 records delivered, 3 still wait" in result.stdout
-    assert stranger.gateway.received(run_id).metrics == []
+    assert stranger.gateway.requests == 0
     assert path.read_bytes() == before
     for option in ("--list", "--export"):
         assert sync(option, *(["-"] if option == "--export" else []), path).exit_code == 0
 
-    told = sync("--to-recorded-endpoint", path)
-    assert stranger.gateway.received(run_id).metrics != [] or "401" in told.stderr
+    sync("--to-recorded-endpoint", path)
+    assert stranger.gateway.requests > 0
 
 
 @pytest.mark.parametrize(

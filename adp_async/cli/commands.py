@@ -152,7 +152,7 @@ def sync_command(
         bool,
         typer.Option(
             "--to-recorded-endpoint",
-            help="Deliver PATH wherever it says it came from, not only where the settings say.",
+            help="Deliver PATH to the endpoint, platform and workspace that it names.",
         ),
     ] = False,
     discard: Annotated[
