@@ -20,7 +20,7 @@ from children import ROOT, not_outlived_by
 from spools import FAKE, LIMIT, chunk, metrics, old_orphan, orphan, sealed, settled
 
 from adp_async._io import owner as owner_module
-from adp_async._io import spool_file
+from adp_async._io import recovery, spool_file
 from adp_async._io.owner import Owner, started_at, why_in_use
 from adp_async._io.recovery import open_orphan, open_orphans
 from adp_async._io.spool import Spool
@@ -684,8 +684,16 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
     assert absolute_folder("/spool").is_absolute()
 
 
-def test_a_lost_batch_is_not_left_open(folder: Path) -> None:
-    """What is under way in a spool of another workspace stays there, untouched."""
+def test_a_folder_that_went_is_no_surprise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removed it between two looks: an error of ours says so."""
+    monkeypatch.setattr(recovery, "find_spools", lambda folder: [folder / "x.spool"])
+
+    with pytest.raises(SpoolError, match="cannot be read"):
+        open_orphans(folder, identity=None, limit=LIMIT)
+
+
+def test_another_workspaces_batch_stays_where_it_is(folder: Path) -> None:
+    """Not even the owner's name changes in its file."""
     path = orphan(folder, chunk(metrics(3)), sealed(0, 3, "token"))
     before = path.read_bytes()
     other = evolve(FAKE, workspace="another")

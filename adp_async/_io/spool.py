@@ -17,7 +17,7 @@ import time
 import weakref
 import zlib
 from collections import defaultdict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attrs import define, field, frozen
@@ -178,8 +178,7 @@ class Spool:
         """
         path = path.absolute()
         header = check_header(path, [each.file for each in list(_open_spools)])
-        with suppress(FileNotFoundError):
-            check_folder(path.parent)
+        check_folder(path.parent)
         check_owner(path, header)
         connection = connect(path)
         try:
@@ -280,7 +279,7 @@ class Spool:
     def commit(self, changes: Changes, last_error: str = "") -> None:
         """Write *changes*.  `SpoolError` says that their chunks are not written, and why."""
         if not is_still(self.path, self.file):  # SQLite would go on writing what nobody finds
-            changes.is_settled = True  # with the file: nobody will deliver it again from there
+            changes.is_settled = True  # no file is left that could say otherwise
             raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.settled or changes.refused or changes.unreadable or last_error:
             with self._transaction() as connection:
@@ -360,7 +359,7 @@ class Spool:
         connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
 
     def _put_aside(self, connection: sqlite3.Connection, table: str, rowid: int) -> None:
-        """Move a row that can't be read to where it keeps nobody."""
+        """Move a damaged row to where nothing waits for it."""
         place = "run_id, first, last" if table == "chunks" else "run_id, 0, 0"
         # A damaged row may have a NULL where `lay_out` allows none.
         columns = ", ".join(f"ifnull({each}, 0)" for each in [*place.split(", "), "body"])
@@ -371,9 +370,9 @@ class Spool:
     def requeue_refused(self) -> int:
         """Have the refused records wait once more; how many do.
 
-        They leave one table in the transaction in which they enter the other, so that whatever
-        happens none is sent twice for it.  Behind what waits already: params and tags that were
-        set since are set again before them.
+        They leave one table in the transaction in which they enter the other, so that none is sent
+        twice, whatever happens in between.  They come behind what waits already: a tag among them
+        overwrites what was set since.
         """
         waiting: dict[str, list[AnyRecord]] = defaultdict(list)
         with self._transaction() as connection:
@@ -573,7 +572,8 @@ class Spool:
             query = "SELECT settled FROM runs WHERE run_id = ?"
             until = connection.execute(query, (run_id,)).fetchone()[0]
             query = "SELECT first, last FROM done WHERE run_id = ?"
-            spans = [(0, until), *connection.execute(query, (run_id,))]
+            done = connection.execute(query, (run_id,)).fetchall()
+            spans = [(0, until), *(span for span in done if _is_span(*span))]
             query = (
                 f"SELECT first, last, body, {self._checksum} FROM chunks "  # noqa: S608
                 "WHERE run_id = ? AND first < ? AND last > ?"

@@ -265,9 +265,12 @@ def check_folder(folder: Path, *, to_create: bool = False) -> None:
     """Raise `SpoolUntrusted` unless spools can lie in *folder*.
 
     It belongs to this user, or to root as ``/tmp`` does.  *to_create*: and nobody else can put a
-    file in another's place there.
+    file in another's place there.  `SpoolError` when it can't be looked at.
     """
-    facts, user = os.stat(folder), _user()
+    try:
+        facts, user = os.stat(folder), _user()
+    except OSError as error:
+        raise SpoolError(f"the spool folder {folder} cannot be read: {error.strerror}") from error
     if user is None:
         return
     if facts.st_uid not in (user, 0):
