@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import anyio
 
 from adp_async._sansio.records import BatchLimits, valid_key, valid_text
-from adp_async.errors import AdpError, DeliveryError
+from adp_async.errors import AdpError, BadRequest, Conflict, DeliveryError, NotFound
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from adp_async.api.runs import Runs
+    from adp_async.entities.experiments import Experiment
     from adp_async.entities.runs import DatasetInput, RunStatus, RunTag
+    from adp_async.entities.runs import Run as RunEntity
+    from adp_async.errors import ServiceError
     from adp_async.logger import BatchLogger, Stats
     from adp_async.settings import Settings
 
@@ -39,6 +42,8 @@ class Host(Protocol):
     def settings(self) -> Settings: ...
 
     async def experiment_id_of(self, name: str) -> str: ...
+
+    async def look_up_experiment(self, name: str) -> Experiment: ...
 
 
 class Run(RunWriter):
@@ -204,21 +209,56 @@ class StartedRun:
         return self._create().__await__()
 
     async def _create(self) -> Run:
-        session = self._session
-        experiment_id = self._experiment_id
-        if self._experiment is not None:
-            experiment_id = await session.experiment_id_of(self._experiment)
-        created = await session.runs.create(
+        if self._experiment is None:
+            created = await self._create_in(self._experiment_id)
+        else:
+            created = await self._create_by_name(self._experiment)
+        info = created.info
+        if info is None or not info.run_id:
+            raise AdpError("the service created a run and did not say its id")
+        run = Run(
+            info.run_id, self._session, run_name=info.run_name, experiment_id=info.experiment_id
+        )
+        if self._params:
+            run.log_params(self._params)
+        return run
+
+    async def _create_in(self, experiment_id: str | None) -> RunEntity:
+        return await self._session.runs.create(
             experiment_id=experiment_id,
             run_name=self._run_name,
             start_time=time.time_ns() // 1_000_000,
             tags=self._tags,
         )
-        info = created.info
-        run = Run(info.run_id, session, run_name=info.run_name, experiment_id=info.experiment_id)
-        if self._params:
-            run.log_params(self._params)
-        return run
+
+    async def _create_by_name(self, name: str) -> RunEntity:
+        """Create it in the experiment called *name*; the error of one that fails names that.
+
+        When the service refuses the experiment that had the name, it is looked up once more:
+        somebody may have deleted it, or given its name to another.
+        """
+        tried = await self._session.experiment_id_of(name)
+        try:
+            return await self._create_in(tried)
+        except (BadRequest, NotFound, Conflict) as refused:
+            if not refused.code:  # not the service's own words
+                raise
+            now = await self._looked_up(name)
+            if now is None or now.experiment_id == tried or now.lifecycle_stage == "deleted":
+                _tell_of_experiment(refused, name, now, tried)
+                raise
+        try:
+            return await self._create_in(now.experiment_id)
+        except (BadRequest, NotFound, Conflict) as refused:
+            _tell_of_experiment(refused, name, now, now.experiment_id)
+            raise
+
+    async def _looked_up(self, name: str) -> Experiment | None:
+        try:
+            return await self._session.look_up_experiment(name)
+        except AdpError as error:
+            logger.debug("experiment %r could not be looked up again: %s", name, error)
+            return None
 
     async def __aenter__(self) -> Run:
         self._run = await self._create()
@@ -254,6 +294,19 @@ def _checked(
         )
         for key, value in tags.items()
     ]
+
+
+def _tell_of_experiment(
+    refused: ServiceError, name: str, found: Experiment | None, tried: str
+) -> None:
+    """Have the error of a run that could not be created name its experiment."""
+    what = f"experiment {name!r:.120} (id {tried})"
+    if found is not None and found.lifecycle_stage == "deleted":
+        what += (
+            " is deleted; bring it back with "
+            f"session.experiments.restore({found.experiment_id!r}), or take another name"
+        )
+    refused.message = f"{what}: {refused.message}" if refused.message else what
 
 
 def status_of(error: BaseException | None) -> EndStatus:

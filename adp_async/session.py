@@ -14,7 +14,6 @@ import random
 import time
 import traceback
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import anyio
@@ -27,6 +26,7 @@ from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.dispatch import Pulse
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
 from adp_async._sansio.messages import Request
+from adp_async._sansio.names import Names
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
@@ -39,15 +39,17 @@ from adp_async.errors import (
     NotAuthenticated,
     NotFound,
     RequestTimeout,
+    ServiceError,
     Throttled,
     UnreadableReply,
 )
 from adp_async.logger import BatchLogger
 from adp_async.run import Run, StartedRun, tell_behind
-from adp_async.settings import Settings
+from adp_async.settings import Settings, absolute_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from adp_async._io.recovery import Orphan, Predecessors, Recovery
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from adp_async.api.model_versions import ModelVersions
     from adp_async.api.registered_models import RegisteredModels
     from adp_async.api.runs import Runs
+    from adp_async.entities.experiments import Experiment
     from adp_async.settings import Knobs
 
 T = TypeVar("T")
@@ -95,6 +98,9 @@ class Session:
         given: dict[str, object] = {"platform_id": platform_id, "workspace": workspace, **knobs}
         self._given = given
         self._settings = settings = Settings.resolve(given)
+        # Now: where a relative one is changes with the working folder.
+        spool = settings.spool
+        self._spool_folder = None if isinstance(spool, bool) else absolute_folder(spool)
         self._auth = Authenticator(settings.auth)
         self._transport = AiohttpTransport(
             connect_timeout=settings.connect_timeout,
@@ -109,7 +115,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifetime = asyncio.Lock()  # opening and closing, whoever does it
         self._under_way = 0  # requests, of calls and of batches
-        self._experiment_ids: dict[str, str] = {}
+        self._experiment_ids = Names()
         self._log_batch_url = ""
         self._recovering: asyncio.Task[None] | None = None
         self.logger = BatchLogger(
@@ -283,11 +289,13 @@ class Session:
 
     @property
     def spool_folder(self) -> Path:
-        """Where spools lie: what ``spool=`` names, or the user's state folder."""
+        """Where spools lie: what ``spool=`` names, or the user's state folder.
+
+        Raises an `AdpError` when that user has no home.
+        """
         from adp_async._io.spool_file import default_spool_folder
 
-        spool = self._settings.spool
-        return default_spool_folder() if isinstance(spool, bool) else Path(spool)
+        return self._spool_folder or default_spool_folder()
 
     @property
     def _identity(self) -> Identity:
@@ -303,8 +311,8 @@ class Session:
         from adp_async._io.spool_file import SpoolError
 
         limit = self._settings.spool_limit
-        create = partial(Spool.create, self.spool_folder, self._identity, limit=limit)
         try:
+            create = partial(Spool.create, self.spool_folder, self._identity, limit=limit)
             return await self._auth.run(create)
         except SpoolError as error:
             logger.warning("accepted records are only in memory: %s", error)
@@ -414,25 +422,38 @@ class Session:
         return Run(run_id, self)
 
     async def experiment_id_of(self, name: str) -> str:
-        """The id of the experiment called *name*, which is created unless it exists."""
-        known = self._experiment_ids.get(name)
-        if known is None:
-            known = self._experiment_ids[name] = await self._find_or_create(name)
-        return known
+        """The id of the experiment called *name*, which is created unless it exists.
 
-    async def _find_or_create(self, name: str) -> str:
+        It is remembered for five minutes.
+        """
+        known = self._experiment_ids.find(name, time.monotonic())
+        return known or (await self.look_up_experiment(name)).experiment_id
+
+    async def look_up_experiment(self, name: str) -> Experiment:
+        """The experiment called *name* now, which is created unless it exists."""
+        self._experiment_ids.forget(name)
+        found = await self._find_or_create(name)
+        if found.lifecycle_stage != "deleted":
+            self._experiment_ids.remember(name, found.experiment_id, time.monotonic())
+        return found
+
+    async def _find_or_create(self, name: str) -> Experiment:
+        from adp_async.entities.experiments import Experiment
+
         try:
-            return (await self.experiments.get_by_name(name)).experiment_id
+            return await self.experiments.get_by_name(name)
         except NotFound:
             logger.debug("there is no experiment of that name yet")
         try:
-            return await self.experiments.create(name)
+            created = await self.experiments.create(name)
         except AdpError as refused:
             # Somebody else may have created it in between.
             try:
-                return (await self.experiments.get_by_name(name)).experiment_id
+                return await self.experiments.get_by_name(name)
             except NotFound:
+                _tell_of_hidden(refused, name)
                 raise refused from None
+        return Experiment(created, name)
 
     # ------------------------------------------------------------------ calls
 
@@ -748,6 +769,16 @@ def _unexpected(error: Exception, request: Request) -> AdpError:
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.debug("%s: unexpected %s:\n%s", request.operation, type(error).__name__, where)
     return AdpError(f"{request.operation}: failed with {type(error).__name__}")
+
+
+def _tell_of_hidden(refused: AdpError, name: str) -> None:
+    """An experiment can neither be found nor created: most likely it was deleted."""
+    if isinstance(refused, ServiceError) and refused.code == "RESOURCE_ALREADY_EXISTS":
+        refused.message = (
+            f"experiment {name!r:.120} exists, and cannot be found; if it was deleted, "
+            "session.experiments.restore(its id) brings it back, or take another name: "
+            f"{refused.message}"
+        )
 
 
 def _counted(count: int, what: str, ending: str = "s") -> str:

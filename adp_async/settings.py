@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -118,8 +119,30 @@ def _overflow(value: Any) -> Overflow:
 
 
 def _spool(value: Any) -> None:
-    is_path = isinstance(value, str | os.PathLike) and bool(os.fspath(value))
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    is_path = isinstance(path, str) and bool(path)
     _says(not isinstance(value, bool) and not is_path, "True, False or a folder", value)
+    if isinstance(path, str):
+        absolute_folder(path)
+
+
+def absolute_folder(path: str | PathLike[str]) -> Path:
+    """*path* from the root, its ``~`` expanded; ValueError with the rule that it breaks."""
+    path = os.fspath(path)
+    is_encodable = path.encode("utf-8", "replace").decode() == path
+    _says("\0" in path or not is_encodable, "a folder without NUL and surrogates in its name", path)
+    try:
+        folder = Path(path).expanduser()
+        if not folder.is_absolute() and path.startswith("~"):
+            message = f"{path!r:.80} leads to no home folder: HOME is empty or relative"
+            raise ValueError(message)
+        return folder.absolute()
+    except RuntimeError:
+        message = f"{path!r:.80} leads to no home folder: this user has none, or it is unknown"
+        raise ValueError(message) from None
+    except OSError:
+        message = f"{path!r:.80} is relative, and there is no working folder"
+        raise ValueError(message) from None
 
 
 def _ca_bundle(value: Any) -> str | PathLike[str] | None:
@@ -349,7 +372,8 @@ class Settings:
 
     What survives the process:
 
-    *spool*: whether accepted records are journaled on disk, or the folder for it.  Default True.
+    *spool*: whether accepted records are journaled on disk, or the folder for it: ``~`` is the
+    user's home, and a relative one is seen from where the session is made.  Default True.
     *spool_interval*: how often, and so what a killed process can lose at most.  Default 0.2 s.
     *spool_limit*: the size the journal may grow to.  Default 4 GiB.
     *recover*: whether records of a process that died are delivered.  Default True.

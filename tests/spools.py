@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from adp_async._io.spool import Spool
-from adp_async._io.spool_file import Identity
+from adp_async._io.spool_file import APPLICATION_ID, Identity
 from adp_async._sansio.journal import Changes, Chunk, Sealed, Settled
-from adp_async._sansio.records import Metric
+from adp_async._sansio.packing import pack
+from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.testing import PLATFORM_ID, WORKSPACE
 
 if TYPE_CHECKING:
@@ -45,3 +48,59 @@ def orphan(folder: Path, *changes: Changes, identity: Identity = FAKE, error: st
         spool.commit(each, error)
     spool.let_go()
     return spool.path
+
+
+def old_orphan(folder: Path, rows: Sequence[tuple[str, int, Sequence[AnyRecord]]]) -> Path:
+    """What version 0.1.0 leaves: format 1, without owner and checksums.
+
+    *rows*: run id, first sequence number and records of each.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / "20260101-000000-000000-1-00000000.spool"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.executescript(TABLES_OF_FORMAT_1)
+        meta = {
+            "endpoint": FAKE.endpoint,
+            "platform_id": FAKE.platform_id,
+            "workspace": FAKE.workspace,
+        }
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        for run_id, first, records in rows:
+            row = (run_id, first, first + len(records), *_counts(records), pack(records), 1000.5)
+            connection.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        connection.execute("PRAGMA journal_mode = WAL")
+    return path
+
+
+def _counts(records: Sequence[AnyRecord]) -> list[int]:
+    return [sum(type(each) is kind for each in records) for kind in (Metric, Param, RunTag)]
+
+
+TABLES_OF_FORMAT_1 = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE runs (run_id TEXT PRIMARY KEY, settled INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE chunks (
+    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    metrics INTEGER NOT NULL, params INTEGER NOT NULL, tags INTEGER NOT NULL,
+    body BLOB NOT NULL, accepted_at REAL NOT NULL
+);
+CREATE INDEX chunks_by_run ON chunks (run_id, first);
+CREATE TABLE sealed (
+    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, token TEXT NOT NULL,
+    PRIMARY KEY (run_id, first)
+) WITHOUT ROWID;
+CREATE TABLE done (
+    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    PRIMARY KEY (run_id, first)
+) WITHOUT ROWID;
+CREATE TABLE unreadable (
+    run_id TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE refused (
+    run_id TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
+    reason TEXT NOT NULL, refused_at REAL NOT NULL
+);
+"""

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import not_outlived_by
@@ -402,6 +402,58 @@ def test_doctor_looks_at_the_spool(
 
     assert (states(broken)["spool"], broken.exit_code) == ("WRONG", 1)
     assert (states(off)["spool"], off.exit_code) == ("look", 0)
+
+
+def test_doctor_says_that_there_is_no_home(
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user of whom the system knows nothing but a number: records are in memory only."""
+    import pwd
+
+    def unknown(uid: int) -> Any:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_STATE_HOME", "ADP_ASYNC_SPOOL"):
+        monkeypatch.delenv(name, raising=False)
+    result = run("doctor")
+    assert (states(result)["spool"], result.exit_code) == ("look", 0)
+    assert "no home folder" in result.output
+
+    monkeypatch.delenv("OCI_CONFIG_FILE")
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", "~/spool")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "spool: '~/spool' leads to no home folder" in result.output
+
+
+def test_doctor_says_that_others_can_write_to_the_spool(
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the fix; a session would keep its records in memory."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "open"))
+    result = run("doctor")
+
+    assert (states(result)["spool"], result.exit_code) == ("WRONG", 1)
+    assert "chmod go-w" in result.output
+
+
+def test_doctor_shows_nothing_that_steers_a_terminal(
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither from the settings nor from the service."""
+    evil = "\x1b[31mRED\x1b]0;owned\x07\u202eX"
+    monkeypatch.setenv("ADP_ASYNC_PATH_PREFIX", evil)
+    settings = run("doctor")
+    monkeypatch.delenv("ADP_ASYNC_PATH_PREFIX")
+    at_bare.gateway.inject(Fault.reply(403, "NotAllowed", evil), times=None)
+    service = run("doctor")
+
+    for result in (settings, service):
+        assert result.exit_code == 1
+        assert all(each.isprintable() or each == "\n" for each in result.output)
 
 
 def test_doctor_shows_no_secret(at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,22 +7,26 @@ import io
 import json
 import logging
 import os
+import sqlite3
 import stat
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 from children import not_outlived_by
 from conftest import in_background
 from rich.console import Console
 from spools import LIMIT, chunk, metrics, orphan, sealed, settled
 from typer.testing import CliRunner
 
+from adp_async._io.owner import Owner
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, find_spools
 from adp_async._sansio.journal import Changes, Refused
 from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async._sansio.texts import printable
 from adp_async.cli import app
 from adp_async.cli import sync as module
 from adp_async.cli.serve import environment
@@ -74,6 +78,14 @@ def here(platform: LocalPlatform) -> Identity:
 
 
 @pytest.fixture
+def settings_of_here(here: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment says where the service is, too."""
+    monkeypatch.setenv("AIDP_ENDPOINT", here.endpoint)
+    monkeypatch.setenv("AIDP_INSTANCE_ID", here.platform_id)
+    monkeypatch.setenv("AIDP_WORKSPACE", here.workspace)
+
+
+@pytest.fixture
 def run_id(platform: LocalPlatform) -> str:
     return platform.gateway.add_run()
 
@@ -115,7 +127,12 @@ def test_what_lies_there_is_delivered(
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_a_path_says_which(
-    platform: LocalPlatform, tmp_path: Path, folder: Path, here: Identity, run_id: str, what: str
+    platform: LocalPlatform,
+    tmp_path: Path,
+    here: Identity,
+    run_id: str,
+    what: str,
+    settings_of_here: None,
 ) -> None:
     """One spool, or the folder they lie in, wherever that is."""
     elsewhere = tmp_path / "elsewhere"
@@ -156,6 +173,245 @@ def test_what_is_refused_is_kept_and_said(
     assert "3 of 4 delivered, 1 rejected" in result.stdout
     assert "3 records delivered, 1 rejected and kept (--list shows them)" in result.stdout
     assert "illegal key" in sync("--list").stdout
+
+
+def test_refused_records_are_sent_once_more(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """What passes now is delivered and gone; what is refused again has its new reason."""
+    error = BadRequest("it was a bad day", status=400, code="INVALID")
+    records = [*metrics(3), Metric("bad key!", 0.5, 1000, 7)]
+    refused = [
+        Refused(Rejection(run_id, "metric", each.key, each.step, error), each) for each in records
+    ]
+    orphan(folder, Changes(refused=refused), identity=here)
+    orphan(folder, refusal("another-run"), chunk(metrics(2, 10), run_id=run_id), identity=here)
+    plain = sync()
+    assert plain.exit_code == 1
+    assert steps(platform, run_id) == [10, 11]
+    assert "--again sends them once more" in plain.stdout
+
+    result = sync("--again")
+    assert result.exit_code == 1
+    assert "4 records to deliver" in result.stdout
+    assert "3 records delivered, 2 rejected and kept" in result.stdout
+    assert steps(platform, run_id) == [0, 1, 2, 10, 11]
+    shown = sync("--list").stdout
+    assert "illegal key" in shown
+    assert "a bad day" not in shown
+    assert "not found" in shown
+
+
+def test_again_and_nothing_is_left(
+    platform: LocalPlatform, folder: Path, here: Identity, run_id: str
+) -> None:
+    """The spool goes with its last record; and what an interruption left over comes once."""
+    error = BadRequest("it was a bad day", status=400, code="INVALID")
+    refused = [
+        Refused(Rejection(run_id, "metric", each.key, each.step, error), each)
+        for each in metrics(1500)
+    ]
+    orphan(folder, Changes(refused=refused), identity=here)
+    platform.gateway.inject(Fault.reply(503), times=None)
+    assert sync("--again", "--timeout", 0.3).exit_code == 1
+    platform.gateway.clear_faults()
+    platform.gateway.inject(Fault.drop(after_write=True), times=1, operation=LOG_BATCH)
+    result = sync("--again")
+
+    assert result.exit_code == 0
+    assert steps(platform, run_id) == list(range(1500))
+    assert find_spools(folder) == []
+
+
+def test_again_goes_with_nothing_else(folder: Path) -> None:
+    """Showing changes nothing."""
+    result = sync("--list", "--again")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--list and --again" in result.stderr
+
+
+@pytest.fixture
+def stranger(api_key: RSAPrivateKey) -> Iterator[LocalPlatform]:
+    """A host that somebody else runs, and knows this user's key to look at the requests."""
+    with in_background(LocalPlatform(mlflow=False, key=api_key)) as platform:
+        yield platform
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.usefixtures("platform", "settings_of_here")
+def test_a_path_does_not_say_who_gets_signed_requests(
+    stranger: LocalPlatform, tmp_path: Path, here: Identity, what: str
+) -> None:
+    """The settings do; what the file says is said, and the option that goes there all the same."""
+    run_id = stranger.gateway.add_run()
+    there = Identity(stranger.endpoint, here.platform_id, here.workspace)
+    path = orphan(tmp_path / "mail", chunk(metrics(3), run_id=run_id), identity=there)
+    before = path.read_bytes()
+    result = sync(path if what == "file" else path.parent)
+
+    assert result.exit_code == 1
+    assert (
+        f"its endpoint is {stranger.endpoint}, that of the settings {here.endpoint}"
+        in result.stdout
+    )
+    assert "--to-recorded-endpoint" in result.stdout
+    assert "0 records delivered, 3 still wait" in result.stdout
+    assert stranger.gateway.requests == 0
+    assert path.read_bytes() == before
+    for option in ("--list", "--export"):
+        assert sync(option, *(["-"] if option == "--export" else []), path).exit_code == 0
+
+    sync("--to-recorded-endpoint", path)
+    assert stranger.gateway.requests > 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("AIDP_ENDPOINT", "", "its endpoint is"),  # that of the credentials' region then
+        ("AIDP_INSTANCE_ID", "ocid1.aidataplatform.oc1.iad.other", "its platform is"),
+        ("AIDP_WORKSPACE", "other", "its workspace is"),
+    ],
+)
+@pytest.mark.usefixtures("settings_of_here")
+def test_a_path_of_another_place(
+    platform: LocalPlatform,
+    tmp_path: Path,
+    here: Identity,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    words: str,
+) -> None:
+    """Endpoint, platform and workspace: each has to be that of the settings."""
+    path = orphan(tmp_path / "mail", chunk(metrics(3), run_id=run_id), identity=here)
+    monkeypatch.setenv(variable, value)
+    result = sync(path)
+
+    assert result.exit_code == 1
+    assert words in result.stdout
+    assert steps(platform, run_id) == []
+    assert sync("--to-recorded-endpoint", path).exit_code == 0
+    assert steps(platform, run_id) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_same"),
+    [
+        ("https://aidp.example.com", "https://AIDP.example.com:443/", True),
+        ("https://aidp.example.com/api", "https://aidp.example.com/api/", True),
+        ("https://aidp.example.com", "https://aidp.example.com:8443", False),
+        ("https://aidp.example.com", "http://aidp.example.com", False),
+        ("https://aidp.example.com", "https://aidp.example.com.evil.test", False),
+        ("https://aidp.example.com", "https://aidp.example.com:x", False),
+        ("main", "Main", False),
+        ("ocid1.x", "ocid1.x", True),
+    ],
+)
+def test_addresses_that_are_the_same(one: str, other: str, are_same: bool) -> None:
+    """As a URL means it, and no more than that."""
+    assert (module._address(one) == module._address(other)) == are_same
+
+
+@pytest.mark.usefixtures("platform")
+def test_a_place_that_cannot_be_keeps_no_other(folder: Path, here: Identity, run_id: str) -> None:
+    """A spool whose platform is no OCID is said; the others are delivered."""
+    orphan(folder, chunk(metrics(3)), identity=Identity(here.endpoint, "nothing", here.workspace))
+    orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    result = sync()
+
+    assert result.exit_code == 1
+    assert "platform_id" in result.stdout
+    assert "3 records delivered, 3 still wait" in result.stdout
+
+
+EVIL = "run\x1b[31mRED\x1b]0;owned\x07\u202eX\u2066\u200b\x9b2J"
+
+
+def is_clean(text: str) -> bool:
+    return all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_what_a_spool_says_is_clean(
+    platform: LocalPlatform, folder: Path, here: Identity, tmp_path: Path
+) -> None:
+    """Names, ids, reasons and places steer no terminal, whatever stands in the file."""
+    record = Metric(EVIL, 0.5, 1000, 7)
+    error = BadRequest(EVIL, status=400, code="INVALID", request_id=EVIL)
+    refused = Changes(refused=[Refused(Rejection(EVIL, "metric", EVIL, 7, error), record)])
+    changes = [chunk(metrics(3), run_id=EVIL), refused]
+    place = Identity(here.endpoint, here.platform_id, EVIL)
+    orphan(folder, *changes, identity=place, error=EVIL)
+    orphan(folder, chunk(metrics(3), run_id=EVIL), identity=here).rename(folder / f"{EVIL}.spool")
+    shown = [sync("--list"), sync("--timeout", 0.5), sync(folder, "--timeout", 0.5)]
+    shown += [sync(tmp_path / EVIL), sync("--discard", "--yes")]
+
+    assert all(is_clean(each.stdout + each.stderr) for each in shown)
+    assert "run\ufffd[31mRED" in shown[0].stdout
+    assert "\ufffd" in shown[3].stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, with ü and 日本", "plain, with ü and 日本"),
+        ("two\nlines\tand\xa0more\r\n", "two lines and more  "),
+        ("\x1b[31m\x07\x00\x9b", "\ufffd[31m\ufffd\ufffd\ufffd"),
+        ("a\u202eb\u2066c\u200bd\ufeffe", "a\ufffdb\ufffdc\ufffdd\ufffde"),
+        ("\ud800", "\ufffd"),
+        ("", ""),
+    ],
+)
+def test_what_is_printable_is_shown(text: str, shown: str) -> None:
+    """Blanks as blanks; what would steer or hide, as a sign that it was there."""
+    assert printable(text) == shown
+
+
+def test_what_is_shown_has_an_end() -> None:
+    """A long text is cut, and it can be seen."""
+    assert printable("x" * 5000, 10) == "xxxxxxx..."
+    assert printable("x" * 10, 10) == "x" * 10
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no usual folder: one line says so, and how to name one."""
+    import pwd
+
+    def unknown(uid: int) -> Any:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_STATE_HOME", "ADP_ASYNC_SPOOL"):
+        monkeypatch.delenv(name, raising=False)
+    for arguments in ([], ["--list"]):
+        result = sync(*arguments)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "no home folder" in result.stderr
+        assert "ADP_ASYNC_SPOOL" in result.stderr
+
+
+def test_the_usual_folder_may_be_below_the_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file of settings says it, which no shell expands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", "~/x")
+
+    assert sync("--list").stdout == f"nothing lies in {tmp_path / 'x'}\n"
+
+
+def test_a_spool_of_another_machine_says_whose(folder: Path, here: Identity, run_id: str) -> None:
+    """Its process may live, and is not in the way of the others."""
+    path = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
+    owner = evolve(Owner.this_process(path.stat().st_ino), host="node-7", boot="another")
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO meta VALUES ('owner', ?)", (owner.as_text(),))
+    connection.close()
+
+    assert "in use by pid" in sync("--list").stdout
+    assert "'node-7'" in sync("--list").stdout
 
 
 def test_a_spool_in_use_is_left_alone(

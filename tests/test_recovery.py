@@ -13,13 +13,15 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
-from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
+from spools import FAKE, LIMIT, chunk, metrics, old_orphan, orphan, sealed, settled
 
 from adp_async._io import recovery, spool
-from adp_async._io.recovery import open_orphan
-from adp_async._io.spool import Spool
+from adp_async._io.recovery import Orphan, Predecessors, open_orphan
+from adp_async._io.spool import Piece, Spool
 from adp_async._io.spool_file import Identity, SpoolError, find_spools
+from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.errors import ConnectionLost, DeliveryError
 from adp_async.local import Fault
@@ -382,6 +384,31 @@ async def test_left_alone_it_stays(folder: Path) -> None:
     assert find_spools(folder) == [theirs]
 
 
+@pytest.mark.parametrize("other", ["platform", "workspace"])
+async def test_a_spool_of_elsewhere_is_not_delivered_here(folder: Path, other: str) -> None:
+    """Whether it comes before ours or after: its records belong into another workspace."""
+    names = {"platform": ("ocid1.aidataplatform.oc1.iad.other", FAKE.workspace)}
+    place = names.get(other, (FAKE.platform_id, "other"))
+    elsewhere = Identity(FAKE.endpoint, *place)
+    theirs = orphan(folder, chunk(metrics(3, 50)), identity=elsewhere)
+    await asyncio.sleep(0.002)
+    orphan(folder, chunk(metrics(3)))
+    await asyncio.sleep(0.002)
+    later = orphan(folder, chunk(metrics(3, 70)), identity=elsewhere)
+    before = theirs.read_bytes()
+    async with session_with(folder) as session:
+        session.add_run("run")
+        recovering = session._recovering
+        assert recovering is not None
+        async with asyncio.timeout(10):
+            await recovering
+
+    assert steps(session) == [0, 1, 2]
+    assert find_spools(folder) == sorted([theirs, later])
+    assert theirs.read_bytes() == before
+    assert open_orphan(theirs, identity=FAKE, limit=LIMIT) is None
+
+
 async def test_another_address_of_the_same_workspace_is_the_same_place(folder: Path) -> None:
     """An endpoint may move; platform and workspace say where the records belong."""
     orphan(
@@ -551,7 +578,87 @@ async def test_only_one_of_two_sessions_delivers(folder: Path) -> None:
     assert left_in(folder) == []
 
 
+# Damage
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        msgspec.msgpack.encode([["loss", None, 1000, 10]]),
+        msgspec.msgpack.encode([["p", "key", 5]]),
+        msgspec.msgpack.encode([[["loss"], 0.5, 1000, 10]]),
+        b"\x91\x94\xa1\xff\xcb" + bytes(8) + b"\x01\x02",
+        pack(metrics(9, 10)),
+    ],
+    ids=["no value", "number as text", "list as key", "key not UTF-8", "too few"],
+)
+@pytest.mark.parametrize("version", [1, 2])
+async def test_whatever_is_damaged_delivery_goes_on(
+    folder: Path, caplog: pytest.LogCaptureFixture, body: bytes, version: int
+) -> None:
+    """The row's neighbours, another spool and this session's own records all arrive."""
+    rows = [("run", first, metrics(10, first)) for first in (0, 10, 20)]
+    changes = [chunk(records, first) for _, first, records in rows]
+    path = orphan(folder, *changes) if version == 2 else old_orphan(folder, rows)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE chunks SET body = ? WHERE first = 10", (body,))
+    connection.close()
+    await asyncio.sleep(0.002)
+    orphan(folder, chunk(metrics(10, 30)))
+    async with session_with(folder) as session:
+        session.add_run("run")
+        run = session.attach_run("run")
+        run.set_tag("state", "new")
+        async with asyncio.timeout(5):
+            await run.flush()
+        await until(lambda: not is_busy(folder, session))
+
+    assert sorted(steps(session)) == [*range(10), *range(20, 40)]
+    assert session.received("run").tags == [("state", "new")]
+    assert (
+        len([each for each in warnings(caplog) if "10 to 20 of run 'run' are damaged" in each]) == 1
+    )
+    left = Spool.open(path, limit=LIMIT)
+    assert "1 rows are damaged" in left.contents().trouble
+    left.let_go()
+
+
 # A run that goes on
+
+
+async def test_a_recovery_that_is_over_holds_nobody() -> None:
+    """Whatever it has reached: those who wait go on, and those who come later don't wait."""
+    before_us = Predecessors()
+    waiting = [asyncio.ensure_future(before_us.wait(run_id)) for run_id in ("run", "other")]
+    before_us.found([Orphan(None, [Piece("run", ((0, 5),), (), 5)])])  # type: ignore[arg-type]
+    await asyncio.wait(waiting, timeout=0.02)
+    assert [each.done() for each in waiting] == [False, True]
+    before_us.given_up()
+    async with asyncio.timeout(1):
+        await asyncio.gather(*waiting)
+        await before_us.wait("run")
+
+
+async def test_a_recovery_that_fails_holds_nobody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session goes on with a run whose older records could not be looked at."""
+
+    async def broken(self: Any, *arguments: Any, **named: Any) -> None:
+        raise SpoolError("somebody pulled the plug")
+
+    monkeypatch.setattr(FakeSession, "recover", broken)
+    orphan(folder, chunk([RunTag("state", "old")]))
+    async with session_with(folder) as session:
+        session.add_run("run")
+        run = session.attach_run("run")
+        run.set_tag("state", "new")
+        run.log_metric("loss", 0.5, 1)
+        async with asyncio.timeout(5):
+            await run.flush()
+
+    assert session.received("run").tags == [("state", "new")]
+    assert len(find_spools(folder)) == 1
 
 
 async def test_who_goes_on_with_a_run_overwrites_what_was_left(folder: Path) -> None:

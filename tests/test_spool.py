@@ -7,18 +7,22 @@ import os
 import sqlite3
 import stat
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
 
 from adp_async._io import spool as spool_module
-from adp_async._io.spool import KEPT_REFUSED, Spool
+from adp_async._io.spool import KEPT_REFUSED, LOADED, Spool
 from adp_async._io.spool_file import (
+    FORMAT,
     SpoolBusy,
     SpoolError,
     SpoolNewer,
@@ -27,13 +31,12 @@ from adp_async._io.spool_file import (
     remove,
 )
 from adp_async._sansio.journal import Changes, Chunk, Refused, Unreadable
-from adp_async._sansio.packing import pack, unpack
+from adp_async._sansio.packing import DAMAGED, pack, unpack
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.errors import BadRequest, Rejection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from adp_async._sansio.records import AnyRecord
 
@@ -80,6 +83,60 @@ def test_a_float_comes_back_bit_by_bit(value: float) -> None:
     (back,) = unpack(pack([Metric("loss", value, -(2**63), 2**63 - 1)]))
 
     assert fields(back) == ("loss", repr(value), -(2**63), 2**63 - 1)
+
+
+METRIC = ["loss", 0.5, 1000, 7]
+
+
+def changed(at: int, value: object) -> list[object]:
+    return [*METRIC[:at], value, *METRIC[at + 1 :]]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [changed(0, None)],
+        [changed(0, ["loss"])],
+        [changed(0, b"loss")],
+        [changed(0, 5)],
+        [changed(1, None)],
+        [changed(1, "0.5")],
+        [changed(1, True)],
+        [changed(1, [0.5])],
+        [changed(2, 1000.0)],
+        [changed(2, 2**63)],
+        [changed(3, None)],
+        [changed(3, False)],
+        [changed(3, "7")],
+        [METRIC, METRIC[:3]],
+        [[*METRIC, 1]],
+        [["p", "key", 5]],
+        [["p", "key", None]],
+        [["t", 5, "value"]],
+        [["t", "key", ["value"]]],
+        [["x", "key", "value"]],
+        [[["p"], "key", "value"]],
+        [["p", "key"]],
+        [[]],
+        [5],
+        {"loss": METRIC},
+        None,
+    ],
+    ids=repr,
+)
+def test_other_types_are_damage(rows: object) -> None:
+    """Whatever a flipped bit makes of a row, nothing but records comes out of it."""
+    with pytest.raises(DAMAGED):
+        unpack(msgspec.msgpack.encode(rows))
+
+
+@pytest.mark.parametrize(
+    "body", ["text", None, 5, b"", b"\x91\x94\xa1\xff\x01\x02\x03", b"\x91" * 10_000], ids=repr
+)
+def test_other_bytes_are_damage(body: object) -> None:
+    """Text that is not UTF-8, nothing at all, nesting without an end."""
+    with pytest.raises(DAMAGED):
+        unpack(body)
 
 
 # The file
@@ -226,7 +283,7 @@ def test_a_newer_spool_is_left_as_it_is(tmp_path: Path) -> None:
     """Not a byte of it changes, and the message says what to do."""
     path = orphan(tmp_path, chunk(metrics(1)))
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
     connection.close()
     before = path.read_bytes()
 
@@ -278,6 +335,19 @@ def test_what_frees_space_is_written_when_there_is_none(tmp_path: Path) -> None:
     spool.commit(settled(5000))
     spool.commit(chunk(metrics(1000, 5000), 5000))
     assert spool.pieces()[0].spilled == ((5000, 6000),)
+    spool.let_go()
+
+
+def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
+    """A spool of just so many bytes takes no more; with a byte less in it one commit goes in."""
+    spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
+    spool.limit = spool.size
+    with pytest.raises(SpoolError, match="spool_limit"):
+        spool.commit(chunk(metrics(1)))
+    spool.limit += 1
+    spool.commit(chunk(metrics(1)))
+
+    assert spool.pieces()[0].spilled == ((0, 1),)
     spool.let_go()
 
 
@@ -468,3 +538,247 @@ def test_the_module_forgets_spools_that_were_let_go_of(tmp_path: Path) -> None:
     spool.close()
 
     assert len(spool_module._open_spools) == before
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("body", b""),
+        ("body", pack(metrics(9, 10))),  # fewer than the row says
+        ("body", pack(metrics(11, 10))),
+        ("body", pack(metrics(10, 11))),  # well-formed, and others
+        ("body", "text"),
+        ("checksum", 5),
+        ("checksum", "x"),
+        ("last", 19),
+        ("last", 21),
+        ("last", 2**40),
+        ("last", 19.5),
+        ("last", "x"),
+        ("first", 11),
+        ("first", 20),
+        ("first", 5),
+        ("first", -10),
+        ("first", 2**62 + 1),
+        ("first", "x"),
+        ("run_id", "rum"),
+        ("run_id", b"\xff\xfe"),
+        ("run_id", ""),
+    ],
+)
+def test_a_damaged_row_is_put_aside(tmp_path: Path, column: str, value: object) -> None:
+    """Whatever of it is damaged: nothing of it is read, its neighbours are, and it is kept."""
+    path = orphan(tmp_path, *(chunk(metrics(10, first), first) for first in (0, 10, 20)))
+    with sqlite3.connect(path) as connection:
+        query = f"UPDATE chunks SET {column} = ? WHERE first = 10"
+        connection.execute(query, (value,))
+        if isinstance(value, bytes) and column == "run_id":
+            connection.execute("UPDATE chunks SET run_id = CAST(run_id AS TEXT) WHERE first = 10")
+    connection.close()
+    spool = Spool.open(path, limit=LIMIT)
+    spool.take()
+    before = sorted(steps([record for _, record in spool.waiting()]))
+    left, reads = drained(spool)
+
+    assert sorted(steps(left)) == before == [*range(10), *range(20, 30)]
+    assert reads < 20
+    assert "1 rows are damaged" in spool.contents().trouble
+    assert spool.contents().records == 0
+    spool.close()
+    assert path.exists()
+
+
+def drained(spool: Spool) -> tuple[list[AnyRecord], int]:
+    """What is read of it as recovery does, with what can't be read put aside; in how many reads."""
+    left: list[AnyRecord] = []
+    reads = 0
+    for piece in spool.pieces():
+        for first, last in piece.spilled:
+            at = first
+            while at < last:
+                reads += 1
+                records, until = read_or_put_aside(spool, piece.run_id, at, last)
+                left += records
+                assert until > at, "somebody would wait for ever"
+                at = until
+        spool.commit(settled(piece.last, run_id=piece.run_id))
+    return left, reads
+
+
+def read_or_put_aside(
+    spool: Spool, run_id: str, first: int, last: int
+) -> tuple[list[AnyRecord], int]:
+    try:
+        records = spool.load(run_id, first, min(last, first + LOADED))
+    except SpoolUnreadable as error:
+        spool.commit(Changes(unreadable=[Unreadable(run_id, first, error.until)]))
+        return [], error.until
+    return records, first + len(records)
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=150, deadline=None)
+def test_a_flipped_bit_sends_nothing_wrong(intact: Path, where: float, bit: int) -> None:
+    """Anywhere in the file: what is read is what was written, or the damage is said."""
+    content = bytearray(intact.read_bytes())
+    written = [at for at, byte in enumerate(content) if byte]
+    content[written[int(where * len(written))]] ^= 1 << bit
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.spool"
+        path.write_bytes(content)
+        os.utime(path, (0, 0))
+        found = all_in(path)
+    expected = [fields(record) for record in [*metrics(40), Param("p", "v"), *metrics(20, 41)]]
+
+    assert [record for record in found if record not in expected] == []
+
+
+def all_in(path: Path) -> list[tuple[Any, ...]]:
+    """What is read of *path*; nothing where it can't be opened, or only in part."""
+    try:
+        spool = Spool.open(path, limit=LIMIT)
+    except SpoolError:
+        return []
+    try:
+        assert all(piece.run_id for piece in spool.pieces())
+        spool.take()
+        found = [fields(record) for _, record in spool.waiting()]
+        spool.contents()
+        drained(spool)
+    except SpoolError:
+        return []
+    else:
+        return found
+    finally:
+        spool.let_go()
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound spool, to be damaged."""
+    mixed = [Param("p", "v"), *metrics(20, 41)]
+    changes = chunk(metrics(40)), chunk(mixed, 40), sealed(0, 20, "token")
+    return orphan(tmp_path_factory.mktemp("intact"), *changes)
+
+
+def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path) -> None:
+    """Records are found by it, and a page of it may be damaged while the table is well."""
+    path = orphan(tmp_path, *(chunk(metrics(10, first), first) for first in (0, 10, 20)))
+    with sqlite3.connect(path) as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'chunks_by_run'"
+        (page,) = connection.execute(query).fetchone()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    start = (page - 1) * 4096
+    where = content.rindex(b"run", start, start + 4096)
+    content[where : where + 3] = b"sun"
+    path.write_bytes(content)
+    spool = Spool.open(path, limit=LIMIT)
+
+    assert steps(spool.load("run", 0, 30)) == list(range(30))
+    spool.let_go()
+
+
+def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:
+    """It is counted as damaged, and put aside when the others are to be sent again."""
+    spool.commit(Changes(refused=[refusal(step) for step in range(3)]))
+    spool._connection.execute("UPDATE refused SET body = x'c1' WHERE rowid = 2")
+
+    assert [row.record.step for row in spool.contents().rejected] == [0, 2]  # type: ignore[union-attr]
+    assert "1 rows are damaged" in spool.contents().trouble
+    assert spool.requeue_refused() == 2
+    assert "1 rows are damaged" in spool.contents().trouble
+    assert steps([record for _, record in spool.waiting()]) == [0, 2]
+
+
+def test_a_spool_that_says_not_whose_records(spool: Spool) -> None:
+    """It is damaged, and no other error than that comes out."""
+    spool.commit(chunk(metrics(3)))
+    spool._connection.execute("DELETE FROM meta WHERE name = 'workspace'")
+
+    with pytest.raises(SpoolError, match="doesn't say whose"):
+        _ = spool.identity
+
+
+# Refused records once more
+
+
+def test_refused_records_wait_once_more(spool: Spool) -> None:
+    """Behind what waits, in their order, run by run; and no more among the refused."""
+    spool.commit(chunk(metrics(10)))
+    spool.commit(settled(4))
+    spool.commit(Changes(refused=[refusal(step) for step in range(100, 2600)]))
+    count = spool.requeue_refused()
+
+    assert count == 2500
+    assert spool.contents().rejected == ()
+    assert steps([record for _, record in spool.waiting()]) == [*range(4, 10), *range(100, 2600)]
+    assert spool.requeue_refused() == 0
+
+
+def test_of_a_run_that_is_through_as_well(spool: Spool) -> None:
+    """Sequence numbers that were settled are not given again."""
+    spool.commit(chunk(metrics(10)))
+    spool.commit(settled(5, (8, 10)))
+    spool.commit(Changes(refused=[refusal(50)]))
+    spool.requeue_refused()
+    (piece,) = spool.pieces()
+    assert piece.spilled == ((5, 8), (10, 11))
+
+    spool.commit(settled(11))
+    spool.commit(Changes(refused=[refusal(51)]))
+    spool.requeue_refused()
+    assert steps([record for _, record in spool.waiting()]) == [51]
+
+
+def test_a_failure_in_the_middle_moves_none(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave the one table and enter the other together."""
+    spool.commit(Changes(refused=[refusal(step) for step in range(5)]))
+
+    def failing(self: Spool, connection: sqlite3.Connection, table: str, rows: Any) -> None:
+        insert(self, connection, table, list(rows)[:2])
+        raise sqlite3.OperationalError("database or disk is full")
+
+    insert = Spool._insert_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "_insert_rows", failing)
+        with pytest.raises(SpoolError, match="disk is full"):
+            spool.requeue_refused()
+
+    assert spool.pieces() == []
+    assert len(spool.contents().rejected) == 5
+
+
+# Forks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_waits_for_a_commit(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that starts in the middle of one would inherit SQLite's locks for good."""
+    inside, go_on = threading.Event(), threading.Event()
+    happened: list[str] = []
+    insert = Spool._insert
+
+    def slow(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+        inside.set()
+        go_on.wait(5)
+        insert(self, connection, changes)
+        happened.append("written")
+
+    monkeypatch.setattr(Spool, "_insert", slow)
+    writer = threading.Thread(target=spool.commit, args=(chunk(metrics(3)),))
+    writer.start()
+    assert inside.wait(5)
+    threading.Timer(0.03, go_on.set).start()
+    child = os.fork()
+    if not child:
+        os._exit(0 if happened == ["written"] else 1)
+    _, status = os.waitpid(child, 0)
+    writer.join()
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert happened == ["written"]

@@ -13,12 +13,18 @@ from attrs import define, field
 from adp_async._io.keeper import SpoolKeeper
 from adp_async._io.sender import Sender
 from adp_async._io.spool import Spool
-from adp_async._io.spool_file import SpoolBusy, SpoolError, find_spools
+from adp_async._io.spool_file import (
+    SpoolBusy,
+    SpoolElsewhere,
+    SpoolError,
+    check_folder,
+    find_spools,
+)
 from adp_async._io.tokens import Tokens
 from adp_async._sansio.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from adp_async._io.sender import Post
@@ -61,22 +67,30 @@ class Orphan:
 
 
 def open_orphans(
-    folder: Path, *, identity: Identity | None, limit: int, but_not: Collection[Path] = ()
+    folder: Path, *, identity: Identity | None, limit: int, but_not: set[Path] | None = None
 ) -> list[Orphan]:
     """The first `OPENED` spools in *folder* that have something to deliver for *identity*.  Blocks.
 
-    One that is in use, newer, damaged or of another platform is left as it is; all but the first
-    and the last are warned of.
+    One that is in use, newer, damaged, another user's or of another platform is left as it is; all
+    but the first and the last are warned of, and join those of *but_not*, which aren't looked at.
+    Raises `SpoolError` for a folder that can't be read, or is another user's.
     """
+    but_not = set() if but_not is None else but_not
     orphans: list[Orphan] = []
-    for path in find_spools(folder):
+    paths = find_spools(folder)
+    if paths:
+        check_folder(folder)
+    for path in paths:
         if path in but_not:
             continue
         try:
             orphan = open_orphan(path, identity=identity, limit=limit)
+        except SpoolElsewhere as error:
+            logger.info("%s", error)
         except SpoolBusy as error:
             logger.debug("%s", error)
         except SpoolError as error:
+            but_not.add(path)
             logger.warning("%s", error)
         else:
             orphans += [orphan] if orphan else []
@@ -97,17 +111,24 @@ async def found_by(finding: asyncio.Future[list[Orphan]]) -> list[Orphan]:
         raise
 
 
-def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan | None:
+def open_orphan(
+    path: Path, *, identity: Identity | None, limit: int, again: bool = False
+) -> Orphan | None:
     """The spool *path*, None when there is nothing in it to deliver for *identity*.  Blocks.
 
-    Raises `SpoolError`, of which `SpoolBusy` is one.
+    *again*: what was refused is to be delivered as well.  Raises `SpoolError`, of which
+    `SpoolBusy` is one.
     """
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
             spool.let_go()
             return None
+        if again:
+            spool.requeue_refused()
         orphan = Orphan(spool, spool.pieces())
+        if orphan.records and _take(spool):
+            orphan.pieces = spool.pieces()
     except BaseException:
         spool.let_go()
         raise
@@ -115,6 +136,15 @@ def open_orphan(path: Path, *, identity: Identity | None, limit: int) -> Orphan 
         spool.close()
         return None
     return orphan
+
+
+def _take(spool: Spool) -> int:
+    """How many damaged rows were put aside."""
+    try:
+        return spool.take()
+    except SpoolError as error:  # a full disk: then there is SQLite's lock alone
+        logger.debug("%s", error)
+        return 0
 
 
 @define(eq=False)

@@ -8,41 +8,57 @@ last of them, one of the process may not).  The file itself is the subject of `s
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sqlite3
 import sys
 import threading
 import time
 import weakref
+import zlib
 from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attrs import define, field, frozen
 
+from adp_async._io.owner import Owner
 from adp_async._io.spool_file import (
+    FORMAT,
     Identity,
+    SpoolBusy,
     SpoolError,
     SpoolLimit,
     SpoolUnreadable,
     as_ours,
+    check_folder,
     check_header,
+    check_is_ours,
+    check_owner,
     check_pages,
+    check_schema,
     connect,
+    file_id,
+    is_still,
     lay_out,
     new_name,
     remove,
 )
+from adp_async._sansio.journal import CHUNK
 from adp_async._sansio.packing import DAMAGED, pack, unpack
 from adp_async._sansio.ranges import joined, without
 from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async._sansio.signing import check_retry_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from adp_async._io.spool_file import FileId
     from adp_async._sansio.journal import Changes, Refused, Settled
     from adp_async._sansio.records import AnyRecord, Kind
+
+logger = logging.getLogger("adp_async")
 
 #: Refused records that are kept for a person to see.
 KEPT_REFUSED: Final = 10_000
@@ -52,6 +68,8 @@ _FREE_PAGES: Final = 2048
 LOADED: Final = 10_000
 #: Seconds that a fork waits for a commit under way.
 _LONGEST_WAIT: Final = 1.0
+#: Sequence numbers that are beyond it were never given.
+_LAST_POSSIBLE: Final = 2**62
 
 
 @frozen
@@ -118,6 +136,11 @@ class Spool:
     path: Path
     limit: int
     _connection: sqlite3.Connection = field(repr=False)
+    #: What *path* was the name of when it was opened.
+    file: FileId
+    format: int = FORMAT
+    #: Whether the file names this process as its owner.
+    _is_taken: bool = field(default=False, repr=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -128,28 +151,41 @@ class Spool:
     @classmethod
     def create(cls, folder: Path, identity: Identity, *, limit: int) -> Spool:
         """A new spool of this process, in *folder*, which is made for its owner alone."""
+        folder = folder.absolute()  # whoever changes the working folder means no spool by it
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_folder(folder, to_create=True)
             path = folder / new_name()
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            facts = _make(path)
         except OSError as error:
             raise SpoolError(f"no spool can be made in {folder}: {error.strerror}") from error
         try:
-            return cls(path, limit, connect(path, lambda new: lay_out(new, identity)))
+            # Whose is not ours here would not be taken after the process ended, either.
+            check_is_ours(path, facts)
+            owner = Owner.this_process(facts.st_ino)
+            connection = connect(path, lambda new: lay_out(new, identity, owner))
         except SpoolError:
             remove(path)
             raise
+        return cls(path, limit, connection, file_id(facts), is_taken=True)
 
     @classmethod
     def open(cls, path: Path, *, limit: int) -> Spool:
         """A spool that another process left.
 
-        Raises `SpoolBusy` while that lives, `SpoolNewer`, and `SpoolError` for a damaged file,
-        which is left as it is.
+        Raises `SpoolBusy` while that lives, or may live (see `owner`), `SpoolNewer`,
+        `SpoolUntrusted` for one that isn't this user's, and `SpoolError` for a damaged file, which
+        is left as it is.
         """
-        check_header(path, [each.path for each in list(_open_spools)])
+        path = path.absolute()
+        header = check_header(path, [each.file for each in list(_open_spools)])
+        check_folder(path.parent)
+        check_owner(path, header)
         connection = connect(path)
         try:
+            if not is_still(path, header.file):
+                raise SpoolBusy(f"{path} was removed by another process")
+            check_schema(path, connection, header.format)
             check_pages(path, connection)
         except BaseException:
             if sys.version_info >= (3, 12):
@@ -157,7 +193,41 @@ class Spool:
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             connection.close()
             raise
-        return cls(path, limit, connection)
+        return cls(path, limit, connection, header.file, header.format)
+
+    def take(self) -> int:
+        """Name this process as the owner, and put damaged rows aside; how many.
+
+        All rows are looked at now: one that turns out damaged later would have those before it
+        wait for what comes after it.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('owner', ?)",
+                (Owner.this_process(self.file[1]).as_text(),),
+            )
+            query = f"SELECT rowid, run_id, first, last, body, {self._checksum} FROM chunks"  # noqa: S608
+            damaged = [row[:4] for row in connection.execute(query) if not self._is_sound(*row[1:])]
+            for rowid, *_ in damaged:
+                self._put_aside(connection, "chunks", rowid)
+        self._is_taken = True
+        if damaged:
+            _, run_id, first, last = damaged[0]
+            more = f", and {len(damaged) - 1} more rows" if len(damaged) > 1 else ""
+            message = "%s: records %s to %s of run %r are damaged and put aside%s"
+            logger.warning(message, self.path, first, last, run_id, more)
+        with self._reading() as connection:
+            # Who looks at the owner reads the file, and not the WAL.
+            connection.execute("PRAGMA wal_checkpoint")
+        return len(damaged)
+
+    def _is_sound(self, run_id: Any, first: Any, last: Any, body: Any, checksum: Any) -> bool:
+        if not _is_place(run_id, first, last):
+            return False
+        if checksum is None:  # format 1: it has to be read to be known
+            return _records_of(run_id, first, last, body, checksum) is not None
+        # A row of format 2 with its checksum is as it was written.
+        return bool(checksum == _checksum_of(body, run_id, first, last))
 
     def close(self, is_all_settled: bool = False) -> None:
         """Let go of the file; one in which nothing is left is removed.
@@ -169,13 +239,23 @@ class Spool:
                 is_empty = not self._has_rows(is_all_settled)
             except SpoolError:
                 is_empty = False
-            self.let_go()
+            is_empty = is_empty and is_still(self.path, self.file)
+            self._let_go(is_left=not is_empty)
             if is_empty:
                 remove(self.path)
 
     def let_go(self) -> None:
-        """Close the file and leave it as it is."""
+        """Close the file and leave it as it is, for whoever opens it next."""
+        self._let_go(is_left=True)
+
+    def _let_go(self, *, is_left: bool) -> None:
         with self._lock:
+            if self._is_taken and is_left:
+                try:
+                    self._connection.execute("DELETE FROM meta WHERE name = 'owner'")
+                except sqlite3.Error as error:
+                    logger.debug("%s names its owner until that ends: %s", self.path, error)
+            self._is_taken = False
             self._connection.close()
             _open_spools.discard(self)
 
@@ -185,6 +265,7 @@ class Spool:
         # and remove the WAL that the parent goes on writing.  One reference too many prevents it.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         self._connection, self._lock = _CLOSED, threading.RLock()
+        self._is_taken = False
 
     def _has_rows(self, is_all_settled: bool) -> bool:
         with self._reading() as connection:
@@ -198,6 +279,9 @@ class Spool:
 
     def commit(self, changes: Changes, last_error: str = "") -> None:
         """Write *changes*.  `SpoolError` says that their chunks are not written, and why."""
+        if not is_still(self.path, self.file):  # SQLite would go on writing what nobody finds
+            changes.is_settled = True  # no file is left that could say otherwise
+            raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.settled or changes.refused or changes.unreadable or last_error:
             with self._transaction() as connection:
                 self._settle(connection, changes, last_error)
@@ -205,8 +289,6 @@ class Spool:
             self._shrink()
         if not (changes.chunks or changes.sealed):
             return
-        if not os.path.exists(self.path):  # SQLite would go on writing what nobody finds
-            raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.chunks and self.size >= self.limit:
             # The tokens of what is on disk already: only when that has left there is room again.
             with self._transaction() as connection:
@@ -229,7 +311,7 @@ class Spool:
         if changes.refused:
             now = time.time()
             rejected = [_refused_row(each, now) for each in changes.refused]
-            connection.executemany("INSERT INTO refused VALUES (?, ?, ?, ?, ?, ?)", rejected)
+            self._insert_rows(connection, "refused", rejected)
             oldest = "SELECT max(rowid) - ? FROM refused"
             connection.execute(
                 f"DELETE FROM refused WHERE rowid <= ({oldest})",  # noqa: S608
@@ -262,12 +344,10 @@ class Spool:
 
     def _insert(self, connection: sqlite3.Connection, changes: Changes) -> None:
         now = time.time()
-        connection.executemany(
-            "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                (chunk.run_id, chunk.first, chunk.last, *_counts(chunk.records), body, now)
-                for chunk, body in ((each, pack(each.records)) for each in changes.chunks)
-            ),
+        self._insert_rows(
+            connection,
+            "chunks",
+            (_chunk_row(each.run_id, each.first, each.records, now) for each in changes.chunks),
         )
 
     def _insert_tokens(self, connection: sqlite3.Connection, changes: Changes) -> None:
@@ -279,6 +359,63 @@ class Spool:
                 for first, last in each.ranges
             ],
         )
+
+    def _insert_rows(
+        self, connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]
+    ) -> None:
+        """*rows*, which end with their checksum; tables of format 1 have no place for that."""
+        if self.format < 2:
+            rows = (row[:-1] for row in rows)
+        marks = ", ".join("?" * (_COLUMNS[table] - (self.format < 2)))
+        connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
+
+    def _put_aside(self, connection: sqlite3.Connection, table: str, rowid: int) -> None:
+        """Move a damaged row to where nothing waits for it."""
+        place = "run_id, first, last" if table == "chunks" else "run_id, 0, 0"
+        # A damaged row may have a NULL where `lay_out` allows none.
+        columns = ", ".join(f"ifnull({each}, 0)" for each in [*place.split(", "), "body"])
+        which = f"FROM {table} WHERE rowid = ?"
+        connection.execute(f"INSERT INTO unreadable SELECT {columns} {which}", (rowid,))
+        connection.execute(f"DELETE {which}", (rowid,))
+
+    def requeue_refused(self) -> int:
+        """Have the refused records wait once more; how many do.
+
+        They leave one table in the transaction in which they enter the other, so that none is sent
+        twice, whatever happens in between.  They come behind what waits already: a tag among them
+        overwrites what was set since.
+        """
+        waiting: dict[str, list[AnyRecord]] = defaultdict(list)
+        with self._transaction() as connection:
+            for row in connection.execute(self._refused_query()).fetchall():
+                rejected = self._rejected(row)
+                if rejected is None:
+                    self._put_aside(connection, "refused", row[0])
+                else:
+                    waiting[rejected.run_id].append(rejected.record)
+            now = time.time()
+            for run_id, records in waiting.items():
+                first = self._end_of(connection, run_id)
+                rows = (
+                    _chunk_row(run_id, first + at, records[at : at + CHUNK], now)
+                    for at in range(0, len(records), CHUNK)
+                )
+                self._insert_rows(connection, "chunks", rows)
+            connection.execute("DELETE FROM refused")
+        return sum(map(len, waiting.values()))
+
+    def _end_of(self, connection: sqlite3.Connection, run_id: str) -> int:
+        """A sequence number that is beyond all that is known of a run."""
+        ends = [0]
+        for column, table in (
+            ("last", "chunks"),
+            ("last", "sealed"),
+            ("last", "done"),
+            ("settled", "runs"),
+        ):
+            query = f"SELECT max({column}) FROM {table} WHERE run_id = ?"  # noqa: S608
+            ends += connection.execute(query, (run_id,)).fetchone()
+        return max(end for end in ends if type(end) is int)
 
     def discard(self) -> None:
         """Remove the file with all that is in it."""
@@ -301,7 +438,14 @@ class Spool:
     @property
     def identity(self) -> Identity:
         meta = self._meta()
-        return Identity(meta["endpoint"], meta["platform_id"], meta["workspace"])
+        try:
+            found = Identity(meta["endpoint"], meta["platform_id"], meta["workspace"])
+        except KeyError:
+            found = None
+        if found is None or not all(map(_is_encodable, meta.values())):
+            message = f"{self.path} is damaged, and left as it is: it doesn't say whose records"
+            raise SpoolError(message)
+        return found
 
     def _meta(self) -> dict[str, str]:
         with self._reading() as connection:
@@ -310,23 +454,21 @@ class Spool:
     def load(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
         """The records *first* to *last* (exclusive) of a run, or as many as can be read.
 
-        Raises `SpoolUnreadable` when the very first can't.
+        Raises `SpoolUnreadable` when the very first can't; never comes back empty.
         """
         records: list[AnyRecord] = []
         query = (
-            "SELECT first, body FROM chunks "
+            f"SELECT first, last, body, {self._checksum} FROM chunks "  # noqa: S608
             "WHERE run_id = ? AND first < ? AND last > ? ORDER BY first"
         )
         with self._reading() as connection:
-            for start, body in connection.execute(query, (run_id, last, first)):
+            for start, end, body, checksum in connection.execute(query, (run_id, last, first)):
                 position = first + len(records)
-                if start > position:
+                if start > position or position >= last:
                     break
-                try:
-                    chunk = unpack(body)
-                except DAMAGED:
-                    break
-                records += chunk[position - start : last - start]
+                chunk = _records_of(run_id, start, end, body, checksum)
+                # A damaged row may pretend to be longer than it is, and another follow.
+                records += chunk[position - start : last - start] if chunk else []
         if records or first == last:
             return records
         return self._raise_unreadable(run_id, first, last)
@@ -335,21 +477,30 @@ class Spool:
         with self._reading() as connection:
             query = (
                 "SELECT min(CASE WHEN first <= ? THEN last ELSE first END) FROM chunks "
-                "WHERE run_id = ? AND last > ?"
+                "WHERE run_id = ? AND last > ? "
+                "AND typeof(first) = 'integer' AND typeof(last) = 'integer'"
             )
             until = connection.execute(query, (first, run_id, first)).fetchone()[0] or last
-        message = f"{self.path}: records {first} to {until} of run {run_id} are damaged"
+        message = f"{self.path}: records {first} to {until} of run {run_id!r} are damaged"
         raise SpoolUnreadable(message, until)
 
     def pieces(self) -> list[Piece]:
         """What is still to be delivered, run by run."""
         with self._reading() as connection:
             settled = dict(connection.execute("SELECT run_id, settled FROM runs").fetchall())
-            chunks, done = (
-                _by_run(connection.execute(f"SELECT run_id, first, last FROM {table}"))  # noqa: S608
-                for table in ("chunks", "done")
+            chunks = _by_run(
+                place for _, *place in connection.execute(_PLACES) if _is_place(*place)
             )
-            sealed = _by_run(connection.execute("SELECT run_id, first, last, token FROM sealed"))
+            done = _by_run(
+                row
+                for row in connection.execute("SELECT run_id, first, last FROM done")
+                if _is_span(*row[1:])
+            )
+            sealed = _by_run(
+                row
+                for row in connection.execute("SELECT run_id, first, last, token FROM sealed")
+                if _is_span(*row[1:3]) and _is_token(row[3])
+            )
         pieces = [
             self._piece(run_id, rows, settled.get(run_id, 0), done[run_id], sealed[run_id])
             for run_id, rows in chunks.items()
@@ -360,11 +511,11 @@ class Spool:
         self,
         run_id: str,
         chunks: list[tuple[Any, ...]],
-        settled: int,
+        settled: object,
         done: list[tuple[Any, ...]],
         sealed: list[tuple[Any, ...]],
     ) -> Piece:
-        ranges = _unsettled(chunks, settled, done)
+        ranges = _unsettled(chunks, settled if type(settled) is int else 0, done)
         batches = []
         for token, parts in _by_token(sealed).items():
             if all(_is_within(part, ranges) for part in parts):
@@ -389,15 +540,19 @@ class Spool:
         """What a person wants to know of it."""
         meta = self._meta()
         with self._reading() as connection:
-            refused = connection.execute("SELECT * FROM refused ORDER BY rowid").fetchall()
-            unreadable = connection.execute("SELECT count(*) FROM unreadable").fetchone()[0]
+            refused = connection.execute(self._refused_query()).fetchall()
+            damaged = int(connection.execute("SELECT count(*) FROM unreadable").fetchone()[0])
+            places = connection.execute(_PLACES).fetchall()
+        rejected = [row for each in refused if (row := self._rejected(each)) is not None]
+        damaged += len(refused) - len(rejected)
+        damaged += sum(not _is_place(*place) for _, *place in places)
         return Contents(
             self.path,
             self.identity,
             tuple(self._run_rows()),
-            tuple(self._rejected(row) for row in refused),
+            tuple(rejected),
             meta.get("last_error", ""),
-            f"{unreadable} rows are damaged and put aside" if unreadable else "",
+            f"{damaged} rows are damaged and put aside" if damaged else "",
         )
 
     def _run_rows(self) -> Iterator[RunRow]:
@@ -408,14 +563,22 @@ class Spool:
             ).fetchall()
         gone = {run_id: self._settled_counts(run_id) for run_id in self._partly_settled()}
         for run_id, metrics, params, tags, oldest in rows:
+            if not _is_run_id(run_id):
+                continue
             less = gone.get(run_id, (0, 0, 0))
-            row = RunRow(run_id, metrics - less[0], params - less[1], tags - less[2], oldest)
+            left = [
+                max(0, int(count) - less) if isinstance(count, int | float) else 0
+                for count, less in zip((metrics, params, tags), less, strict=True)
+            ]
+            since = oldest if isinstance(oldest, float) else time.time()
+            row = RunRow(run_id, left[0], left[1], left[2], since)
             if row.records:
                 yield row
 
     def _partly_settled(self) -> list[str]:
         with self._reading() as connection:
-            return [row[0] for row in connection.execute("SELECT run_id FROM runs")]
+            rows = connection.execute("SELECT run_id, settled FROM runs").fetchall()
+        return [run_id for run_id, until in rows if _is_run_id(run_id) and type(until) is int]
 
     def _settled_counts(self, run_id: str) -> tuple[int, int, int]:
         """Records by kind that have their end, in rows that still hold others."""
@@ -423,12 +586,17 @@ class Spool:
             query = "SELECT settled FROM runs WHERE run_id = ?"
             until = connection.execute(query, (run_id,)).fetchone()[0]
             query = "SELECT first, last FROM done WHERE run_id = ?"
-            spans = [(0, until), *connection.execute(query, (run_id,))]
-            query = "SELECT first, body FROM chunks WHERE run_id = ? AND first < ? AND last > ?"
+            done = connection.execute(query, (run_id,)).fetchall()
+            spans = [(0, until), *(span for span in done if _is_span(*span))]
+            query = (
+                f"SELECT first, last, body, {self._checksum} FROM chunks "  # noqa: S608
+                "WHERE run_id = ? AND first < ? AND last > ?"
+            )
             settled: list[AnyRecord] = []
             for first, last in spans:
-                for start, body in connection.execute(query, (run_id, last, first)):
-                    settled += self._unpacked(body)[max(0, first - start) : last - start]
+                for start, *row in connection.execute(query, (run_id, last, first)):
+                    records = _records_of(run_id, start, *row) or []
+                    settled += records[max(0, first - start) : last - start]
         return _counts(settled)
 
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
@@ -448,15 +616,29 @@ class Spool:
                 yield from records
                 first += len(records)
 
-    def _rejected(self, row: Any) -> RejectedRow:
-        run_id, kind, key, body, reason, refused_at = row
-        return RejectedRow(run_id, kind, key, self._unpacked(body)[0], reason, refused_at)
+    @property
+    def _checksum(self) -> str:
+        return "checksum" if self.format > 1 else "NULL"
 
-    def _unpacked(self, body: bytes) -> list[AnyRecord]:
+    def _refused_query(self) -> str:
+        return (
+            f"SELECT rowid, run_id, kind, key, body, reason, refused_at, {self._checksum} "  # noqa: S608
+            "FROM refused ORDER BY rowid"
+        )
+
+    def _rejected(self, row: Any) -> RejectedRow | None:
+        """A row of `_refused_query`; None when it is damaged."""
+        _, run_id, kind, key, body, reason, refused_at, checksum = row
+        texts = (run_id, kind, key, reason)
+        if not (all(map(_is_encodable, texts)) and run_id and isinstance(refused_at, float)):
+            return None
+        if checksum not in (None, _checksum_of(body, *texts)):
+            return None
         try:
-            return unpack(body)
-        except DAMAGED as error:
-            raise SpoolError(f"{self.path}: a row is damaged") from error
+            (record,) = unpack(body)
+        except DAMAGED:
+            return None
+        return RejectedRow(run_id, kind, key, record, reason, refused_at)
 
     # ------------------------------------------------------------------ SQLite
 
@@ -479,15 +661,89 @@ class Spool:
             yield self._connection
 
 
+def _make(path: Path) -> os.stat_result:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _counts(records: Sequence[AnyRecord]) -> tuple[int, int, int]:
     kinds = [type(record) for record in records]
     return kinds.count(Metric), kinds.count(Param), kinds.count(RunTag)
 
 
+def _chunk_row(
+    run_id: str, first: int, records: Sequence[AnyRecord], now: float
+) -> tuple[Any, ...]:
+    last, body = first + len(records), pack(records)
+    checksum = _checksum_of(body, run_id, first, last)
+    return (run_id, first, last, *_counts(records), body, now, checksum)
+
+
 def _refused_row(refused: Refused, now: float) -> tuple[Any, ...]:
     rejection = refused.rejection
-    reason = str(rejection.cause)[:2000]
-    return (rejection.run_id, rejection.kind, rejection.key, pack([refused.record]), reason, now)
+    reason = str(rejection.cause)[:2000].encode("utf-8", "replace").decode()
+    texts = (rejection.run_id, rejection.kind, rejection.key, reason)
+    body = pack([refused.record])
+    return (*texts[:3], body, reason, now, _checksum_of(body, *texts))
+
+
+# ---------------------------------------------------------------------- what may be damaged
+
+#: A row that says it holds more has another's number.
+_LONGEST_ROW: Final = 1_000_000
+#: Where the rows of chunks say they belong.
+_PLACES: Final = "SELECT rowid, run_id, first, last FROM chunks"
+#: How many columns the tables have, with the checksum.
+_COLUMNS: Final = {"chunks": 9, "refused": 7}
+
+
+def _checksum_of(body: object, *place: object) -> int | None:
+    """CRC-32 of a row: its body, and where that belongs."""
+    if not isinstance(body, bytes):
+        return None
+    return zlib.crc32(body, zlib.crc32("\0".join(map(str, place)).encode()))
+
+
+def _records_of(
+    run_id: str, first: object, last: object, body: object, checksum: object
+) -> list[AnyRecord] | None:
+    """The records of a row of chunks; None when it is damaged.  *checksum*: None in format 1."""
+    if not _is_span(first, last) or checksum not in (None, _checksum_of(body, run_id, first, last)):
+        return None
+    try:
+        records = unpack(body)
+    except DAMAGED:
+        return None
+    return records if len(records) == last - first else None  # type: ignore[operator]
+
+
+def _is_place(run_id: object, first: Any, last: Any) -> bool:
+    return _is_run_id(run_id) and _is_span(first, last) and int(last - first) <= _LONGEST_ROW
+
+
+def _is_span(first: object, last: object) -> bool:
+    return type(first) is int and type(last) is int and 0 <= first < last <= _LAST_POSSIBLE
+
+
+def _is_run_id(run_id: object) -> bool:
+    return _is_encodable(run_id) and bool(run_id)
+
+
+def _is_encodable(text: object) -> bool:
+    try:
+        return isinstance(text, str) and text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_token(token: object) -> bool:
+    try:
+        return check_retry_token(token) == token  # type: ignore[arg-type]
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------------- ranges
@@ -505,7 +761,7 @@ def _is_within(part: tuple[int, int], ranges: Iterable[tuple[int, int]]) -> bool
     return any(start <= part[0] and part[1] <= end for start, end in ranges)
 
 
-def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+def _by_run(rows: Iterable[Sequence[Any]]) -> dict[str, list[tuple[Any, ...]]]:
     """*rows* without their run, by run."""
     groups: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for run_id, *row in rows:

@@ -33,14 +33,36 @@ def pack(records: Sequence[AnyRecord]) -> bytes:
     )
 
 
-def unpack(body: bytes) -> list[AnyRecord]:
-    """What `pack` packed."""
-    return [
-        Metric(*fields) if len(fields) == 4 else _TEXTS[fields[0]](*fields[1:])
-        for fields in _decoder.decode(body)
-    ]
+def unpack(body: object) -> list[AnyRecord]:
+    """What `pack` packed; for anything else one of `DAMAGED` is raised."""
+    if not isinstance(body, bytes):
+        message = "records are packed as bytes"
+        raise ValueError(message)
+    return [_metric(*row) if len(row) == 4 else _text(*row) for row in _decoder.decode(body)]
 
 
-#: What `unpack` raises for bytes that `pack` didn't write.
-DAMAGED: Final = (msgspec.MsgspecError, TypeError, LookupError)
+def _metric(key: object, value: object, timestamp: object, step: object) -> Metric:
+    if (
+        type(key) is str
+        and (type(value) is float or type(value) is int)
+        and (type(timestamp) is int and -_INT64 <= timestamp < _INT64)
+        and (type(step) is int and -_INT64 <= step < _INT64)
+    ):
+        return Metric(key, value, timestamp, step)
+    message = "a field of a metric is of another type"
+    raise ValueError(message)
+
+
+def _text(
+    kind: object = None, key: object = None, value: object = None, *more: object
+) -> AnyRecord:
+    if type(kind) is str and kind in _TEXTS and type(key) is type(value) is str and not more:
+        return _TEXTS[kind](key, value)
+    message = "a field of a param or a tag is of another type"
+    raise ValueError(message)
+
+
+#: What `unpack` raises for bytes that `pack` didn't write.  (msgspec's errors are ValueErrors.)
+DAMAGED: Final = (ValueError, RecursionError)
+_INT64: Final = 2**63
 _TEXTS: Final[dict[str, type[Param] | type[RunTag]]] = {"p": Param, "t": RunTag}

@@ -144,6 +144,17 @@ def sync_command(
         Path | None,
         typer.Option(help="Only write the records as JSON lines into this new file; - is stdout."),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Also send records that the service refused once more."),
+    ] = False,
+    to_recorded_endpoint: Annotated[
+        bool,
+        typer.Option(
+            "--to-recorded-endpoint",
+            help="Deliver PATH to the endpoint, platform and workspace that it names.",
+        ),
+    ] = False,
     discard: Annotated[
         bool, typer.Option("--discard", help="Only remove what lies there, after a question.")
     ] = False,
@@ -161,11 +172,16 @@ def sync_command(
         str | None, typer.Option(help="In place of OCI_CLI_PROFILE: the profile in it.")
     ] = None,
 ) -> None:
-    """Deliver what processes that ended have left on disk."""
+    """Deliver what processes that ended have left on disk.
+
+    The spools of the usual folder go where they came from. A PATH is delivered only when it came
+    from the endpoint, platform and workspace of the settings. Records that the service refused
+    stay until they are sent --again, or discarded.
+    """
     from adp_async.cli import sync
     from adp_async.cli.doctor import Given
 
-    sync.check_exclusive(list=show, export=export is not None, discard=discard)
+    sync.check_exclusive(list=show, export=export is not None, discard=discard, again=again)
     if show:
         raise typer.Exit(sync.list_spools(path))
     if export is not None:
@@ -173,4 +189,5 @@ def sync_command(
     if discard:
         raise typer.Exit(sync.discard(path, is_sure=yes))
     given = Given(auth=auth, config_file=config_file, profile=profile)
-    raise typer.Exit(sync.sync(path, given, timeout=timeout))
+    wish = sync.Wish(path, again=again, anywhere=to_recorded_endpoint, timeout=timeout)
+    raise typer.Exit(sync.sync(wish, given))

@@ -18,8 +18,10 @@ from attrs import define, field, frozen
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from adp_async import ApiKey, __version__, blocking
+from adp_async._sansio.texts import printable
 from adp_async.cli.background import running_platform
 from adp_async.cli.plot import Line, Plot
 from adp_async.cli.serve import wait_for_the_end
@@ -208,7 +210,7 @@ def _flush(console: Console, run: blocking.Run) -> None:
         run.flush()
     except DeliveryError as error:
         # The comparison with the server will name what is missing.
-        console.print(f"[red]refused:[/] {error}", markup=True)
+        console.print(Text.assemble(("refused: ", "red"), printable(str(error), 2000)))
 
 
 class _Watch:
@@ -332,7 +334,7 @@ def _show(
     console.print()
     console.print(_table(training, ledger, result))
     for line in wrong[:NAMED]:
-        console.print(line, style="red", markup=False)
+        console.print(printable(line, 2000), style="red", markup=False)
     console.print(_verdict(ledger, wrong))
 
 
@@ -379,6 +381,7 @@ def _verdict(ledger: Ledger, wrong: list[str]) -> str:
 
 def _show_address(console: Console, platform: LocalPlatform, result: Result) -> None:
     page = f"{platform.mlflow_url}/#/experiments/{result.experiment_id}/runs/{result.run_id}"
+    page = printable(page, 2000)
     console.print(f"\nThe run in MLflow: {page}", soft_wrap=True, style=f"link {page}")
 
 

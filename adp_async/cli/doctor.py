@@ -27,10 +27,11 @@ from rich.text import Text
 
 import adp_async
 from adp_async import RetryPolicy, Session
-from adp_async._io.spool_file import default_spool_folder
+from adp_async._io.spool_file import SpoolError, check_folder, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import parse_http_date
+from adp_async._sansio.texts import printable
 from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
 from adp_async.errors import (
     AdpError,
@@ -44,10 +45,11 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, found_in, variables_of
+from adp_async.settings import Settings, absolute_folder, found_in, variables_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 __all__ = ["Finding", "Given", "examine", "run_doctor"]
 
@@ -136,9 +138,9 @@ def _print(console: Console, finding: Finding) -> None:
     line.add_column(width=5, justify="right", style=style)
     line.add_column(width=12, style="bold", no_wrap=True)
     line.add_column(overflow="fold")
-    line.add_row(sign, finding.step, Text(finding.told))
+    line.add_row(sign, finding.step, Text(printable(finding.told, 2000)))
     if finding.fix:
-        line.add_row("", "", Text(finding.fix))
+        line.add_row("", "", Text(printable(finding.fix, 2000)))
     console.print(line)
 
 
@@ -223,11 +225,19 @@ def _spool(settings: Settings) -> Finding:
     """Whether records can be journaled."""
     if settings.spool is False:
         return Finding("spool", "warning", "off: what a killed process held is lost")
-    folder = default_spool_folder() if settings.spool is True else Path(settings.spool)
+    try:
+        named = settings.spool
+        folder = default_spool_folder() if isinstance(named, bool) else absolute_folder(named)
+    except SpoolError as error:
+        fix = "Until then records are only in memory: what a killed process held is lost."
+        return Finding("spool", "warning", str(error), fix)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_folder(folder, to_create=True)
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
+    except SpoolError as error:
+        return Finding("spool", "wrong", str(error))
     except OSError as error:
         fix = "Make it writable, set ADP_ASYNC_SPOOL to another folder, or to off."
         return Finding("spool", "wrong", f"{folder} cannot be written: {error.strerror}", fix)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import typer
 
+from adp_async._sansio.texts import printable
 from adp_async.errors import AdpError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def in_one_line(command: Callable[P, None]) -> Callable[P, None]:
 
 def _say(message: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"adp-async: {message}\n")
+    sys.stderr.write(f"adp-async: {printable(message, 2000)}\n")
 
 
 def _fail(message: str) -> NoReturn:

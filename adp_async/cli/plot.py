@@ -11,6 +11,8 @@ from attrs import field, frozen
 from rich.segment import Segment
 from rich.style import Style
 
+from adp_async._sansio.texts import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -54,14 +56,14 @@ class Plot:
         draw = _star if options.ascii_only else _braille
         yield from _legend(self.lines, ascii_only=options.ascii_only)
         yield from _picture(canvas, draw, "|" if options.ascii_only else "┤")
-        yield Segment(f"{'':{MARGIN}}{_between(canvas, self.x_name, width)}\n")
+        yield Segment(f"{'':{MARGIN}}{_between(canvas, printable(self.x_name, 2000), width)}\n")
 
 
 def _legend(lines: Sequence[Line], *, ascii_only: bool) -> Iterator[Segment]:
     yield Segment(" " * MARGIN)
     for line in lines:
         yield Segment(" * " if ascii_only else " ━ ", Style.parse(line.style))
-        yield Segment(f"{line.name}  ")
+        yield Segment(f"{printable(line.name, 2000)}  ")
     yield Segment("\n")
 
 

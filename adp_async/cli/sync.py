@@ -13,8 +13,8 @@ import re
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
+from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
 from rich.console import Console
@@ -29,6 +29,7 @@ from adp_async._io.recovery import open_orphan
 from adp_async._io.spool import Contents, Spool
 from adp_async._io.spool_file import (
     SpoolBusy,
+    SpoolElsewhere,
     SpoolError,
     SpoolForeign,
     default_spool_folder,
@@ -36,15 +37,19 @@ from adp_async._io.spool_file import (
     remove,
 )
 from adp_async._sansio.records import KINDS, Metric, spell
+from adp_async._sansio.texts import printable
 from adp_async.errors import AdpError, ConfigurationError, Forbidden, NotAuthenticated, NotFound
+from adp_async.settings import Settings, absolute_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.spool import RunRow
     from adp_async._io.spool_file import Identity
     from adp_async._sansio.records import AnyRecord
+    from adp_async.auth import Auth
     from adp_async.cli.doctor import Given
 
 __all__ = ["discard", "export", "list_spools", "spools_at", "sync"]
@@ -54,6 +59,8 @@ _NO_LIMIT: Final = 2**62
 #: What a person has to put right; anything else is tried until it works.
 _HOPELESS: Final = (NotAuthenticated, Forbidden, NotFound)
 _SHOWN_RUNS: Final = 12
+#: An OCID to read the other settings with when the platform's own isn't set.
+_ANY_OCID: Final = "ocid1.aidataplatform.oc1.iad.any"
 _SECONDS_BETWEEN_LINES: Final = 5.0
 _NAME = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-\d+-(\d+)-[0-9a-f]+\.spool")
 
@@ -70,9 +77,14 @@ def spools_at(path: Path | None) -> list[Path]:
 
 
 def _usual_folder() -> Path:
-    named = os.environ.get("ADP_ASYNC_SPOOL", "")
+    named = os.environ.get("ADP_ASYNC_SPOOL", "").strip()
     is_switch = named.lower() in ("", "on", "off", "true", "false", "yes", "no", "1", "0")
-    return default_spool_folder() if is_switch else Path(named)
+    if is_switch:
+        return default_spool_folder()
+    try:
+        return absolute_folder(named)
+    except ValueError as error:
+        raise ConfigurationError(f"ADP_ASYNC_SPOOL: {error}") from None
 
 
 def console_for(file: TextIO | None = None) -> Console:
@@ -93,16 +105,20 @@ def list_spools(path: Path | None) -> int:
     for each in paths:
         _show(console, look_at(each))
     if not paths:
-        console.print(f"nothing lies in {path or _usual_folder()}", soft_wrap=True)
+        _say(console, f"nothing lies in {path or _usual_folder()}")
     return 0
+
+
+def _say(console: Console, message: str) -> None:
+    console.print(Text(printable(message, 2000)), soft_wrap=True)
 
 
 def look_at(path: Path) -> Contents:
     """What lies in *path*, or why that can't be said."""
     try:
         spool = Spool.open(path, limit=_NO_LIMIT)
-    except SpoolBusy:
-        return Contents(path, None, trouble=_in_use(path))
+    except SpoolBusy as error:
+        return Contents(path, None, trouble=_in_use(path, error))
     except SpoolError as error:
         return Contents(path, None, trouble=str(error))
     try:
@@ -113,7 +129,9 @@ def look_at(path: Path) -> Contents:
         spool.let_go()
 
 
-def _in_use(path: Path) -> str:
+def _in_use(path: Path, error: SpoolBusy) -> str:
+    if isinstance(error, SpoolElsewhere):
+        return str(error).removeprefix(f"{path.absolute()} is ")
     found = _NAME.fullmatch(path.name)
     if found is not None and _is_alive(pid := int(found[7])):
         return f"in use by pid {pid}"
@@ -131,11 +149,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _show(console: Console, contents: Contents) -> None:
-    console.print(Text(contents.path.name, style="bold"), soft_wrap=True)
-    facts = list(_facts(contents))
+    console.print(Text(printable(contents.path.name, 2000), style="bold"), soft_wrap=True)
+    facts = [(name, printable(value, 2000)) for name, value in _facts(contents)]
     if not console.is_terminal:
         for name, value in facts:
-            console.print(f"  {name:<10}  {value}", soft_wrap=True)
+            console.print(Text(f"  {name:<10}  {value}"), soft_wrap=True)
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
@@ -199,7 +217,7 @@ def short_name(path: Path) -> str:
     """A spool's name as a person reads it."""
     found = _NAME.fullmatch(path.name)
     if found is None:
-        return path.name
+        return printable(path.name, 2000)
     year, month, day, hour, minute, second, pid = found.groups()
     return f"{year}-{month}-{day} {hour}:{minute}:{second} pid {pid}"
 
@@ -215,11 +233,11 @@ def export(path: Path | None, target: Path) -> int:
         for each in spools_at(path):
             try:
                 exported += _export(each, file)
-            except SpoolBusy:
-                problems.print(f"{each.name}: {_in_use(each)}", soft_wrap=True)
+            except SpoolBusy as error:
+                _say(problems, f"{each.name}: {_in_use(each, error)}")
             except SpoolError as error:
                 failed += 1
-                problems.print(f"{error}", soft_wrap=True)
+                _say(problems, str(error))
     problems.print(f"{_many(exported, 'record')} exported")
     return 1 if failed else 0
 
@@ -291,7 +309,7 @@ def _may_go(console: Console, contents: Contents) -> bool:
     try:
         Spool.open(contents.path, limit=_NO_LIMIT).let_go()
     except (SpoolBusy, SpoolForeign) as error:
-        console.print(f"stays: {error}", soft_wrap=True)
+        _say(console, f"stays: {error}")
         return False
     except SpoolError:
         return True
@@ -332,30 +350,46 @@ class Outcome:
     rejected: int = 0
 
 
-def sync(path: Path | None, given: Given, *, timeout: float | None = None) -> int:
+@frozen
+class Wish:
+    """What `sync` is to deliver: *path*, or the usual folder.
+
+    *again*: refused records as well.  *anywhere*: *path* wherever it came from, and not only when
+    that is where the settings say.  *timeout* in seconds.
+    """
+
+    path: Path | None
+    again: bool = False
+    anywhere: bool = False
+    timeout: float | None = None
+
+
+def sync(wish: Wish, given: Given) -> int:
     """Deliver what lies there; the exit code, 1 when something is left."""
     console = console_for()
-    paths = spools_at(path)
+    paths = spools_at(wish.path)
     if not paths:
-        console.print(f"nothing lies in {path or _usual_folder()}", soft_wrap=True)
+        _say(console, f"nothing lies in {wish.path or _usual_folder()}")
         return 0
     with Reporter.of(console) as reporter:
         try:
-            asyncio.run(_deliver_all(paths, given, reporter, timeout))
+            asyncio.run(_deliver_all(paths, wish, given, reporter))
         except TimeoutError:
-            reporter.say(f"{timeout:g} s are over")
+            reporter.say(f"{wish.timeout:g} s are over")
     return _conclude(console, paths, reporter)
 
 
-async def _deliver_all(
-    paths: list[Path], given: Given, reporter: Reporter, timeout: float | None
-) -> None:
-    async with asyncio.timeout(timeout):
+async def _deliver_all(paths: list[Path], wish: Wish, given: Given, reporter: Reporter) -> None:
+    # What lies in the usual folder was written by sessions of this user; a path may be from
+    # anybody, and the credentials of this user go to whatever host a spool names.
+    is_bound = wish.path is not None and not wish.anywhere
+    async with asyncio.timeout(wish.timeout):
+        place = await asyncio.to_thread(Place.of, given) if is_bound else None
         for path in paths:
             try:
-                orphan = open_orphan(path, identity=None, limit=_NO_LIMIT)
-            except SpoolBusy:
-                reporter.say(f"{short_name(path)}: {_in_use(path)}")
+                orphan = await asyncio.to_thread(_opened, path, place, again=wish.again)
+            except SpoolBusy as error:
+                reporter.say(f"{short_name(path)}: {_in_use(path, error)}")
             except SpoolError as error:
                 reporter.say(str(error))
             else:
@@ -363,22 +397,89 @@ async def _deliver_all(
                     await _deliver(orphan, given, reporter)
 
 
-async def _deliver(orphan: Orphan, given: Given, reporter: Reporter) -> None:
+def _opened(path: Path, place: Place | None, *, again: bool) -> Orphan | None:
+    """The spool with what is to be delivered of it.  Raises `SpoolError`."""
+    if place is not None and (problem := place.problem_with(path)):
+        message = f"{path}: {problem}; --to-recorded-endpoint delivers it there all the same"
+        raise SpoolError(message)
+    return open_orphan(path, identity=None, limit=_NO_LIMIT, again=again)
+
+
+@frozen
+class Place:
+    """Where the settings say that the service is; what they leave open is None."""
+
+    endpoint: str | None
+    platform_id: str | None
+    workspace: str | None
+
+    @classmethod
+    def of(cls, given: Given) -> Place:
+        """Blocks: the region may be that of the credentials.  Raises `ConfigurationError`."""
+        auth = given.authentication()
+        platform_id = os.environ.get("AIDP_INSTANCE_ID", "").strip() or None
+        settings = Settings.resolve({"platform_id": platform_id or _ANY_OCID, "auth": auth})
+        region = settings.region
+        if settings.endpoint is None and region is None:
+            region = auth.region(auth.load())
+        is_known = settings.endpoint is not None or region is not None
+        endpoint = settings.complete(region).base_url if is_known else None
+        return cls(endpoint, platform_id, settings.workspace)
+
+    def problem_with(self, path: Path) -> str:
+        """How the spool *path* is from elsewhere; empty when it is from here, or has nothing."""
+        spool = Spool.open(path, limit=_NO_LIMIT)
+        try:
+            identity = spool.identity
+        finally:
+            spool.let_go()
+        if self.endpoint is None:
+            return f"its endpoint is {identity.endpoint}, and the settings name none"
+        for what, here, there in (
+            ("endpoint", self.endpoint, identity.endpoint),
+            ("platform", self.platform_id, identity.platform_id),
+            ("workspace", self.workspace, identity.workspace),
+        ):
+            if here is not None and _address(here) != _address(there):
+                return f"its {what} is {there or 'none'}, that of the settings {here}"
+        return ""
+
+
+def _address(text: str) -> str:
+    """*text* as it is compared: the host of a URL in any case, its usual port left out."""
     try:
-        async with _session_for(orphan.spool.identity, given) as session:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return text
+    if parts.scheme not in ("http", "https"):
+        return text
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{parts.hostname}:{port or usual}{parts.path.rstrip('/')}"
+
+
+async def _deliver(orphan: Orphan, given: Given, reporter: Reporter) -> None:
+    auth = given.authentication()
+    try:
+        try:
+            unopened = _session_for(orphan.spool.identity, auth)
+        except ConfigurationError as error:  # what the file says of its place can't be
+            reporter.say(f"{orphan.spool.path}: {error}")
+            return
+        async with unopened as session:
             with reporter.spool(orphan) as on_progress:
                 await _until_hopeless(session, orphan, on_progress)
     finally:
         orphan.spool.let_go()
 
 
-def _session_for(identity: Identity, given: Given) -> Session:
+def _session_for(identity: Identity, auth: Auth) -> Session:
     return Session(
         identity.platform_id,
         identity.workspace or None,
         endpoint=identity.endpoint,
         path_prefix="",  # the endpoint has it
-        auth=given.authentication(),
+        auth=auth,
         spool=False,
         recover=False,
     )
@@ -414,7 +515,8 @@ def _conclude(console: Console, paths: list[Path], reporter: Reporter) -> int:
     rejected = sum(len(each.rejected) for each in mine)
     told = [f"{_many(reporter.delivered, 'record')} delivered"]
     told += [f"{waiting:,} still wait"] if waiting else []
-    told += [f"{rejected:,} rejected and kept (--list shows them)"] if rejected else []
+    kept = "rejected and kept (--list shows them); --again sends them once more"
+    told += [f"{rejected:,} {kept}"] if rejected else []
     console.print(", ".join(told), soft_wrap=True)
     return 1 if mine else 0
 
@@ -442,7 +544,7 @@ class Reporter:
         logging.getLogger("adp_async").removeHandler(self._handler)
 
     def say(self, message: str) -> None:
-        self.console.print(Text(message), soft_wrap=True)
+        _say(self.console, message)
 
     @contextmanager
     def spool(self, orphan: Orphan) -> Iterator[Callable[[Recovery], None]]:
