@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from adp_async._io.spool_file import Identity
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
+    from adp_async._sansio.values import Texts
     from adp_async.api._family import CallOptions
     from adp_async.api.deployments import Deployments
     from adp_async.api.experiments import Experiments
@@ -367,8 +368,8 @@ class Session:
         *,
         experiment_id: str | None = None,
         run_name: str | None = None,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, object] | None = None,
+        params: Texts | None = None,
+        tags: Texts | None = None,
     ) -> StartedRun:
         """Create a run: ``async with session.start_run(...) as run`` or ``run = await ...``.
 
@@ -382,8 +383,8 @@ class Session:
             experiment=experiment,
             experiment_id=experiment_id,
             run_name=run_name,
-            params=dict(params or {}),
-            tags=dict(tags or {}),
+            params=params,
+            tags=tags,
         )
 
     def attach_run(self, run_id: str) -> Run:
