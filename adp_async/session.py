@@ -22,8 +22,9 @@ from attrs import define, field
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
+from adp_async._sansio.arguments import checked_options, named
 from adp_async._sansio.codec import decode, encode
-from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint, url_of
 from adp_async._sansio.messages import Request
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.replies import read_reply
@@ -467,6 +468,8 @@ class Session:
             operation = endpoint.operation
             return decode(reply.body, returning or object, reply=reply, operation=operation)
 
+        check_endpoint(endpoint)
+        options = checked_options(options)
         if not endpoint.takes_retry_token:
             return await ask()
         deadline = time.monotonic() + options.get("timeout", self._settings.call_timeout)
@@ -491,7 +494,10 @@ class Session:
     ) -> Reply:
         """As `call`, but the reply as it came: status, headers and body."""
         self._check_open()
-        request = self._request(endpoint, path or {}, query or {}, body, options)
+        check_endpoint(endpoint)
+        options = checked_options(options)
+        path, query = named(path, "path"), named(query, "query")
+        request = self._request(endpoint, path, query, body, options)
         timeout = options.get("timeout", self._settings.call_timeout)
         call = _Call(endpoint, timeout, deadline=time.monotonic() + timeout)
         try:

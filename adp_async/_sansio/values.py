@@ -175,7 +175,7 @@ def valid_value(value: object, *, key: str, run_id: str) -> float:
 
     An int beyond 2^53 is rounded to the nearest double, as the service stores it.
     """
-    number = _asked(_float_of, value)
+    number = number_of(value)
     if number is not None:
         return number
     rule = f"float() does not take a value of type {type_name(value)}"
@@ -201,6 +201,16 @@ def valid_int64(number: object, *, what: str, key: str, run_id: str) -> int:
     else:
         return whole
     raise InvalidRecord(run_id=run_id, kind="metric", key=key, rule=rule)
+
+
+def number_of(value: object) -> float | None:
+    """*value* as ``float()`` reads it; None where that is no number."""
+    return _asked(_float_of, value)
+
+
+def whole_of(value: object) -> int | None:
+    """*value* as an int of any size, if it is one or a whole number."""
+    return _asked(_whole, scalar_of(value))
 
 
 def scalar_of(value: object) -> object:
