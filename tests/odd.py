@@ -9,9 +9,17 @@ import traceback
 import warnings
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from attrs import define, field
 
 import adp_async
+
+if TYPE_CHECKING:
+    from adp_async.testing import FakeSession
+
+LOG_BATCH = "log_experiment_run_batch"
 
 OURS = str(Path(adp_async.__file__).parent)
 
@@ -32,6 +40,34 @@ def is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     raised_here = frames[-1].filename.startswith(OURS) and "raise " in (frames[-1].line or "")
     return raised_here and bool(str(error)) and alone(error)
+
+
+@define
+class Arrived:
+    """What came of one run, in order: metrics with key, value and step, params and tags."""
+
+    metrics: list[tuple[str, float | str, int]] = field(factory=list)
+    params: list[tuple[str, str]] = field(factory=list)
+    tags: list[tuple[str, str]] = field(factory=list)
+
+    @property
+    def records(self) -> int:
+        return len(self.metrics) + len(self.params) + len(self.tags)
+
+
+def arrived(session: FakeSession) -> dict[str, Arrived]:
+    """What a service that takes everything was sent, by run: the bytes themselves are read."""
+    runs: dict[str, Arrived] = {}
+    for request in session.requests:
+        if request.operation == LOG_BATCH:
+            body = msgspec.json.decode(request.body)
+            run = runs.setdefault(body["run_id"], Arrived())
+            run.metrics += [
+                (one["key"], one["value"], one["step"]) for one in body.get("metrics", ())
+            ]
+            run.params += [(one["key"], one["value"]) for one in body.get("params", ())]
+            run.tags += [(one["key"], one["value"]) for one in body.get("tags", ())]
+    return runs
 
 
 class Scalar:
@@ -55,6 +91,9 @@ class Whole:
     def __index__(self) -> int:
         return self._value
 
+    def __str__(self) -> str:
+        return "whole"
+
 
 class Tensor:
     """What a torch tensor looks like that requires a gradient: `float` of it warns."""
@@ -68,6 +107,9 @@ class Tensor:
     def __float__(self) -> float:
         warnings.warn("converting a tensor with requires_grad=True to a scalar", stacklevel=1)
         return self._values[0]
+
+    def __str__(self) -> str:
+        return "tensor"
 
     def item(self) -> float:
         if len(self._values) != 1:
@@ -145,6 +187,16 @@ class Meta(type):
 
 class Nameless(metaclass=Meta):
     pass
+
+
+class Pairs:
+    """Whatever has `items`."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+
+    def items(self) -> Any:
+        return self._items
 
 
 #: Objects that raise what they like.  By name: pytest itself can't show them.

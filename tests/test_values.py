@@ -20,6 +20,7 @@ from odd import (
     Mute,
     Nameless,
     NoIndex,
+    Pairs,
     Safe,
     Scalar,
     Tensor,
@@ -374,16 +375,6 @@ def test_a_wrong_run_id_is_named_with_its_rule(run_id: object, rule: str) -> Non
 
 
 # Mappings
-
-
-class Pairs:
-    """Whatever has `items`."""
-
-    def __init__(self, items: Any) -> None:
-        self._items = items
-
-    def items(self) -> Any:
-        return self._items
 
 
 @pytest.mark.parametrize(
