@@ -592,9 +592,11 @@ class Session:
         url = url_of(
             endpoint, settings.base_url, settings.platform_id, settings.workspace, path, query
         )
-        payload = None
+        payload: Any = None
         if body is not None or endpoint.method != "GET":
-            payload = body if isinstance(body, bytes) else encode({} if body is None else body)
+            payload = (
+                body if issubclass(type(body), bytes) else encode({} if body is None else body)
+            )
         headers = _headers(endpoint, options, self._new_token, has_body=payload is not None)
         return Request(endpoint.method, url, headers, payload, endpoint.operation)
 
