@@ -94,7 +94,8 @@ The modules
 `codec`                 entities to JSON and back: the one place that knows names on the wire
 `messages`, `replies`   a request and a reply as values; what a status and a body mean
 `signing`               what is signed, by which clock, and what may stand in a header
-`records`               metric, param, tag: the checks at the call, and the body of a log-batch
+`values`, `arguments`   what callers hand in, to ``log_*`` and to direct calls: plain, or named
+`records`               metric, param, tag as they wait, and the body of a log-batch
 `lane`                  one run's queue: its records by number, until each has its end
 `accumulator`           the lanes of all runs: what leaves when, and what becomes of it
 `concurrency`           how many batches are worth having under way
