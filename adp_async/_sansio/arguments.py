@@ -120,8 +120,17 @@ def checked_texts(value: object, what: str) -> list[str]:
     return _many(value, what, of_texts=True)
 
 
-def query_value(value: object, what: str) -> str:
-    """One value of a query as text."""
+def query_texts(value: object, what: str) -> list[str]:
+    """A value of a query as text, or each member of a list; None is left out."""
+    several: list[Any] | None = [value]
+    if issubclass(type(value), (list, tuple)):
+        several = _items(value)
+    if several is None:
+        raise TypeError(f"{what} cannot be read: {type_name(value)}")
+    return [_query_text(one, what) for one in several if one is not None]
+
+
+def _query_text(value: object, what: str) -> str:
     kind = type(value)
     if kind is bool:
         return "true" if value else "false"

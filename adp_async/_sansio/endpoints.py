@@ -9,12 +9,12 @@ from __future__ import annotations
 import enum
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from attrs import Factory, field, frozen
 
-from adp_async._sansio.arguments import checked, query_value
+from adp_async._sansio.arguments import checked, query_texts
 from adp_async._sansio.codec import camel_case, wire_name
 from adp_async._sansio.values import valid_name
 from adp_async.errors import ConfigurationError, shown, type_name
@@ -159,10 +159,8 @@ def _query_pairs(query: Mapping[str, object]) -> Iterator[str]:
     for name, value in query.items():
         what = f"query: {shown(name)}"
         quoted = quote(name, safe="")
-        several: Any = value if issubclass(type(value), (list, tuple)) else (value,)
-        for one in several:
-            if one is not None:
-                yield f"{quoted}={quote(query_value(one, what), safe='')}"
+        for text in query_texts(value, what):
+            yield f"{quoted}={quote(text, safe='')}"
 
 
 _WORKSPACE = Scope.WORKSPACE
