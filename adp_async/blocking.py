@@ -21,17 +21,20 @@ import attrs
 from attrs import field, frozen
 
 import adp_async.session
+from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError, Closed
 from adp_async.run import Run as AsyncRun
-from adp_async.run import tell_behind
+from adp_async.run import end_status, tell_behind
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
-    from adp_async.entities.runs import DatasetInput, RunStatus
+    from adp_async._sansio.values import Texts
+    from adp_async.entities.runs import DatasetInput
     from adp_async.logger import Stats
+    from adp_async.run import EndStatus
     from adp_async.settings import Knobs, Settings
 
 T = TypeVar("T")
@@ -127,7 +130,7 @@ class Run(RunWriter):
         return self._run.experiment_id
 
     @property
-    def status(self) -> RunStatus | None:
+    def status(self) -> EndStatus | None:
         """The status this handle has given the run, or None."""
         return self._run.status
 
@@ -142,9 +145,12 @@ class Run(RunWriter):
         """Wait until the buffer is below its high-water mark."""
         self._session.call(self._run.drain(), timeout)
 
-    def finish(self, status: RunStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time."""
-        self._session.call(self._run.finish(status))
+    def finish(self, status: EndStatus = "FINISHED") -> None:
+        """Flush, then give the run its *status* and end time.
+
+        ValueError for a status that is no end, before anything is done.
+        """
+        self._session.call(self._run.finish(end_status(status)))
 
     def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
         """Say which datasets the run reads."""
@@ -179,8 +185,9 @@ class StartedRun(Run):
         super().__init__(run, session)
         self._owns_session = owns_session
 
-    def finish(self, status: RunStatus = "FINISHED") -> None:
+    def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, give the run its *status* and end time, and close a session of its own."""
+        status = end_status(status)
         try:
             super().finish(status)
         finally:
@@ -273,8 +280,8 @@ class Session:
         *,
         experiment_id: str | None = None,
         run_name: str | None = None,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, object] | None = None,
+        params: Texts | None = None,
+        tags: Texts | None = None,
     ) -> StartedRun:
         """Create a run; ``with`` ends it.  See `adp_async.Session.start_run`."""
         return self._start(
@@ -287,14 +294,16 @@ class Session:
         )
 
     def _start(self, *, owns_session: bool, **arguments: Any) -> StartedRun:
+        starting = self.session.start_run(**arguments)
+
         async def start() -> AsyncRun:
-            return await self.session.start_run(**arguments)
+            return await starting
 
         return StartedRun(self.call(start()), self, owns_session=owns_session)
 
     def attach_run(self, run_id: str) -> Run:
         """A handle of a run that exists, without a request; ``with`` only flushes."""
-        return Run(self.session.attach_run(run_id), self)
+        return Run(self.session.attach_run(valid_run_id(run_id)), self)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -413,8 +422,8 @@ def start_run(
     *,
     experiment_id: str | None = None,
     run_name: str | None = None,
-    params: Mapping[str, object] | None = None,
-    tags: Mapping[str, object] | None = None,
+    params: Texts | None = None,
+    tags: Texts | None = None,
     platform_id: str | None = None,
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
@@ -447,5 +456,10 @@ def attach_run(
     **knobs: Unpack[Knobs],
 ) -> AttachedRun:
     """A handle of a run that exists, with a session of its own that ``with`` closes."""
+    run_id = valid_run_id(run_id)
     session = Session(platform_id, workspace, **knobs).open()
-    return AttachedRun(session.session.attach_run(run_id), session)
+    try:
+        return AttachedRun(session.session.attach_run(run_id), session)
+    except BaseException:
+        session.close()
+        raise

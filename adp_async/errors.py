@@ -7,7 +7,7 @@ status.  No message holds a record's value, a key, a token or a signature.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import field, frozen
 
@@ -247,10 +247,7 @@ class InvalidRecord(AdpError, ValueError):
         self.kind = kind
         self.key = key
         self.rule = rule
-        shown = repr(key)
-        if len(shown) > 80:
-            shown = f"{shown[:77]}..."
-        super().__init__(f"{kind} {shown} of run {run_id}: {rule}")
+        super().__init__(f"{kind} {shown(key)} of run {run_id}: {rule}")
 
 
 class ConfigurationError(AdpError):
@@ -259,3 +256,34 @@ class ConfigurationError(AdpError):
 
 class Closed(AdpError):
     """Used before it was entered, after it was left, in a forked child or on another loop."""
+
+
+#: What is shown by its `repr`; that of any other type may be long, secret, or raise.
+_SHOWN: Final[tuple[Any, ...]] = (str, bytes, bool, int, float, type(None))
+_LENGTH: Final = 80
+
+
+def shown(value: object) -> str:
+    """*value* in a message: short, on one line, printable, whatever it is."""
+    for kind in _SHOWN:
+        # Not `isinstance`, which asks the value itself what its class is.
+        if issubclass(type(value), kind):
+            try:
+                text = kind.__repr__(_cut(value))
+            except ValueError:  # an int of more than 4,300 digits
+                break
+            return text if len(text) <= _LENGTH else f"{text[: _LENGTH - 3]}..."
+    return f"<{type_name(value)}>"
+
+
+def _cut(value: Any) -> Any:
+    return value[:_LENGTH] if issubclass(type(value), (str, bytes)) else value
+
+
+def type_name(value: object) -> str:
+    """The name of *value*'s type, even when a metaclass would rather not tell."""
+    name = _NAME(type(value))
+    return name if name.isprintable() and len(name) <= _LENGTH else ascii(name)[1:-1][:_LENGTH]
+
+
+_NAME: Final = type.__dict__["__name__"].__get__

@@ -38,6 +38,7 @@ from adp_async._sansio.records import (
     take_first,
 )
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError, BufferFull, Closed, DeliveryError
 from adp_async.writer import Inbox, Receipt, Receipts, RunWriter
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.throttle import Throttle
+    from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
 T = TypeVar("T")
 
@@ -200,13 +202,22 @@ class BatchLogger:
     # ------------------------------------------------------------------ what callers use
 
     def log_metric(
-        self, run_id: str, key: str, value: float, step: int = 0, timestamp: int | None = None
+        self,
+        run_id: str,
+        key: str,
+        value: MetricValue,
+        step: WholeNumber | None = 0,
+        timestamp: WholeNumber | None = None,
     ) -> Receipt:
         """`Run.log_metric` of the run *run_id*."""
         return self.writer(run_id).log_metric(key, value, step, timestamp)
 
     def log_metrics(
-        self, run_id: str, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None
+        self,
+        run_id: str,
+        metrics: Metrics,
+        step: WholeNumber | None = 0,
+        timestamp: WholeNumber | None = None,
     ) -> Receipts:
         """`Run.log_metrics` of the run *run_id*."""
         return self.writer(run_id).log_metrics(metrics, step, timestamp)
@@ -215,7 +226,7 @@ class BatchLogger:
         """`Run.log_param` of the run *run_id*."""
         return self.writer(run_id).log_param(key, value)
 
-    def log_params(self, run_id: str, params: Mapping[str, object]) -> Receipts:
+    def log_params(self, run_id: str, params: Texts) -> Receipts:
         """`Run.log_params` of the run *run_id*."""
         return self.writer(run_id).log_params(params)
 
@@ -223,7 +234,7 @@ class BatchLogger:
         """`Run.set_tag` of the run *run_id*."""
         return self.writer(run_id).set_tag(key, value)
 
-    def set_tags(self, run_id: str, tags: Mapping[str, object]) -> Receipts:
+    def set_tags(self, run_id: str, tags: Texts) -> Receipts:
         """`Run.set_tags` of the run *run_id*."""
         return self.writer(run_id).set_tags(tags)
 
@@ -238,7 +249,7 @@ class BatchLogger:
         self.take_in(now)
         lanes = list(self.accumulator.lanes.values())
         if run_id is not None:
-            lanes = [self.lane(run_id)]
+            lanes = [self.lane(valid_run_id(run_id))]
         busy = [lane for lane in lanes if not lane.is_idle]
         for lane in busy:
             self.accumulator.urge(lane, now)
@@ -291,7 +302,7 @@ class BatchLogger:
     def stats(self, run_id: str | None = None) -> Stats:
         """Counts as of now, of one run or of all; from any thread."""
         if run_id is not None:
-            return self._stats_of_run(run_id)
+            return self._stats_of_run(valid_run_id(run_id))
         accumulator, sender = self.accumulator, self._sender
         inbox = len(self.inbox)
         rejected = dict(accumulator.rejected)
@@ -359,6 +370,8 @@ class BatchLogger:
 
     def writer(self, run_id: str) -> RunWriter:
         """The ``log_*`` of one run."""
+        if type(run_id) is not str:
+            run_id = valid_run_id(run_id)
         writer = self._writers.get(run_id)
         if writer is None:
             if len(self._writers) >= self._most_writers:

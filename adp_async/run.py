@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import anyio
 
-from adp_async._sansio.records import BatchLimits, valid_key, valid_text
-from adp_async.errors import AdpError, BadRequest, Conflict, DeliveryError, NotFound
+from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_text
+from adp_async.errors import AdpError, BadRequest, Conflict, DeliveryError, NotFound, shown
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Sequence
     from types import TracebackType
 
+    from adp_async._sansio.records import BatchLimits
+    from adp_async._sansio.values import Texts
     from adp_async.api.runs import Runs
     from adp_async.entities.experiments import Experiment
-    from adp_async.entities.runs import DatasetInput, RunStatus, RunTag
+    from adp_async.entities.runs import DatasetInput, RunTag
     from adp_async.entities.runs import Run as RunEntity
     from adp_async.errors import ServiceError
     from adp_async.logger import BatchLogger, Stats
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("adp_async")
 
+#: How a run ends.
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -65,7 +69,7 @@ class Run(RunWriter):
         self.run_name = run_name
         self.experiment_id = experiment_id
         #: The status this handle has given the run, or None.
-        self.status: RunStatus | None = None
+        self.status: EndStatus | None = None
 
     @property
     def settings(self) -> Settings:
@@ -84,17 +88,19 @@ class Run(RunWriter):
         """Wait until the session's buffer is below its high-water mark."""
         await self._session.logger.drain()
 
-    async def finish(self, status: RunStatus = "FINISHED") -> None:
+    async def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, then give the run its *status* and end time.
 
         Raises `DeliveryError` when records were refused; the status is set all the same.
+        ValueError for a status that is no end, before anything is done.
         """
+        status = end_status(status)
         try:
             await self.flush()
         finally:
             await self._end(status)
 
-    async def _end(self, status: RunStatus) -> None:
+    async def _end(self, status: EndStatus) -> None:
         end_time = time.time_ns() // 1_000_000
         await self._session.runs.update(self.run_id, status=status, end_time=end_time)
         self.status = status
@@ -192,17 +198,23 @@ class StartedRun:
         experiment: str | None,
         experiment_id: str | None,
         run_name: str | None,
-        params: Mapping[str, object],
-        tags: Mapping[str, object],
+        params: Texts | None,
+        tags: Texts | None,
     ) -> None:
         if experiment is not None and experiment_id is not None:
             raise TypeError("give an experiment's name or its id, not both")
         self._session = session
-        self._experiment = experiment
-        self._experiment_id = experiment_id
-        self._run_name = run_name
-        self._params = params
-        self._tags = _checked(run_name, params, tags, session.logger.accumulator.limits)
+        limits = session.logger.limits
+        # What is wrong is heard of before anything is created.
+        try:
+            self._experiment = valid_name(experiment, "the name of an experiment")
+            self._experiment_id = valid_name(experiment_id, "the id of an experiment")
+            self._run_name = valid_name(run_name, "the name of a run")
+            self._params = _checked("param", params, self._run_name, limits)
+            self._tags = _checked("tag", tags, self._run_name, limits)
+        except (TypeError, ValueError) as error:
+            # It is the caller's mistake: the way we found it is of no interest.
+            raise error.with_traceback(None)  # noqa: B904 - the same error
         self._run: Run | None = None
 
     def __await__(self) -> Generator[Any, None, Run]:
@@ -214,11 +226,11 @@ class StartedRun:
         else:
             created = await self._create_by_name(self._experiment)
         info = created.info
-        if info is None or not info.run_id:
-            raise AdpError("the service created a run and did not say its id")
-        run = Run(
-            info.run_id, self._session, run_name=info.run_name, experiment_id=info.experiment_id
-        )
+        names = {"run_name": info.run_name, "experiment_id": info.experiment_id}
+        try:
+            run = Run(info.run_id, self._session, **names)
+        except ValueError as error:
+            raise AdpError(f"the service created a run, and {error}") from None
         if self._params:
             run.log_params(self._params)
         return run
@@ -228,7 +240,7 @@ class StartedRun:
             experiment_id=experiment_id,
             run_name=self._run_name,
             start_time=time.time_ns() // 1_000_000,
-            tags=self._tags,
+            tags=_as_sent(self._tags),
         )
 
     async def _create_by_name(self, name: str) -> RunEntity:
@@ -275,25 +287,31 @@ class StartedRun:
 
 
 def _checked(
-    run_name: str | None,
-    params: Mapping[str, object],
-    tags: Mapping[str, object],
-    limits: BatchLimits,
-) -> list[RunTag]:
-    """The tags as they are sent; raises `InvalidRecord` before anything is created."""
+    kind: Literal["param", "tag"], given: Texts | None, run_name: str | None, limits: BatchLimits
+) -> dict[str, str]:
+    """Params or tags of a run that is not yet there, as they are sent."""
+    texts: dict[str, str] = {}
+    run_id = f"{shown(run_name)} (not yet created)"
+    pairs = [] if given is None else pairs_of(given, f"start_run({kind}s=...)")
+    for key, value in pairs:
+        plain = valid_key(key, kind=kind, run_id=run_id, limits=limits)
+        texts[plain] = valid_text(value, kind=kind, key=plain, run_id=run_id, limits=limits)
+    return texts
+
+
+def _as_sent(tags: dict[str, str]) -> list[RunTag]:
     from adp_async.entities.runs import RunTag
 
-    run_id = f"{run_name!r} (not yet created)"
-    for key, value in params.items():
-        valid_key(key, kind="param", run_id=run_id, limits=limits)
-        valid_text(value, kind="param", key=key, run_id=run_id, limits=limits)
-    return [
-        RunTag(
-            valid_key(key, kind="tag", run_id=run_id, limits=limits),
-            valid_text(value, kind="tag", key=key, run_id=run_id, limits=limits),
-        )
-        for key, value in tags.items()
-    ]
+    return list(starmap(RunTag, tags.items()))
+
+
+def end_status(status: object) -> EndStatus:
+    """*status* if a run can end with it, else ValueError."""
+    for allowed in get_args(EndStatus):
+        if issubclass(type(status), str) and str.__str__(status) == allowed:
+            return allowed  # type: ignore[no-any-return]
+    message = f"a run ends FINISHED, FAILED or KILLED, not {shown(status)}"
+    raise ValueError(message)
 
 
 def _tell_of_experiment(

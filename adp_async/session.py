@@ -22,9 +22,10 @@ from attrs import define, field
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
+from adp_async._sansio.arguments import checked_options, named
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.dispatch import Pulse
-from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, url_of
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint, url_of
 from adp_async._sansio.messages import Request
 from adp_async._sansio.names import Names
 from adp_async._sansio.records import BatchLimits
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from adp_async._io.spool_file import Identity
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
+    from adp_async._sansio.values import Texts
     from adp_async.api._family import CallOptions
     from adp_async.api.deployments import Deployments
     from adp_async.api.experiments import Experiments
@@ -393,8 +395,8 @@ class Session:
         *,
         experiment_id: str | None = None,
         run_name: str | None = None,
-        params: Mapping[str, object] | None = None,
-        tags: Mapping[str, object] | None = None,
+        params: Texts | None = None,
+        tags: Texts | None = None,
     ) -> StartedRun:
         """Create a run: ``async with session.start_run(...) as run`` or ``run = await ...``.
 
@@ -408,8 +410,8 @@ class Session:
             experiment=experiment,
             experiment_id=experiment_id,
             run_name=run_name,
-            params=dict(params or {}),
-            tags=dict(tags or {}),
+            params=params,
+            tags=tags,
         )
 
     def attach_run(self, run_id: str) -> Run:
@@ -505,6 +507,8 @@ class Session:
             operation = endpoint.operation
             return decode(reply.body, returning or object, reply=reply, operation=operation)
 
+        check_endpoint(endpoint)
+        options = checked_options(options)
         if not endpoint.takes_retry_token:
             return await ask()
         deadline = time.monotonic() + options.get("timeout", self._settings.call_timeout)
@@ -534,7 +538,10 @@ class Session:
     ) -> Reply:
         """As `call`, but the reply as it came: status, headers and body, which is no page."""
         self._check_open()
-        request = self._request(endpoint, path or {}, query or {}, body, options)
+        check_endpoint(endpoint)
+        options = checked_options(options)
+        path, query = named(path, "path"), named(query, "query")
+        request = self._request(endpoint, path, query, body, options)
         timeout = options.get("timeout", self._settings.call_timeout)
         call = _Call(endpoint, timeout, self._settings.retry.max_attempts)
         tell = asyncio.get_running_loop().call_later(TELL_AFTER, call.tell, True)
@@ -656,9 +663,11 @@ class Session:
         url = url_of(
             endpoint, settings.base_url, settings.platform_id, settings.workspace, path, query
         )
-        payload = None
+        payload: Any = None
         if body is not None or endpoint.method != "GET":
-            payload = body if isinstance(body, bytes) else encode({} if body is None else body)
+            payload = (
+                body if issubclass(type(body), bytes) else encode({} if body is None else body)
+            )
         headers = _headers(endpoint, options, self._new_token, has_body=payload is not None)
         return Request(endpoint.method, url, headers, payload, endpoint.operation)
 

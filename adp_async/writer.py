@@ -9,29 +9,31 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
+from itertools import starmap
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from adp_async._sansio.records import (
-    SMALL_STEP,
-    Metric,
-    Param,
-    Record,
-    RunTag,
+from adp_async._sansio.records import SMALL_STEP, Metric, Param, Record, RunTag
+from adp_async._sansio.values import (
+    pairs_of,
     valid_int64,
     valid_key,
+    valid_run_id,
     valid_text,
     valid_value,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Sequence
 
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
+    from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
-#: Keys that are known to be good; beyond that many a key is checked at every call.
-KNOWN_KEYS: Final = 10_000
+_FLOATS: Final = {float}
+#: In milliseconds, of a timestamp that needs no closer look.
+_FAR_FUTURE: Final = 2**62
 
 Receipt = Record
 
@@ -94,12 +96,9 @@ class RunWriter:
     """``log_*`` of one run: plain calls from any thread, O(1), never a wait for the network."""
 
     def __init__(self, run_id: str, log: Log) -> None:
-        if not isinstance(run_id, str) or not run_id:
-            message = f"a run id is a str that is not empty, not {run_id!r:.80}"
-            raise ValueError(message)
-        self._run_id = run_id
+        self._run_id = valid_run_id(run_id)
         self._log = log
-        self._lane = log.lane(run_id)
+        self._lane = log.lane(self._run_id)
         self._inbox = log.inbox
         self._known = log.known_keys
 
@@ -114,12 +113,17 @@ class RunWriter:
         return self._run_id
 
     def log_metric(
-        self, key: str, value: float, step: int = 0, timestamp: int | None = None
+        self,
+        key: str,
+        value: MetricValue,
+        step: WholeNumber | None = 0,
+        timestamp: WholeNumber | None = None,
     ) -> Receipt:
         """Log one point of a metric; returns at once.
 
-        *value*: whatever ``float()`` takes; NaN and infinities are sent as the service spells
-        them.  *step*: an int64.  *timestamp*: Unix milliseconds, by default now.  Raises
+        *value*: whatever ``float()`` takes, also an array or a tensor of one element; NaN and
+        infinities are sent as the service spells them.  *step*: an int64, or a float that is
+        whole; None is 0.  *timestamp*: Unix milliseconds, by default now.  Raises
         `InvalidRecord` for a wrong key, value, step or timestamp, `BufferFull` when no memory is
         left (see ``overflow``), and `Closed`.
         """
@@ -132,10 +136,15 @@ class RunWriter:
         ):
             try:
                 record = Metric(self._known[key], value, time_ns() // 1_000_000, step, self._lane)
-            except (KeyError, TypeError):
-                record = self._metric(key, value, step, None)
-        else:
-            record = self._metric(key, value, step, timestamp)
+            except Exception:  # noqa: S110 - the key is not known, or its __hash__ raised anything
+                pass
+            else:
+                inbox = self._inbox
+                inbox.append(record)
+                if len(inbox) > inbox.gate:
+                    self._log.look_up((record,))
+                return record
+        record = self._metric(step, timestamp, key, value)
         inbox = self._inbox
         inbox.append(record)
         if len(inbox) > inbox.gate:
@@ -143,26 +152,24 @@ class RunWriter:
         return record
 
     def log_metrics(
-        self, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None
+        self,
+        metrics: Metrics,
+        step: WholeNumber | None = 0,
+        timestamp: WholeNumber | None = None,
     ) -> Receipts:
         """Log several metrics at one *step* and time; see `log_metric`.
 
-        When one of them is invalid, none is taken.
+        *metrics*: a mapping of keys to values, or whatever else has ``items()``, such as a
+        ``pandas.Series``; TypeError for anything else.  When one of them is invalid, none is
+        taken.
         """
         if timestamp is None:
             timestamp = time_ns() // 1_000_000
-        known, lane = self._known, self._lane
-        if not metrics.keys() <= known.keys() or set(map(type, metrics.values())) != {float}:
-            return self._accept(
-                [self._metric(key, value, step, timestamp) for key, value in metrics.items()]
-            )
-        # The short way, as in `log_metric`: there is nothing to check but what all of them share.
-        key = next(iter(metrics))
-        step = valid_int64(step, what="step", key=key, run_id=self._run_id)
-        timestamp = valid_int64(timestamp, what="timestamp", key=key, run_id=self._run_id)
-        return self._accept(
-            [Metric(known[key], value, timestamp, step, lane) for key, value in metrics.items()]
-        )
+        records = self._known_metrics(metrics, step, timestamp)
+        if records is None:
+            pairs = pairs_of(metrics, "log_metrics", instead="log_metric(key, value)")
+            records = list(starmap(partial(self._metric, step, timestamp), pairs))
+        return self._accept(records)
 
     def log_param(self, key: str, value: object) -> Receipt:
         """Log a param: write-once, *value* written with ``str``, at most 6,000 characters.
@@ -172,11 +179,13 @@ class RunWriter:
         """
         return self._accept([self._text(Param, "param", key, value)])[0]
 
-    def log_params(self, params: Mapping[str, object]) -> Receipts:
-        """Log several params; when one of them is invalid, none is taken."""
-        return self._accept(
-            [self._text(Param, "param", key, value) for key, value in params.items()]
-        )
+    def log_params(self, params: Texts) -> Receipts:
+        """Log several params, a mapping as for `log_metrics`.
+
+        When one of them is invalid, none is taken.
+        """
+        pairs = pairs_of(params, "log_params", instead="log_param(key, value)")
+        return self._accept(list(starmap(partial(self._text, Param, "param"), pairs)))
 
     def set_tag(self, key: str, value: object) -> Receipt:
         """Set a tag: the last value wins; written with ``str``, at most 8,000 characters.
@@ -185,38 +194,60 @@ class RunWriter:
         """
         return self._accept([self._text(RunTag, "tag", key, value)])[0]
 
-    def set_tags(self, tags: Mapping[str, object]) -> Receipts:
-        """Set several tags; when one of them is invalid, none is taken."""
-        return self._accept([self._text(RunTag, "tag", key, value) for key, value in tags.items()])
+    def set_tags(self, tags: Texts) -> Receipts:
+        """Set several tags, a mapping as for `log_metrics`.
 
-    def _metric(self, key: str, value: object, step: object, timestamp: object) -> Metric:
+        When one of them is invalid, none is taken.
+        """
+        pairs = pairs_of(tags, "set_tags", instead="set_tag(key, value)")
+        return self._accept(list(starmap(partial(self._text, RunTag, "tag"), pairs)))
+
+    def _known_metrics(
+        self, metrics: object, step: object, timestamp: object
+    ) -> list[AnyRecord] | None:
+        """The short way, as in `log_metric`; None when something has to be looked at closely."""
+        if type(metrics) is not dict or type(step) is not int or type(timestamp) is not int:
+            return None
+        if not (-SMALL_STEP < step < SMALL_STEP and 0 <= timestamp < _FAR_FUTURE):
+            return None
+        known, lane = self._known, self._lane
+        try:
+            if set(map(type, metrics.values())) != _FLOATS:
+                return None
+            return [
+                Metric(known[key], value, timestamp, step, lane) for key, value in metrics.items()
+            ]
+        except Exception:  # a key is not known; or else what its own __hash__ raised
+            return None
+
+    # What follows has the arguments that many calls share first, for `partial`.
+
+    def _metric(self, step: object, timestamp: object, key: object, value: object) -> Metric:
         run_id = self._run_id
-        key = self._key("metric", key)
-        value = valid_value(value, key=key, run_id=run_id)
-        step = valid_int64(step, what="step", key=key, run_id=run_id)
+        plain = self._known.get(key) if type(key) is str else None
+        if plain is None:
+            limits, known = self._log.limits, self._known
+            plain = valid_key(key, kind="metric", run_id=run_id, limits=limits, known=known)
+        number = valid_value(value, key=plain, run_id=run_id)
+        if step is None:
+            step = 0
+        elif type(step) is not int or not -SMALL_STEP < step < SMALL_STEP:
+            step = valid_int64(step, what="step", key=plain, run_id=run_id)
         if timestamp is None:
             timestamp = time_ns() // 1_000_000
-        timestamp = valid_int64(timestamp, what="timestamp", key=key, run_id=run_id)
-        return Metric(key, value, timestamp, step, self._lane)
+        else:
+            timestamp = valid_int64(timestamp, what="timestamp", key=plain, run_id=run_id)
+        return Metric(plain, number, timestamp, step, self._lane)
 
     def _text(
-        self, make: type[Param] | type[RunTag], kind: Kind, key: str, value: object
+        self, make: type[Param] | type[RunTag], kind: Kind, key: object, value: object
     ) -> Param | RunTag:
-        key = self._key(kind, key)
-        limits = self._log.limits
-        text = valid_text(value, kind=kind, key=key, run_id=self._run_id, limits=limits)
-        return make(key, text, self._lane)
-
-    def _key(self, kind: Kind, key: object) -> str:
-        known = self._known
-        try:
-            return known[key]  # type: ignore[index]
-        except (KeyError, TypeError):
-            limits = self._log.limits
-            valid = valid_key(key, kind=kind, run_id=self._run_id, limits=limits)
-        if len(known) < KNOWN_KEYS:
-            known[valid] = valid
-        return valid
+        run_id, limits, known = self._run_id, self._log.limits, self._known
+        plain = known.get(key) if type(key) is str else None
+        if plain is None:
+            plain = valid_key(key, kind=kind, run_id=run_id, limits=limits, known=known)
+        text = valid_text(value, kind=kind, key=plain, run_id=run_id, limits=limits)
+        return make(plain, text, self._lane)
 
     def _accept(self, records: Sequence[AnyRecord]) -> Receipts:
         self._log.accept(records)

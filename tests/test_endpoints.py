@@ -105,19 +105,27 @@ def test_any_text_survives_in_path_and_query(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("name", "value", "text"),
     [
-        (True, "true"),
-        (False, "false"),
-        (7, "7"),
-        ("a b", "a%20b"),
-        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03%3A04%3A05Z"),
-        (datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1))), "2026-01-01T23%3A00%3A00Z"),
+        ("is_permanent", True, "true"),
+        ("is_permanent", False, "false"),
+        ("step", 7, "7"),
+        ("q", "a b", "a%20b"),
+        ("timeStart", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03%3A04%3A05Z"),
+        (
+            "timeStart",
+            datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1))),
+            "2026-01-01T23%3A00%3A00Z",
+        ),
     ],
 )
-def test_query_values_are_spelled_as_the_service_reads_them(value: object, text: str) -> None:
+def test_query_values_are_spelled_as_the_service_reads_them(
+    name: str, value: object, text: str
+) -> None:
     """Booleans are lower case, spaces are %20, moments are RFC 3339 in UTC."""
-    assert url(thing_id="t", part_id="p", q=value).endswith(f"?q={text}")
+    argument = "time_start" if name == "timeStart" else name
+    made = url(thing_id="t", part_id="p", **{argument: value})
+    assert made.endswith(f"?{name}={text}")
 
 
 def test_lists_repeat_the_name_and_none_is_left_out() -> None:
@@ -161,25 +169,26 @@ def test_a_workspace_operation_needs_the_workspace() -> None:
 
 def test_a_body_takes_what_the_path_does_not() -> None:
     """Of a POST, what is not in the path is the body; None was not given."""
-    placed = place(endpoints.EXPORT_INFERENCES, {"deployment_id": "d", "time_end": None, "a": 0})
+    placed = place(endpoints.EXPORT_INFERENCES, {"deployment_id": "d", "time_end": None, "step": 0})
 
     assert placed.path == {"deploymentId": "d"}
     assert placed.query == {}
-    assert placed.body == {"a": 0}
+    assert placed.body == {"step": 0}
 
 
 def test_names_are_those_of_the_wire() -> None:
     """camelCase where the API has it, snake_case beside it, even for the same word."""
-    filters = {"model_version": "1", "time_start": "t", "page_token": "p"}
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    filters = {"model_version": "1", "time_start": moment, "page_token": "p"}
 
     assert place(endpoints.SEARCH_INFERENCES, filters).body == {
         "modelVersion": "1",
-        "timeStart": "t",
+        "timeStart": moment,
         "pageToken": "p",
     }
     assert place(endpoints.EXPORT_INFERENCES, filters).body == {
         "model_version": "1",
-        "timeStart": "t",
+        "timeStart": moment,
         "page_token": "p",
     }
 

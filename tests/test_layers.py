@@ -31,7 +31,9 @@ LAYERS = {
     "session": {
         "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
-    "blocking": {"session", "run", "logger", "writer", "settings", "api", "entities", "errors"},
+    "blocking": {
+        "session", "run", "logger", "writer", "settings", "api", "_sansio", "entities", "errors",
+    },
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.

@@ -7,7 +7,12 @@ mistake that the checker must find: strict mode complains of an ignore that igno
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import assert_type
+from decimal import Decimal
+from fractions import Fraction
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, assert_type
+
+import numpy as np
 
 import adp_async
 from adp_async import (
@@ -63,6 +68,9 @@ from adp_async.entities import (
     RunTag,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Mapping
+
 NOW = datetime.now(UTC)
 
 
@@ -95,6 +103,7 @@ async def logging_of_runs(session: Session) -> None:
     assert_type(started.run_id, str)
     await started.finish(status="KILLED")
     await started.finish(status="DONE")  # type: ignore[arg-type]
+    await started.finish("RUNNING")  # type: ignore[arg-type]
     assert_type(session.attach_run("7"), adp_async.Run)
     assert_type(session.logger.stats(), Stats)
 
@@ -104,6 +113,78 @@ def without_an_event_loop() -> None:
         receipt = run.log_metric("loss", 0.1)
         receipt.wait(timeout=3.0)
         run.flush(timeout=3.0)
+        run.finish("KILLED")
+        run.finish("RUNNING")  # type: ignore[arg-type]
+    with blocking.Session() as session:
+        session.start_run().finish("SCHEDULED")  # type: ignore[arg-type]
+
+
+class Tensor:
+    """As much of a ``torch.Tensor`` as its type hints say."""
+
+    def item(self) -> int | float | bool:
+        raise NotImplementedError
+
+
+class Series:
+    """As much of a ``pandas.Series`` as its type hints say."""
+
+    @property
+    def index(self) -> Iterable[Hashable]:
+        raise NotImplementedError
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        raise NotImplementedError
+
+
+def values(run: adp_async.Run, blocking_run: blocking.Run, session: Session) -> None:
+    one: np.floating[Any] = np.float32(0.5)
+    array = np.array([0.5])
+    run.log_metric("loss", one, step=np.int64(7), timestamp=np.int64(1))
+    run.log_metric("loss", np.float32(0.5), step=np.float64(7))
+    run.log_metric("loss", np.float64(0.5), step=None)
+    run.log_metric("loss", np.int64(3), step=7.0)
+    run.log_metric("loss", Decimal("0.5"), step=Decimal(7))
+    run.log_metric("loss", Fraction(1, 2), step=Fraction(7))
+    run.log_metric("loss", True, step=True)
+    run.log_metric("loss", "0.5")
+    run.log_metric("loss", array, step=array)
+    run.log_metric("loss", Tensor(), step=Tensor())
+    run.log_metric("loss", None)  # type: ignore[arg-type]
+    run.log_metric("loss", 1j)  # type: ignore[arg-type]
+    run.log_metric("loss", [0.5])  # type: ignore[arg-type]
+    run.log_metric("loss", 0.5, step="7")  # type: ignore[arg-type]
+    run.log_metric(b"loss", 0.5)  # type: ignore[arg-type]
+    blocking_run.log_metric("loss", one, step=None)
+    session.logger.log_metric("7", "loss", one, step=7.0)
+    session.logger.log_metric("7", "loss", None)  # type: ignore[arg-type]
+
+
+def mappings(run: adp_async.Run, blocking_run: blocking.Run, session: Session) -> None:
+    whatever: Mapping[str, float] = {"loss": 0.5}
+    run.log_metrics(whatever, 7.0)
+    run.log_metrics({"loss": np.float32(0.5), "f1": 1, "lr": Decimal("0.1")}, step=None)
+    run.log_metrics(MappingProxyType(whatever))
+    run.log_metrics(Series(), step=np.int64(7))
+    run.log_params(Series())
+    run.set_tags(Series())
+    run.log_params(MappingProxyType({"lr": object()}))
+    blocking_run.log_metrics(Series())
+    session.logger.log_metrics("7", Series(), step=7.0)
+    session.logger.log_params("7", Series())
+    session.logger.set_tags("7", {"k": None})
+    session.start_run(params=Series(), tags=MappingProxyType({"team": "vision"}))
+    blocking.start_run(params=Series(), tags=MappingProxyType({"team": "vision"}))
+    run.log_metrics("loss", 0.5)  # type: ignore[arg-type]
+    run.log_metrics([("loss", 0.5)])  # type: ignore[arg-type]
+    run.log_metrics(None)  # type: ignore[arg-type]
+    run.log_metrics({"loss": None})  # type: ignore[dict-item]
+    run.log_metrics({7: 0.5})  # type: ignore[dict-item]
+    run.log_params(["lr"])  # type: ignore[arg-type]
+    run.set_tags({b"team": "vision"})  # type: ignore[dict-item]
+    session.logger.log_metrics({"loss": 0.5}, 7)  # type: ignore[arg-type]
+    session.start_run(params=["lr"])  # type: ignore[arg-type]
+    blocking.start_run(tags="team")  # type: ignore[arg-type]
 
 
 async def runs(session: Session) -> None:

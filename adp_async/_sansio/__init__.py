@@ -95,7 +95,8 @@ The modules
 `messages`, `replies`   a request and a reply as values; who answered, and what it means
 `texts`                 texts from outside, fit to be shown: printable, short, without values
 `signing`               what is signed, by which clock, and what may stand in a header
-`records`               metric, param, tag: the checks at the call, and the body of a log-batch
+`values`, `arguments`   what callers hand in, to ``log_*`` and to direct calls: plain, or named
+`records`               metric, param, tag as they wait, and the body of a log-batch
 `lane`                  one run's queue: its records by number, until each has its end
 `accumulator`           the lanes of all runs: what leaves when, and what becomes of it
 `concurrency`           how many batches are worth having under way

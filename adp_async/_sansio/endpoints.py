@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import enum
 import re
-from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from attrs import Factory, field, frozen
 
-from adp_async._sansio.codec import camel_case, rfc3339, wire_name
-from adp_async.errors import ConfigurationError
+from adp_async._sansio.arguments import checked, query_texts
+from adp_async._sansio.codec import camel_case, wire_name
+from adp_async._sansio.values import valid_name
+from adp_async.errors import ConfigurationError, shown, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,6 +65,8 @@ class Placed(NamedTuple):
 def place(endpoint: Endpoint, arguments: Mapping[str, object]) -> Placed:
     """Sort a method's arguments into path, query and body; what is None was not given.
 
+    They are checked on the way: TypeError or ValueError names the argument that can't be sent.
+
     Which is which follows from the row: names that occur in the path go there, and the rest is
     the query of a GET and the body of a POST.
 
@@ -73,16 +76,27 @@ def place(endpoint: Endpoint, arguments: Mapping[str, object]) -> Placed:
     parts = _PATH_PART.findall(endpoint.path)
     path: dict[str, str] = {}
     others: dict[str, object] = {}
-    for name, value in arguments.items():
+    for name, given in arguments.items():
+        try:
+            value = None if given is None else checked(endpoint.operation, name, given)
+        except (TypeError, ValueError) as error:
+            # It is the caller's mistake: the way we found it is of no interest.
+            raise error.with_traceback(None)  # noqa: B904 - the same error
         if value is None:
             continue
         if camel_case(name) in parts:
-            path[camel_case(name)] = str(value)
+            path[camel_case(name)] = value
         else:
-            others[wire_name(endpoint.operation, name)] = _with_time_zone(name, value)
+            others[wire_name(endpoint.operation, name)] = value
     if endpoint.method == "GET":
         return Placed(path, others, None)
     return Placed(path, {}, others)
+
+
+def check_endpoint(endpoint: object) -> None:
+    """Raise TypeError unless *endpoint* is one."""
+    if not issubclass(type(endpoint), Endpoint):
+        raise TypeError(f"what is called is an Endpoint, not {type_name(endpoint)}")
 
 
 def url_of(
@@ -134,34 +148,19 @@ def _required(workspace: str | None, endpoint: Endpoint) -> str:
 def _quoted_part(name: str, value: str) -> str:
     # Dots can't be percent-encoded away: servers and proxies resolve "." and ".." and would
     # answer for another resource than the one that was signed.
-    if value in {"", ".", ".."}:
-        message = f"{name} must not be {value!r}: it is a part of the path"
+    plain = valid_name(value, name) or ""
+    if plain in {"", ".", ".."}:
+        message = f"{name} must not be {plain!r}: it is a part of the path"
         raise ValueError(message)
-    return quote(value, safe="")
+    return quote(plain, safe="")
 
 
 def _query_pairs(query: Mapping[str, object]) -> Iterator[str]:
     for name, value in query.items():
-        several = value if isinstance(value, (list, tuple)) else (value,)
-        for one in several:
-            if one is not None:
-                yield f"{quote(name, safe='')}={quote(_query_text(one), safe='')}"
-
-
-def _query_text(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    return str(value)
-
-
-def _with_time_zone(name: str, value: object) -> object:
-    if isinstance(value, datetime) and value.utcoffset() is None:
-        shown = value.isoformat()
-        message = f"{name}={shown} has no time zone; say datetime.now(UTC) or .astimezone()"
-        raise ValueError(message)
-    return value
+        what = f"query: {shown(name)}"
+        quoted = quote(name, safe="")
+        for text in query_texts(value, what):
+            yield f"{quoted}={quote(text, safe='')}"
 
 
 _WORKSPACE = Scope.WORKSPACE

@@ -1,4 +1,4 @@
-"""Metric, param and tag as they wait: validated, coerced and stamped at the call.
+"""Metric, param and tag as they wait; what may become one is the business of `values`.
 
 A record is one C-allocated struct, and it is its own receipt: *place* says where it is now (its
 lane, and in the end its verdict), and waiting for it is delegated there.  *place* is
@@ -11,8 +11,6 @@ by hand when a record has its end, and its *place* becomes a `Verdict`.
 from __future__ import annotations
 
 import math
-import operator
-import re
 from collections.abc import Sequence  # noqa: TC003 - a struct's field is read at run time
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 import msgspec
 from attrs import frozen
 
-from adp_async.errors import AdpError, Closed, InvalidRecord
+from adp_async.errors import AdpError, Closed
 
 if TYPE_CHECKING:
     from collections import deque
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 #: Steps up to here take the short way through ``log_metric``.
 SMALL_STEP: Final = 2**30 - 1
-_INT64: Final = 2**63
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Kind = Literal["metric", "param", "tag"]
 
@@ -208,84 +204,6 @@ def _at(record: Any) -> Place:
         if (place := record.place) is not None:
             return place  # type: ignore[no-any-return]
     return _NOWHERE
-
-
-# Coercion: each function returns what goes on the wire, or raises InvalidRecord.
-
-
-def valid_key(key: object, *, kind: Kind, run_id: str, limits: BatchLimits) -> str:
-    """*key* as a plain str that the service can take."""
-    rule = _rule_broken_by_key(key, limits)
-    if rule:
-        raise InvalidRecord(run_id=run_id, kind=kind, key=key, rule=rule)
-    return str.__str__(key)  # of a str enum its value, which was checked, and not its name
-
-
-def _rule_broken_by_key(key: object, limits: BatchLimits) -> str:
-    if not isinstance(key, str):
-        return f"a key is a str, not {type(key).__name__}"
-    if not key:
-        return "a key must not be empty"
-    if len(key) > limits.key_length:
-        return f"a key has at most {limits.key_length} characters, this one has {len(key)}"
-    if _CONTROL_CHARACTER.search(key):
-        return "a key must not have control characters"
-    if not _is_unicode(key):
-        return "a key must be encodable as UTF-8 (it has a lone surrogate)"
-    return ""
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def valid_value(value: object, *, key: str, run_id: str) -> float:
-    """*value* as ``float()`` reads it: numpy and torch scalars, Decimal, bool, int, str.
-
-    An int beyond 2^53 is rounded to the nearest double, as the service stores it.
-    """
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except Exception as error:  # a tensor's conversion may raise anything
-        rule = f"float() does not take a value of type {type(value).__name__}"
-        if isinstance(error, OverflowError):
-            rule = "the int is too large for a double"
-        raise InvalidRecord(run_id=run_id, kind="metric", key=key, rule=rule) from error
-
-
-def valid_int64(number: object, *, what: str, key: str, run_id: str) -> int:
-    """*number* as an int64; *what* is "step" or "timestamp"."""
-    try:
-        whole = operator.index(number)  # type: ignore[arg-type]
-    except Exception as error:  # a tensor's conversion may raise anything
-        rule = f"the {what} is an int, not {type(number).__name__}"
-        raise InvalidRecord(run_id=run_id, kind="metric", key=key, rule=rule) from error
-    if not -_INT64 <= whole < _INT64:
-        rule = f"the {what} is outside of int64 (-2^63 to 2^63 - 1)"
-        raise InvalidRecord(run_id=run_id, kind="metric", key=key, rule=rule)
-    return int(whole)
-
-
-def valid_text(value: object, *, kind: Kind, key: str, run_id: str, limits: BatchLimits) -> str:
-    """*value* of a param or tag, written with ``str``."""
-    rule = ""
-    try:
-        text = str(value)
-    except Exception as error:  # whatever a foreign __str__ raises
-        rule = f"str() failed on a value of type {type(value).__name__}"
-        raise InvalidRecord(run_id=run_id, kind=kind, key=key, rule=rule) from error
-    longest = limits.param_length if kind == "param" else limits.tag_length
-    if len(text) > longest:
-        rule = f"a {kind}'s value has at most {longest} characters, this one has {len(text)}"
-    elif not _is_unicode(text):
-        rule = "the value must be encodable as UTF-8 (it has a lone surrogate)"
-    if rule:
-        raise InvalidRecord(run_id=run_id, kind=kind, key=key, rule=rule)
-    return text
 
 
 # The body of a log-batch request.

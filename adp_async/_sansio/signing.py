@@ -20,6 +20,9 @@ from urllib.parse import urlsplit
 import msgspec
 from yarl import URL
 
+from adp_async._sansio.values import is_unicode
+from adp_async.errors import shown
+
 if TYPE_CHECKING:
     from adp_async._sansio.messages import Request
 
@@ -158,19 +161,16 @@ def check_retry_token(value: str) -> str:
 
 def check_principal(value: str) -> str:
     """*value* if it can be a ``dh-user-principal``, else ValueError."""
-    if not isinstance(value, str) or not value or _CONTROL_CHARACTER.search(value):
-        message = f"dh-user-principal: text without control characters is needed, not {value!r:.80}"
-        raise ValueError(message)
-    return value
+    plain = str.__str__(value) if issubclass(type(value), str) else ""
+    if not plain or _CONTROL_CHARACTER.search(plain) or not is_unicode(plain):
+        rule = "text without control characters is needed"
+        raise ValueError(f"dh-user-principal: {rule}, not {shown(value)}")
+    return plain
 
 
 def _checked(name: str, value: object, pattern: re.Pattern[str], rule: str) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        message = f"{name}: {rule}, not {_shown(value)}"
+    plain = str.__str__(value) if issubclass(type(value), str) else ""
+    if not pattern.fullmatch(plain):
+        message = f"{name}: {rule}, not {shown(value)}"
         raise ValueError(message)
-    return value
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return plain

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 
+from adp_async._sansio.arguments import checked_texts
 from adp_async._sansio.endpoints import place
 from adp_async.errors import UnreadableReply
 
@@ -178,15 +179,11 @@ class Family:
         def fetch(token: str | None) -> Awaitable[PageType]:
             return self._call(endpoint, page_type, options, **arguments, page_token=token)
 
-        place(
-            endpoint, arguments
-        )  # a wrong argument is heard of at the call, not at the first page
+        # A wrong argument is heard of at the call, not at the first page.
+        place(endpoint, {**arguments, "page_token": page_token})
         return Listing(fetch, page_token)
 
 
-def keys(delete_tags: Sequence[str]) -> list[dict[str, str]] | None:
-    """The keys of tags to delete as the wire has them, or None when there are none."""
-    if isinstance(delete_tags, str):
-        message = "delete_tags is one text; a sequence of keys is wanted"
-        raise TypeError(message)  # or its letters would be deleted
-    return [{"key": key} for key in delete_tags] or None
+def keys(delete_tags: Sequence[str]) -> list[dict[str, str]]:
+    """The keys of tags to delete as the wire has them."""
+    return [{"key": key} for key in checked_texts(delete_tags, "delete_tags")]

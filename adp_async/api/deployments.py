@@ -77,7 +77,7 @@ class Deployments(Family):
             auth_type=auth_type,
             description=description,
             auth_details=auth_details,
-            tags=tags or None,
+            tags=tags,
         )
 
     async def get(self, deployment_id: str, **options: Unpack[CallOptions]) -> ModelDeployment:
@@ -115,7 +115,7 @@ class Deployments(Family):
             workspace_key=workspace_key,
             compute_key=compute_key,
             description=description,
-            deployment_targets=deployment_targets or None,
+            deployment_targets=deployment_targets,
             auth_type=auth_type,
             auth_details=auth_details,
         )
@@ -150,7 +150,7 @@ class Deployments(Family):
             page_token=page_token,
             model_name=model_name,
             status=status,
-            order_by=order_by or None,
+            order_by=order_by,
             max_results=max_results,
         )
 
@@ -232,7 +232,7 @@ class Deployments(Family):
             endpoints.UPDATE_DEPLOYMENT_TAGS,
             options,
             deployment_id=deployment_id,
-            set_tags=set_tags or None,
+            set_tags=set_tags,
             delete_tags=keys(delete_tags),
         )
 
@@ -293,7 +293,7 @@ class Deployments(Family):
             page_token=page_token,
             deployment_id=deployment_id,
             status=status,
-            order_by=order_by or None,
+            order_by=order_by,
             max_results=max_results,
         )
 
@@ -329,7 +329,7 @@ class Deployments(Family):
             deployment_id=deployment_id,
             time_start=time_start,
             time_end=time_end,
-            levels=levels or None,
+            levels=levels,
             opc_request_id=opc_request_id,
             replica_id=replica_id,
             sort_by=sort_by,

@@ -42,7 +42,7 @@ class Experiments(Family):
             options,
             name=name,
             artifact_location=artifact_location,
-            tags=tags or None,
+            tags=tags,
         )
         return reply.experiment_id
 
@@ -133,7 +133,7 @@ class Experiments(Family):
             page_token=page_token,
             filter=filter_string,
             view_type=view_type,
-            order_by=order_by or None,
+            order_by=order_by,
             max_results=max_results,
         )
 
@@ -180,6 +180,6 @@ class Experiments(Family):
             endpoints.UPDATE_EXPERIMENT_TAGS,
             options,
             experiment_id=experiment_id,
-            set_tags=set_tags or None,
+            set_tags=set_tags,
             delete_tags=keys(delete_tags),
         )

@@ -40,8 +40,8 @@ class LoggedModels(Family):
             LoggedModelPage,
             options,
             page_token=page_token,
-            experiment_ids=experiment_ids or None,
+            experiment_ids=experiment_ids,
             filter=filter_string,
-            order_by=order_by or None,
+            order_by=order_by,
             max_results=max_results,
         )

@@ -45,7 +45,7 @@ class ModelVersions(Family):
             run_id=run_id,
             run_link=run_link,
             model_id=model_id,
-            tags=tags or None,
+            tags=tags,
         )
         return reply.model_version
 
@@ -75,7 +75,7 @@ class ModelVersions(Family):
             run_id=run_id,
             run_link=run_link,
             model_id=model_id,
-            tags=tags or None,
+            tags=tags,
         )
         return reply.model_version
 
@@ -214,6 +214,6 @@ class ModelVersions(Family):
             options,
             name=name,
             version=version,
-            set_tags=set_tags or None,
+            set_tags=set_tags,
             delete_tags=keys(delete_tags),
         )

@@ -54,7 +54,7 @@ class RegisteredModels(Family):
             options,
             name=name,
             description=description,
-            tags=tags or None,
+            tags=tags,
             deployment_job_id=deployment_job_id,
         )
         return reply.registered_model
@@ -175,7 +175,7 @@ class RegisteredModels(Family):
             endpoints.UPDATE_REGISTERED_MODEL_TAGS,
             options,
             name=name,
-            set_tags=set_tags or None,
+            set_tags=set_tags,
             delete_tags=keys(delete_tags),
         )
 
@@ -213,6 +213,7 @@ class RegisteredModels(Family):
             page = decode(reply.body, PermissionPage, reply=reply, operation=endpoint.operation)
             return evolve(page, next_page_token=reply.headers.get("opc-next-page"))
 
+        place(endpoint, {**arguments, "page": page_token})  # a wrong argument is heard of here
         return Listing(fetch, page_token)
 
     async def manage_permission(

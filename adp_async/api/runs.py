@@ -54,7 +54,7 @@ class Runs(Family):
             experiment_id=experiment_id,
             run_name=run_name,
             start_time=start_time,
-            tags=tags or None,
+            tags=tags,
         )
         if not reply.run.info.run_id:
             operation = endpoints.CREATE_RUN.operation
@@ -136,10 +136,10 @@ class Runs(Family):
             RunPage,
             options,
             page_token=page_token,
-            experiment_ids=experiment_ids or None,
+            experiment_ids=experiment_ids,
             filter=filter_string,
             run_view_type=run_view_type,
-            order_by=order_by or None,
+            order_by=order_by,
             max_results=max_results,
         )
 
@@ -163,9 +163,9 @@ class Runs(Family):
             endpoints.LOG_BATCH,
             options,
             run_id=run_id,
-            metrics=metrics or None,
-            params=params or None,
-            tags=tags or None,
+            metrics=metrics,
+            params=params,
+            tags=tags,
         )
 
     async def log_metric(
@@ -187,7 +187,7 @@ class Runs(Family):
             options,
             run_id=run_id,
             key=key,
-            value=float(value),
+            value=value,
             timestamp=timestamp,
             step=step,
         )
@@ -219,9 +219,7 @@ class Runs(Family):
 
         Operation: log_experiment_run_inputs, POST .../mlflow/runs/log-inputs
         """
-        await self._do(
-            endpoints.LOG_INPUTS, options, run_id=run_id, dataset_inputs=dataset_inputs or None
-        )
+        await self._do(endpoints.LOG_INPUTS, options, run_id=run_id, dataset_inputs=dataset_inputs)
 
     async def set_tag(
         self, run_id: str, key: str, value: str, **options: Unpack[CallOptions]
@@ -255,7 +253,7 @@ class Runs(Family):
             endpoints.UPDATE_RUN_TAGS,
             options,
             run_id=run_id,
-            set_tags=set_tags or None,
+            set_tags=set_tags,
             delete_tags=keys(delete_tags),
         )
 
