@@ -29,7 +29,7 @@ from adp_async._sansio.accumulator import (
     Accumulator,
     delivery_error,
 )
-from adp_async._sansio.dispatch import discarded
+from adp_async._sansio.dispatch import Pulse, discarded
 from adp_async._sansio.records import (
     METRIC_COST,
     GivenUp,
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.sender import Post
     from adp_async._io.spool import Spool
-    from adp_async._sansio.dispatch import Pulse
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async._sansio.throttle import Throttle
@@ -138,7 +137,6 @@ class BatchLogger:
     post: Post
     run_is_gone: Callable[[str], Awaitable[bool]]
     throttle: Throttle
-    pulse: Pulse
     limits: BatchLimits
     linger: float = 1.0
     max_in_flight: int = 4
@@ -146,6 +144,7 @@ class BatchLogger:
     max_block: float = 10.0
     overflow: Literal["block", "drop"] = "block"
     policy: RetryPolicy = field(factory=RetryPolicy)
+    pulse: Pulse = field(factory=Pulse)
     new_token: Callable[[], str] = field(factory=Tokens)
     accumulator: Accumulator = field(init=False)
     inbox: Inbox = field(init=False)

@@ -34,7 +34,7 @@ def chunk(records: Sequence[AnyRecord], first: int = 0, run_id: str = "run") -> 
 
 
 def sealed(first: int, last: int, token: str, run_id: str = "run") -> Changes:
-    return Changes(sealed=[Sealed(run_id, first, last, token)])
+    return Changes(sealed=[Sealed(run_id, ((first, last),), token)])
 
 
 def settled(until: int, *done: tuple[int, int], run_id: str = "run") -> Changes:

@@ -314,7 +314,7 @@ def test_doctor_takes_options(bare: LocalPlatform) -> None:
     # The stand-in takes the signature and has no list of experiments.
     assert states(result)["service"] == "look"
     assert result.exit_code == 0
-    assert f"{bare.endpoint}  (--endpoint)" in result.output
+    assert f"{bare.endpoint} (--endpoint)" in result.output
 
 
 def test_doctor_names_a_config_file_that_is_missing(bare: LocalPlatform) -> None:

@@ -108,6 +108,7 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
     (trouble,) = troubles(caplog)
     assert "disk is full" in trouble
     assert "only in memory" in trouble
+    assert "held back" in trouble
     assert find_spools(folder) == []
 
 

@@ -752,10 +752,10 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
     run, other = attach(session), attach(session)
     mistake = RuntimeError("a mistake of ours")
 
-    async def crash(*_: Any) -> None:
-        raise mistake  # what a session's attempt never does
+    def crash(now: float) -> None:
+        raise mistake
 
-    session.logger._sender.post = crash
+    session.logger._sender.take_in = crash
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     lingering = other.log_metric("loss", 0.5)
     results = await asyncio.wait_for(

@@ -469,7 +469,7 @@ def test_what_is_left_of_a_run(spool: Spool) -> None:
     (piece,) = spool.pieces()
 
     assert piece.spilled == ((10, 20), (30, 40), (60, 100))
-    assert [(first, token, steps(found)) for first, token, found in piece.sealed] == [
+    assert [(ranges[0][0], token, steps(found)) for ranges, token, found in piece.sealed] == [
         (20, "token-a", list(range(20, 30)))
     ]
     assert piece.last == 100

@@ -607,7 +607,9 @@ def test_a_home_that_is_none(
 
 def test_the_key_file_needs_a_home_too(homeless: None) -> None:
     """`ApiKey` finds its config file there, and says what is missing."""
-    with pytest.raises(ConfigurationError, match=r"config_file: .* no home folder") as raised:
+    with pytest.raises(
+        ConfigurationError, match=r"config_file: .* needs a home directory"
+    ) as raised:
         ApiKey().load()
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__

@@ -212,9 +212,8 @@ class Sender:
             is_gone = await self.run_is_gone(batch.run_id)
         except AdpError as trouble:
             logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
-            # Nothing is decided while the service can't be asked, or somebody else answers.
-            is_its_word = getattr(trouble, "code", "") and not trouble.retriable
-            return (error, Action.SPLIT) if is_its_word else (trouble, Action.BACK_OFF)
+            # Nothing is decided while the service can't be asked.
+            return (trouble, Action.BACK_OFF) if trouble.retriable else (error, Action.SPLIT)
         return error, Action.GIVE_UP if is_gone else Action.SPLIT
 
     def _judge(

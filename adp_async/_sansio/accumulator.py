@@ -417,7 +417,7 @@ class Accumulator:
         batch.lane.fruitless += 1
         for part in (halves := self._parts(batch, in_halves(len(batch.records)))):
             part.failures, part.failed_at = batch.failures, batch.failed_at
-            part.first_failed_at = batch.first_failed_at
+            part.first_failed_at, part.blamed = batch.first_failed_at, batch.blamed
         self._put_back(batch, halves, now, now)
 
     def hurry(self, lane: Lane, now: float) -> None:

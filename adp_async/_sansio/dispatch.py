@@ -25,7 +25,6 @@ from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     AdpError,
     ConnectionFailed,
-    ConnectionLost,
     DeliveryError,
     Forbidden,
     NotAuthenticated,
@@ -278,7 +277,7 @@ class Dispatcher:
         is_its_own = fault is Fault.RUN or (fault is Fault.EITHER and others)
         delay = self._delay(lane.failures + 1, error, jitter, others=others)
         if fault is not Fault.EITHER or not self._looks_for_record(
-            batch, error, now, delay, is_visible=is_visible or others
+            batch, error, now, delay, others=others, is_visible=is_visible
         ):
             self.accumulator.back_off(batch, now + delay, now)
         if is_its_own:
@@ -319,28 +318,33 @@ class Dispatcher:
         return TROUBLE_PAUSE if rate is None else max(TROUBLE_PAUSE, TROUBLE_TURNS / rate)
 
     def _looks_for_record(
-        self, batch: RecordBatch, error: AdpError, now: float, delay: float, *, is_visible: bool
+        self,
+        batch: RecordBatch,
+        error: AdpError,
+        now: float,
+        delay: float,
+        *,
+        others: bool,
+        is_visible: bool,
     ) -> bool:
-        """Whether *batch* was taken apart, or put aside, since it may be to blame itself.
-
-        It is when the service took something else since its first failure, and now either shows
-        the run or has taken something since its last one.
-        """
+        """Whether *batch* was taken apart, put aside or given up, since it is to blame itself."""
         lane, accumulator = batch.lane, self.accumulator
-        took_since_first = batch.failures > 0 and self.pulse.at > batch.first_failed_at
-        took_since_last = batch.failures > 0 and self.pulse.at > batch.failed_at
-        batch.blamed += took_since_first and (is_visible or took_since_last)
-        is_single = len(batch.records) == 1
-        if is_single and batch.blamed >= BEFORE_ASIDE:
-            accumulator.give_up(batch, error, now)
-            return True
-        if batch.failures + 1 < BEFORE_HALVING or not (is_visible or took_since_last):
+        has_failed = batch.failures > 0
+        is_blamed = others or is_visible or (has_failed and self.pulse.at > batch.failed_at)
+        batch.blamed = batch.blamed + 1 if is_blamed else 0
+        if len(batch.records) == 1:
+            # A service that takes nothing at all must not cost a record, for however long.
+            batch.alone += is_blamed and has_failed and self.pulse.at > batch.first_failed_at
+            if batch.alone >= BEFORE_ASIDE and batch.failures + 1 >= BEFORE_HALVING + BEFORE_ASIDE:
+                accumulator.give_up(batch, error, now)
+                return True
+        if batch.blamed < BEFORE_HALVING:
             return False
-        if is_single and len(lane.aside) < MOST_ASIDE:
-            accumulator.put_aside(batch, now + delay, now)
-            return True
-        if not is_single and lane.fruitless < FRUITLESS:
+        if len(batch.records) > 1 and lane.fruitless < FRUITLESS:
             accumulator.halve(batch, now)
+            return True
+        if len(batch.records) == 1 and len(lane.aside) < MOST_ASIDE:
+            accumulator.put_aside(batch, now + delay, now)
             return True
         return False
 
@@ -349,10 +353,8 @@ class Dispatcher:
 
         Nothing else shows then whether the service is down, or fails on this batch.
         """
-        is_its_own = isinstance(error, ServiceFault) and error.code
-        if not is_its_own and not isinstance(error, ConnectionLost):
-            return False
-        return batch.failures + 1 >= BEFORE_HALVING and self.pulse.at <= batch.failed_at
+        is_its_own_word = isinstance(error, ServiceFault) and error.code != ""
+        return is_its_own_word and self.pulse.at <= batch.failed_at
 
 
 def discarded(run_id: str, count: int) -> DeliveryError:

@@ -84,8 +84,10 @@ class RecordBatch:
     failures: int = 0
     first_failed_at: float = 0.0
     failed_at: float = 0.0
-    #: Those that failed while the service took something else: this batch is to blame.
+    #: Those since which the service is known to take something else; and of a single record, those
+    #: after something was delivered that was sent beside it.
     blamed: int = 0
+    alone: int = 0
 
     @property
     def run_id(self) -> str:
