@@ -253,9 +253,10 @@ class SpoolKeeper:
         self.journal.committed(commit.changes)
         # Whoever waits for the commit still holds on to it, and must not to its records.
         commit.changes = Changes()
-        if self.failure is not None:
+        # (A disk that takes a token need not take the records that wait for it.)
+        if self.failure is not None and not self.journal.has_unwritten:
             self.failure = None
-            logger.warning("the spool is written again")
+            logger.warning("writing to the spool works again")
 
     def _fail(self, error: SpoolError) -> None:
         if self.failure is None:

@@ -124,6 +124,11 @@ class Journal:
         notes = self._notes
         return bool(notes.took or notes.refused or notes.settled or notes.unreadable)
 
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether records wait to be written."""
+        return bool(self._notes.took)
+
     def concerns(self, batch: RecordBatch) -> bool:
         """Whether something has to be written before *batch* leaves.
 
