@@ -1,6 +1,6 @@
 """Asyncio client for the MLOps API of Oracle AI Data Platform."""
 
-from adp_async import blocking
+from adp_async import address, blocking
 from adp_async._sansio.endpoints import Endpoint, Scope
 from adp_async._sansio.lane import RecordBatch
 from adp_async._sansio.records import BatchLimits
@@ -36,10 +36,11 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.logger import BatchLogger, Stats
+from adp_async.logger import BatchLogger
 from adp_async.run import Run
 from adp_async.session import Session
 from adp_async.settings import Settings
+from adp_async.stats import Stats
 from adp_async.writer import Receipt, Receipts
 
 __version__ = "0.1.0"
@@ -84,5 +85,6 @@ __all__ = [
     "Throttled",
     "UnreadableReply",
     "WorkloadIdentity",
+    "address",
     "blocking",
 ]

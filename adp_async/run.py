@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Sequence
     from types import TracebackType
 
+    from adp_async._io.intake import Intake
     from adp_async._sansio.records import BatchLimits
     from adp_async._sansio.values import Texts
     from adp_async.api.runs import Runs
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from adp_async.entities.runs import DatasetInput, RunTag
     from adp_async.entities.runs import Run as RunEntity
     from adp_async.errors import ServiceError
-    from adp_async.logger import BatchLogger, Stats
+    from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
+    from adp_async.stats import Stats
 
 logger = logging.getLogger("adp_async")
 
@@ -38,6 +40,12 @@ class Host(Protocol):
     """What a run needs of its session."""
 
     logger: BatchLogger
+
+    @property
+    def _intake(self) -> Intake: ...
+
+    #: When the leaving of a run that ran out of time has to be over, its session's included.
+    _ends_by: float | None
 
     @property
     def runs(self) -> Runs: ...
@@ -64,7 +72,7 @@ class Run(RunWriter):
         run_name: str | None = None,
         experiment_id: str | None = None,
     ) -> None:
-        super().__init__(run_id, session.logger)
+        super().__init__(run_id, session._intake)
         self._session = session
         self.run_name = run_name
         self.experiment_id = experiment_id
@@ -127,12 +135,15 @@ class Run(RunWriter):
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True):
-            deadline = time.monotonic() + timeout
-            # The status is worth a part of the time, also when the flush needs all it can get.
-            await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
+            ends_by = time.monotonic() + timeout
+            # The status is worth a part of the time, also when the flush needs all it can get, and
+            # so is the session, which may be left right after.
+            await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
             if self.status is None:
-                left = max(deadline - time.monotonic(), 0.1 * timeout)
+                left = ends_by - 0.1 * timeout - time.monotonic()
                 await _within(left, self._end(status_of(error)), self._not_ended, failures)
+            if failures:
+                self._session._ends_by = ends_by
         _tell(error, failures)
 
     async def __aenter__(self) -> Self:
@@ -147,12 +158,15 @@ class Run(RunWriter):
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True):
-            await _within(timeout, self.flush(), self._undelivered, failures)
+            ends_by = time.monotonic() + timeout
+            await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
+            if failures:
+                self._session._ends_by = ends_by
         _tell(error, failures)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
-        message = f"run {self.run_id}: {left} records are not delivered yet; the session goes on"
+        message = f"run {self.run_id}: {left} records not delivered yet; the session keeps trying"
         return DeliveryError(message, undelivered=left, run_id=self.run_id)
 
     def _not_ended(self) -> DeliveryError:
@@ -204,7 +218,7 @@ class StartedRun:
         if experiment is not None and experiment_id is not None:
             raise TypeError("give an experiment's name or its id, not both")
         self._session = session
-        limits = session.logger.limits
+        limits = session._intake.limits
         # What is wrong is heard of before anything is created.
         try:
             self._experiment = valid_name(experiment, "the name of an experiment")

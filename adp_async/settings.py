@@ -77,6 +77,7 @@ class Knobs(TypedDict, total=False):
     spool_limit: int
     recover: bool
     close_timeout: float
+    exit_timeout: float
     ca_bundle: str | PathLike[str] | None
     connect_timeout: float
     timeout: float
@@ -368,7 +369,10 @@ class Settings:
     *overflow*: what happens beyond that without a spool: ``"block"`` makes a thread wait,
     ``"drop"`` drops new metrics and counts them.  Default ``"block"``.
     *max_block*: the longest a thread waits then, before it gets `BufferFull`.  Default 10 s.
-    *close_timeout*: the longest that leaving a session takes.  Default 30 s.
+    *close_timeout*: the longest that leaving a run and its session takes.  Default 25 s, below the
+    usual 30 s grace of process managers.
+    *exit_timeout*: for how long a session that nobody closed delivers when the interpreter ends.
+    Default 10 s.
 
     What survives the process:
 
@@ -428,7 +432,8 @@ class Settings:
     buffer_limit: int = _knob(256 * MEBIBYTE, _count, read=_int_from)
     max_block: float = _knob(10.0, _seconds, read=_float_from)
     overflow: Overflow = _knob("block", _overflow)  # noqa: RUF009 - _knob makes a field
-    close_timeout: float = _knob(30.0, _seconds, read=_float_from)
+    close_timeout: float = _knob(25.0, _seconds, read=_float_from)
+    exit_timeout: float = _knob(10.0, _seconds, read=_float_from)
 
     spool: bool | str | PathLike[str] = _knob(True, _spool, read=_spool_from)  # noqa: RUF009
     spool_interval: float = _knob(0.2, _seconds, read=_float_from)

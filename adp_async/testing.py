@@ -147,9 +147,10 @@ class FakeSession(Session):
             "spool": False,
             "retry": RetryPolicy(first_backoff=0.001, max_backoff=0.01),
         }
-        super().__init__(PLATFORM_ID, WORKSPACE, **(defaults | knobs))
-        self.service = FakeService()
-        self._transport = self.service  # type: ignore[assignment]
+        self.service = service = FakeService()
+        super().__init__(
+            PLATFORM_ID, WORKSPACE, transport=lambda settings: service, **(defaults | knobs)
+        )
 
     @property
     def requests(self) -> list[Received]:
@@ -199,7 +200,7 @@ class FakeBlockingSession(blocking.Session):
 
     def __init__(self, **knobs: Unpack[Knobs]) -> None:
         self.session = FakeSession(**knobs)
-        self._portal = None
+        self._thread = None
 
 
 def _sign_nothing(request: Any) -> None:

@@ -1,18 +1,16 @@
 """``log_*`` of one run: what happens at the call, before anything waits or is sent.
 
-A call validates, coerces and stamps its records and leaves them in the `Inbox`, the one thing that
-threads share; `deque.append` is atomic, so the way in takes no lock.  What lies behind the inbox
-is the business of `adp_async.logger`.
+A call validates, coerces and stamps its records and leaves them in the inbox of the `Intake`, where
+threads meet; `deque.append` is atomic, so the way in takes no lock.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from functools import partial
 from itertools import starmap
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from adp_async._sansio.records import SMALL_STEP, Metric, Param, Record, RunTag
 from adp_async._sansio.values import (
@@ -27,8 +25,8 @@ from adp_async._sansio.values import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from adp_async._sansio.lane import Lane
-    from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
+    from adp_async._io.intake import Intake
+    from adp_async._sansio.records import AnyRecord, Kind
     from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
 _FLOATS: Final = {float}
@@ -66,51 +64,28 @@ class Receipts(tuple[Record, ...]):
         return f"<Receipts {len(self)} records | {done} done>"
 
 
-class Inbox(deque["AnyRecord"]):
-    """Records between their call and the event loop; how many may lie here is the *gate*."""
-
-    __slots__ = ("gate",)
-    gate: int
-
-
-class Log(Protocol):
-    """What takes a writer's records: the session's logger."""
-
-    @property
-    def inbox(self) -> Inbox: ...
-
-    @property
-    def known_keys(self) -> dict[str, str]: ...
-
-    @property
-    def limits(self) -> BatchLimits: ...
-
-    def lane(self, run_id: str) -> Lane: ...
-
-    def accept(self, records: Sequence[AnyRecord]) -> None: ...
-
-    def look_up(self, records: Sequence[AnyRecord]) -> None: ...
-
-
 class RunWriter:
     """``log_*`` of one run: plain calls from any thread, O(1), never a wait for the network."""
 
-    def __init__(self, run_id: str, log: Log) -> None:
+    def __init__(self, run_id: str, intake: Intake) -> None:
         self._run_id = valid_run_id(run_id)
-        self._log = log
-        self._lane = log.lane(self._run_id)
-        self._inbox = log.inbox
-        self._known = log.known_keys
-
-    @property
-    def lane(self) -> Lane:
-        """Where its records wait."""
-        return self._lane
+        self._intake = intake
+        self._lane = intake.lane(self._run_id)
+        self._inbox = intake.inbox
+        self._known = intake.known_keys
 
     @property
     def run_id(self) -> str:
         """The run's id."""
         return self._run_id
+
+    # The one handle of a run in this process, also for whoever copies what holds it.
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def log_metric(
         self,
@@ -142,13 +117,13 @@ class RunWriter:
                 inbox = self._inbox
                 inbox.append(record)
                 if len(inbox) > inbox.gate:
-                    self._log.look_up((record,))
+                    self._intake.gate_reached((record,))
                 return record
         record = self._metric(step, timestamp, key, value)
         inbox = self._inbox
         inbox.append(record)
         if len(inbox) > inbox.gate:
-            self._log.look_up((record,))
+            self._intake.gate_reached((record,))
         return record
 
     def log_metrics(
@@ -226,7 +201,7 @@ class RunWriter:
         run_id = self._run_id
         plain = self._known.get(key) if type(key) is str else None
         if plain is None:
-            limits, known = self._log.limits, self._known
+            limits, known = self._intake.limits, self._known
             plain = valid_key(key, kind="metric", run_id=run_id, limits=limits, known=known)
         number = valid_value(value, key=plain, run_id=run_id)
         if step is None:
@@ -242,7 +217,7 @@ class RunWriter:
     def _text(
         self, make: type[Param] | type[RunTag], kind: Kind, key: object, value: object
     ) -> Param | RunTag:
-        run_id, limits, known = self._run_id, self._log.limits, self._known
+        run_id, limits, known = self._run_id, self._intake.limits, self._known
         plain = known.get(key) if type(key) is str else None
         if plain is None:
             plain = valid_key(key, kind=kind, run_id=run_id, limits=limits, known=known)
@@ -250,5 +225,5 @@ class RunWriter:
         return make(plain, text, self._lane)
 
     def _accept(self, records: Sequence[AnyRecord]) -> Receipts:
-        self._log.accept(records)
+        self._intake.add_all(records)
         return Receipts(records)

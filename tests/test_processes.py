@@ -15,6 +15,7 @@ import pytest
 from children import points, start, until
 
 from adp_async import blocking
+from adp_async.address import address_of
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import find_spools
 from adp_async.auth import CustomSigner
@@ -234,7 +235,7 @@ FORK_IN_A_LOOP = """
             assert "parent process" in str(error), error
         else:
             os._exit(3)
-        with blocking.address_of(run).attach() as own:
+        with address_of(run).attach() as own:
             for step in range(100):
                 own.log_metric("child", 1.0, step=step)
         os._exit(0)
@@ -321,7 +322,7 @@ WORKERS = """
         return number
 
     def in_processes(context, run):
-        address = blocking.address_of(run)
+        address = address_of(run)
         # Forked, a process gets its arguments as they are; else they are pickled.
         how = with_address if context.get_start_method() == "fork" else with_run
         what = address if how is with_address else run
@@ -404,7 +405,7 @@ TERMINATED = """
 
     if __name__ == "__main__":
         with blocking.attach_run(sys.argv[1]) as parents:
-            address = blocking.address_of(parents)
+            address = address_of(parents)
             context = multiprocessing.get_context("fork")
             with context.Pool(2, initializer=setup, initargs=(address,)) as pool:
                 pool.map(load, range(100), chunksize=1)
@@ -447,7 +448,7 @@ def test_a_pickled_run_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     with FakeBlockingSession(auth=CustomSigner(sign_nothing)) as parents:
         run = parents.start_run()
         copies = [pickle.loads(pickle.dumps(each)) for each in (run, run._run, run)]
-        address = pickle.loads(pickle.dumps(blocking.address_of(run)))
+        address = pickle.loads(pickle.dumps(address_of(run)))
     assert address.run_id == run.run_id
     assert {each.run_id for each in copies} == {run.run_id}
     assert len(opened) == 1
@@ -459,5 +460,5 @@ def test_a_pickled_run_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_settings_of_an_address() -> None:
     """An address is a value: equal, copied and pickled as such."""
     with FakeBlockingSession(auth=CustomSigner(sign_nothing)) as session:
-        address = blocking.address_of(session.start_run())
+        address = address_of(session.start_run())
     assert copy.deepcopy(address) == pickle.loads(pickle.dumps(address)) == address

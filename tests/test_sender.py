@@ -92,8 +92,12 @@ class Stage:
     sender: Sender = field(init=False)
     _in_flight: int = field(default=0, init=False)
 
+    #: What a post does.
+    posting: Callable[[bytes, str], Awaitable[None]] = field(init=False)
+
     def __attrs_post_init__(self) -> None:
         self.script = iter(self.script)
+        self.posting = self.post
         tokens = itertools.count()
         self.accumulator = Accumulator(
             linger=self.linger, new_token=lambda: f"token-{next(tokens)}"
@@ -102,9 +106,8 @@ class Stage:
             accumulator=self.accumulator,
             throttle=self.throttle,
             policy=RetryPolicy(),
-            post=self.post,
-            run_is_gone=self.look_at_run,
-            take_in=self.take_in,
+            service=self,
+            pull=self.pull,
             clock=now,
             max_in_flight=self.max_in_flight,
             before_departure=self.before_departure,
@@ -117,11 +120,14 @@ class Stage:
             self.inbox.append(record)
         self.sender.wake()
 
-    def take_in(self, now: float) -> None:
+    def pull(self, now: float) -> None:
         self.looks += 1
         records, self.inbox = self.inbox, []
         if records:
             self.accumulator.take_in(records, now)
+
+    async def post_batch(self, body: bytes, retry_token: str) -> None:
+        await self.posting(body, retry_token)
 
     async def post(self, body: bytes, retry_token: str) -> None:
         while delay := self.throttle.delay(now()):  # noqa: ASYNC110 - time, no event
@@ -149,7 +155,7 @@ class Stage:
         if error is not None:
             raise error
 
-    async def look_at_run(self, run_id: str) -> bool:
+    async def run_is_gone(self, run_id: str) -> bool:
         self.asked += 1
         if isinstance(self.is_gone, AdpError):
             raise self.is_gone
@@ -342,7 +348,7 @@ def test_after_an_outage_of_30_s_it_is_soon_over() -> None:
             if 5.0 < now() < 35.0:
                 raise DOWN
 
-        stage.sender.post = post
+        stage.posting = post
         for n in range(600):
             asyncio.get_running_loop().call_later(n / 10, stage.log, "run", *metrics(100))
         await stage.play(120.0)
@@ -363,7 +369,7 @@ def test_a_batch_that_fails_for_ever_does_not_stop_the_others() -> None:
             if b'"cursed"' in body:
                 raise ServiceFault("oops", status=500)
 
-        stage.sender.post = post
+        stage.posting = post
         lanes = {run_id: stage.accumulator.lane(run_id) for run_id in ("cursed", "blessed")}
         for n in range(100):
             for run_id in lanes:
@@ -390,7 +396,7 @@ def test_one_bad_record_costs_twenty_requests_and_one_look_at_the_run() -> None:
             if b'"step":617}' in body:
                 raise REFUSED
 
-        stage.sender.post = post
+        stage.posting = post
         stage.log("run", *metrics(1000))
         await stage.play(60.0)
         assert stage.accumulator.delivered == 999
@@ -494,7 +500,7 @@ def test_cancelled_it_gives_back_what_was_in_flight(when: float) -> None:
         stage.log("run", *metrics(10), RunTag("stage", "end"))
         await stage.play(when)
         accumulator = stage.accumulator
-        stage.take_in(now())
+        stage.pull(now())
         assert (accumulator.waiting, accumulator.in_flight) == (11, 0)
         assert accumulator.batches_in_flight == 0
 

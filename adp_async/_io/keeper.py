@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +24,7 @@ from adp_async._sansio.journal import Changes, Journal
 from adp_async._sansio.records import METRIC_COST
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Accumulator
@@ -56,21 +54,17 @@ class _Commit:
 class SpoolKeeper:
     """The spool of one accumulator.
 
-    *take_in* fetches what callers have left; *changed* is told when there is room again, or
-    something to send; *trouble* says why nothing is delivered at the moment.
+    *pull* fetches what callers have left; *moved* is told when there is room again, or something
+    to send; *trouble* says why nothing is delivered at the moment.
     """
 
     accumulator: Accumulator
     spool: Spool
     interval: float
     memory_limit: int
-    take_in: Callable[[float], None]
-    changed: Callable[[], None]
+    pull: Callable[[float], None]
+    moved: Callable[[], None]
     trouble: Callable[[], str]
-    #: Told when the event loop doesn't come around to commit; from any thread.
-    overdue: Callable[[], None] | None = None
-    #: Awaited before params and tags of a run leave: a process before this one comes first.
-    after: Callable[[str], Awaitable[None]] | None = None
     journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
@@ -78,15 +72,11 @@ class SpoolKeeper:
     _worker: Worker = field(factory=lambda: Worker("adp_async spool"), init=False)
     _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _committing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
-    _write_lock: threading.Lock = field(factory=threading.Lock, init=False)
     _under_way: _Commit | None = field(default=None, init=False)
     _next_commit: float = field(default=0.0, init=False)
     _told: str = field(default="", init=False)
     #: Whose turn it is to be read back.
     _turn: int = field(default=0, init=False)
-    _watcher: threading.Thread | None = field(default=None, init=False)
-    _is_watched: threading.Event = field(factory=threading.Event, init=False)
-    _is_over: threading.Event = field(factory=threading.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.journal = self.accumulator.journal = Journal(stirred=self.wake)
@@ -95,30 +85,26 @@ class SpoolKeeper:
         """Something may have to be read back, or written before its time."""
         self._wake.set()
 
-    def hurry(self) -> None:
-        """Commit now: memory runs short."""
+    def commit_early(self) -> None:
+        """Commit now: memory is running low."""
         if self.failure is None:
             self._next_commit = 0.0
         self._wake.set()
 
     async def run(self) -> None:
         """Commit, let go and read back until cancelled."""
-        try:
-            while True:
-                self._wake.clear()
-                now = time.monotonic()
-                if now >= self._next_commit:
-                    self.take_in(now)
-                    await self.commit()
-                    self._next_commit = time.monotonic() + self._pause()
-                elif self.failure is not None:
-                    self.journal.prune()
-                self.let_go()
-                await self._read_back()
-                await self._sleep()
-        finally:
-            self._is_over.set()
-            self._is_watched.set()
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            if now >= self._next_commit:
+                self.pull(now)
+                await self.commit()
+                self._next_commit = time.monotonic() + self._pause()
+            elif self.failure is not None:
+                self.journal.prune()
+            self.spill()
+            await self._read_back()
+            await self._sleep()
 
     def _pause(self) -> float:
         if self.failure is not None:
@@ -129,32 +115,11 @@ class SpoolKeeper:
         is_idle = not (self.accumulator.unsettled or self.journal.is_dirty)
         until_commit = max(0.0, self._next_commit - time.monotonic())
         timeout = min(until_commit, max(self.interval, SHORTEST_INTERVAL))
-        if is_idle:
-            self._is_watched.clear()
-        else:
-            self._let_watch()
         try:
             async with asyncio.timeout(None if is_idle else timeout):
                 await self._wake.wait()
         except TimeoutError:
             return
-
-    def _let_watch(self) -> None:
-        if not self._is_watched.is_set():
-            self._is_watched.set()
-            if self._watcher is None and self.overdue is not None:
-                watcher = threading.Thread(target=self._watch, name="adp_async watch", daemon=True)
-                with suppress(RuntimeError):  # an interpreter that ends: that writes, too
-                    watcher.start()
-                    self._watcher = watcher
-
-    def _watch(self) -> None:
-        """In a thread: tell when the event loop is too busy with something else to commit."""
-        grace = max(self.interval, SHORTEST_INTERVAL) / 4
-        while not self._is_over.wait(grace):
-            self._is_watched.wait()
-            if time.monotonic() > self._next_commit + grace and self.overdue is not None:
-                self.overdue()
 
     # Writing
 
@@ -164,8 +129,6 @@ class SpoolKeeper:
 
     async def before_departure(self, batch: RecordBatch) -> None:
         """Have on disk what must be there before *batch* leaves; `NotYet` while it can't be."""
-        if self.after is not None and batch.is_barrier:
-            await self.after(batch.run_id)
         if not self.journal.concerns(batch):
             return
         if self.failure is not None and not isinstance(self.failure, SpoolFull | SpoolLimit):
@@ -188,32 +151,15 @@ class SpoolKeeper:
     async def _written(self, commit: _Commit) -> None:
         # Whoever waits may be cancelled; the commit goes on.
         await asyncio.shield(self._worker.do(self._write, commit))
-        self._book()
+        self._finish_commit()
 
-    def commit_soon(self) -> None:
-        """Commit when it is time to, and don't wait for it.  For the event loop's own thread.
-
-        Code that logs and never awaits has its records written all the same.
-        """
-        now = time.monotonic()
-        if now < self._next_commit or self.failure is not None:
-            return
-        self.take_in(now)
-        self._let_watch()
-        self._book()
-        if self._under_way is None and (commit := self._begin(self.journal.collect)) is not None:
-            self._worker.do(self._write, commit)
-            self._next_commit = now + self._pause()
-
-    def commit_here(self) -> bool:
-        """The same in this thread, which is the event loop's; whether all is on disk now."""
-        if self._under_way is not None:
-            self._write(self._under_way)
-            self._book()
-        commit = self._begin(self.journal.collect)
-        if commit is not None:
-            self._write(commit)
-            self._book()
+    async def commit_last(self, seconds: float) -> bool:
+        """Write what there is, for at most *seconds*; whether all is on disk now."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.commit()
+        except TimeoutError:
+            self._fail(SpoolError(f"{self.spool.path}: the disk did not answer in time"))
         return self.failure is None
 
     def _begin(self, collect: Callable[[], Changes]) -> _Commit | None:
@@ -227,20 +173,19 @@ class SpoolKeeper:
         return self._under_way
 
     def _write(self, commit: _Commit) -> None:
-        """Write *commit*, unless another thread has done so.  Any thread."""
-        with self._write_lock:
-            if commit.is_written:
-                return
-            try:
-                self.spool.commit(commit.changes, commit.trouble)
-            except SpoolError as error:
-                commit.failure = error
-            except Exception as error:  # whatever a value or the disk does, records stay in memory
-                commit.failure = SpoolError(f"the commit failed with {type(error).__name__}")
-            commit.is_written = True
+        """Write *commit*, unless that was done.  In the worker's thread."""
+        if commit.is_written:
+            return
+        try:
+            self.spool.commit(commit.changes, commit.trouble)
+        except SpoolError as error:
+            commit.failure = error
+        except Exception as error:  # whatever a value or the disk does, records stay in memory
+            commit.failure = SpoolError(f"the commit failed with {type(error).__name__}")
+        commit.is_written = True
 
-    def _book(self) -> None:
-        """Take note of how the commit under way ended, if it has."""
+    def _finish_commit(self) -> None:
+        """Finish the commit under way, if it has ended."""
         commit = self._under_way
         if commit is None or not commit.is_written:
             return
@@ -270,17 +215,17 @@ class SpoolKeeper:
 
     # Memory
 
-    def let_go(self) -> None:
+    def spill(self) -> None:
         """When memory runs short, forget records that are on disk, the fullest lanes first."""
         accumulator = self.accumulator
         if accumulator.cost <= self.memory_limit * LOW_WATER:
             return
-        count = self._let_go_of(accumulator.limits.entities) + self._let_go_of(0)
+        count = self._spill_all_but(accumulator.limits.entities) + self._spill_all_but(0)
         if count:
             logger.debug("%d records are on disk only from now on", count)
-            self.changed()
+            self.moved()
 
-    def _let_go_of(self, keep: int) -> int:
+    def _spill_all_but(self, keep: int) -> int:
         accumulator, count = self.accumulator, 0
         lanes = sorted(self.journal.journaled_until, key=_memory_of, reverse=True)
         for lane in lanes:
@@ -329,25 +274,31 @@ class SpoolKeeper:
             self.accumulator.lose_spilled(lane, until, error, time.monotonic())
         else:
             self.accumulator.reload(lane, first, records, time.monotonic())
-        self.changed()
+        self.moved()
 
     # The end
 
-    def detach(self) -> None:
-        """The event loop runs no more; `commit_here` is all that will be called."""
-        self._wake = asyncio.Event()
+    async def close(self, seconds: float) -> None:
+        """A last commit, and let go of the file; it is removed when nothing is left in it.
 
-    async def close(self) -> None:
-        """A last commit, and let go of the file; it is removed when nothing is left in it."""
+        A disk that hangs is left behind after so many *seconds*, and the thread that waits for it.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._close()
+        except TimeoutError:
+            logger.warning("the spool could not be closed in time: %s", self.spool.path)
+        except SpoolError as error:
+            logger.warning("the spool could not be closed: %s", error)
+        finally:
+            self._worker.stop()
+
+    async def _close(self) -> None:
         # (A full disk may not even take the word that all of it was delivered.)
         if not self.accumulator.abandoned:  # which came after a last commit, and told no journal
             await self.commit()
-        try:
-            is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)
-            await self._worker.do(self.spool.close, is_all_settled)
-        except SpoolError as error:
-            logger.warning("the spool could not be closed: %s", error)
-        self._worker.stop()
+        is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)
+        await self._worker.do(self.spool.close, is_all_settled)
 
 
 def _memory_of(lane: Lane) -> int:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, field, frozen
 
-from adp_async._io.keeper import SpoolKeeper
-from adp_async._io.sender import Sender
+from adp_async._io.caller import counted
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import (
     SpoolBusy,
@@ -20,21 +17,16 @@ from adp_async._io.spool_file import (
     check_folder,
     find_spools,
 )
-from adp_async._io.tokens import Tokens
-from adp_async._sansio.accumulator import Accumulator
+from adp_async._io.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
-    from adp_async._io.sender import Post
+    from adp_async._io.delivery import Delivery
+    from adp_async._io.loop_thread import LoopThread
     from adp_async._io.spool import Piece
     from adp_async._io.spool_file import Identity
-    from adp_async._sansio.dispatch import Pulse
-    from adp_async._sansio.lane import Lane
-    from adp_async._sansio.records import AnyRecord, BatchLimits
-    from adp_async._sansio.retry import RetryPolicy
-    from adp_async._sansio.throttle import Throttle
     from adp_async.errors import AdpError
 
 logger = logging.getLogger("adp_async")
@@ -43,8 +35,13 @@ logger = logging.getLogger("adp_async")
 MEMORY_LIMIT = 32 * 2**20
 #: Batches of recovered records on their way at once: the session's own come first.
 MAX_IN_FLIGHT = 2
-#: Seconds that the end of a session waits for the search to end.
+#: Seconds that the end of a session waits for the search, or for a commit, to end.
 LONGEST_WAIT = 2.0
+#: Seconds that params and tags wait for a search, and between two searches.
+LONGEST_SEARCH = 5.0
+SEARCH_EVERY = 60.0
+#: Seconds between two looks at how far a recovery is.
+TIME_TO_LOOK = 0.5
 #: Spools that are opened at once: each takes two file descriptors and a lock.
 OPENED = 64
 
@@ -66,9 +63,17 @@ class Orphan:
         return spilled + sum(len(each[2]) for piece in self.pieces for each in piece.sealed)
 
 
+@frozen
+class Found:
+    """What a search found: orphans that are open now, and the runs of those whose turn is later."""
+
+    orphans: tuple[Orphan, ...] = ()
+    later: frozenset[str] = frozenset()
+
+
 def open_orphans(
     folder: Path, *, identity: Identity | None, limit: int, but_not: set[Path] | None = None
-) -> list[Orphan]:
+) -> Found:
     """The first `OPENED` spools in *folder* that have something to deliver for *identity*.  Blocks.
 
     One that is in use, newer, damaged, another user's or of another platform is left as it is; all
@@ -77,6 +82,7 @@ def open_orphans(
     """
     but_not = set() if but_not is None else but_not
     orphans: list[Orphan] = []
+    later: set[str] = set()
     paths = find_spools(folder)
     if paths:
         check_folder(folder)
@@ -93,22 +99,12 @@ def open_orphans(
             but_not.add(path)
             logger.warning("%s", error)
         else:
-            orphans += [orphan] if orphan else []
-        if len(orphans) >= OPENED:
-            break
-    return orphans
-
-
-async def found_by(finding: asyncio.Future[list[Orphan]]) -> list[Orphan]:
-    """What a thread finds; if nobody waits for that any more, it lets go of it again."""
-    try:
-        return await asyncio.shield(finding)
-    except asyncio.CancelledError:
-        await asyncio.wait([finding], timeout=LONGEST_WAIT)
-        if finding.done() and finding.exception() is None:
-            for orphan in finding.result():
+            if orphan is not None and len(orphans) < OPENED:
+                orphans.append(orphan)
+            elif orphan is not None:
+                later.update(orphan.run_ids)
                 orphan.spool.let_go()
-        raise
+    return Found(tuple(orphans), frozenset(later))
 
 
 def open_orphan(
@@ -148,127 +144,156 @@ def _take(spool: Spool) -> int:
 
 
 @define(eq=False)
-class Predecessors:
-    """Runs of which processes that ended have left something.
-
-    Who goes on with such a run has its params and tags wait: what they overwrite comes first.
-    """
-
-    _are_known: asyncio.Event = field(factory=asyncio.Event, init=False)
-    _are_through: dict[str, asyncio.Event] = field(factory=dict, init=False)
-    _counts: Counter[str] = field(factory=Counter, init=False)
-
-    async def wait(self, run_id: str) -> None:
-        """Until all that was left of the run is delivered."""
-        await self._are_known.wait()
-        if (event := self._are_through.get(run_id)) is not None:
-            await event.wait()
-
-    def found(self, orphans: Iterable[Orphan]) -> None:
-        """These, and no others, are being recovered."""
-        run_ids = [run_id for orphan in orphans for run_id in orphan.run_ids]
-        self._counts.update(run_ids)
-        for run_id in run_ids:
-            self._are_through.setdefault(run_id, asyncio.Event())
-        self._are_known.set()
-
-    def delivered(self, run_ids: Iterable[str]) -> None:
-        """One orphan with these runs is through."""
-        self._counts.subtract(run_ids)
-        for run_id in run_ids:
-            if not self._counts[run_id]:
-                self._are_through.pop(run_id).set()
-
-    def given_up(self) -> None:
-        """Recovery is over, whatever it has reached: nobody waits any more."""
-        self._are_known.set()
-        for event in self._are_through.values():
-            event.set()
-        self._are_through.clear()
-
-
-@define(eq=False)
 class Recovery:
-    """Delivers one orphan: an accumulator and a sender of its own, with the batches it had."""
+    """Delivers one orphan, the way a session delivers its own records."""
 
     orphan: Orphan
-    post: Post
-    run_is_gone: Callable[[str], Awaitable[bool]]
-    throttle: Throttle
-    limits: BatchLimits
-    policy: RetryPolicy
-    pulse: Pulse
-    accumulator: Accumulator = field(init=False)
+    delivery: Delivery
     #: Told at the beginning, and after every batch.
     on_progress: Callable[[Recovery], None] | None = None
-    _keeper: SpoolKeeper = field(init=False)
-    _sender: Sender = field(init=False)
-    _all_settled: asyncio.Event = field(factory=asyncio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.accumulator = Accumulator(
-            linger=0.0, limits=self.limits, new_token=Tokens(), on_settled=self._settled
-        )
         pieces, self.orphan.pieces = self.orphan.pieces, []
         for piece in pieces:
-            self.accumulator.restore(piece.run_id, piece.spilled, piece.sealed, piece.last)
-        self._sender = Sender(
-            accumulator=self.accumulator,
-            throttle=self.throttle,
-            policy=self.policy,
-            post=self.post,
-            run_is_gone=self.run_is_gone,
-            take_in=lambda now: None,
-            clock=time.monotonic,
-            max_in_flight=MAX_IN_FLIGHT,
-            pulse=self.pulse,
-        )
-        self._keeper = keeper = SpoolKeeper(
-            accumulator=self.accumulator,
-            spool=self.orphan.spool,
-            interval=1.0,
-            memory_limit=MEMORY_LIMIT,
-            take_in=lambda now: None,
-            changed=self._sender.wake,
-            trouble=lambda: str(self._sender.trouble or ""),
-        )
-        self._sender.before_departure = keeper.before_departure
-        for lane in self.accumulator.lanes.values():
-            keeper.journal.restored(lane)
+            restore = self.delivery.accumulator.restore
+            restore(piece.run_id, piece.spilled, piece.sealed, piece.last)
 
     @property
     def counts(self) -> tuple[int, int]:
         """Records delivered so far, and rejected."""
-        return self.accumulator.delivered, sum(self.accumulator.rejected.values())
+        accumulator = self.delivery.accumulator
+        return accumulator.delivered, sum(accumulator.rejected.values())
 
     @property
     def trouble(self) -> AdpError | None:
         """Why nothing is delivered at the moment; None when all is well."""
-        return self._sender.trouble
+        return self.delivery.sender.trouble
+
+    async def run(self, thread: LoopThread) -> bool:
+        """Until all of it is settled, or the rest can't be; whether it was all.
+
+        In the delivery thread.  Cancelled, it lets go of the file.
+        """
+        delivery = self.delivery
+        await delivery.open(thread, self.orphan.spool, is_recovery=True)
+        try:
+            while delivery.accumulator.unsettled and not self._is_stuck:
+                if self.on_progress is not None:
+                    self.on_progress(self)
+                await delivery.something_settled(TIME_TO_LOOK)
+            if self.on_progress is not None:
+                self.on_progress(self)
+            return not delivery.accumulator.unsettled
+        finally:
+            await delivery.let_go(LONGEST_WAIT)
+
+    @property
+    def _is_stuck(self) -> bool:
+        """Whether nothing is left but records that the service failed on again and again."""
+        lanes = list(self.delivery.accumulator.lanes.values())
+        return bool(lanes) and all(lane.is_stuck for lane in lanes if not lane.is_idle)
+
+
+@define(eq=False)
+class Recoveries:
+    """Finds what processes that died have left, and delivers it, while a session lives.
+
+    *find* looks for orphans, in a thread; *make* makes a `Delivery` for one; *bar* is told of
+    which runs params and tags must wait, since older ones come first (None: of all).
+    """
+
+    find: Callable[[set[Path]], Found]
+    make: Callable[[], Delivery]
+    bar: Callable[[frozenset[str] | None], None]
+    thread: LoopThread
+    folder: Path
+    _seen: set[Path] = field(factory=set, init=False)
+    #: The runs of each orphan that is being delivered, or will be, in the order of their names.
+    _runs: dict[Path, frozenset[str]] = field(factory=dict, init=False)
+    _done: dict[Path, asyncio.Event] = field(factory=dict, init=False)
+    _later: frozenset[str] = field(default=frozenset(), init=False)
+    _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
 
     async def run(self) -> None:
-        """Deliver all of it.  What remains when this is cancelled stays in the spool."""
-        if self.on_progress is not None:
-            self.on_progress(self)
-        tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._sender.run()),
-            asyncio.create_task(self._keeper.run()),
-        ]
-        settled: asyncio.Task[Any] = asyncio.create_task(self._all_settled.wait())
+        """Look now and every minute, until cancelled."""
+        worker = Worker("adp_async recovery")
         try:
-            await asyncio.wait([*tasks, settled], return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    task.result()  # a crash is heard
+            while True:
+                found = await self._search(worker)
+                self._start(found)
+                if found.later:
+                    await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(SEARCH_EVERY)
         finally:
-            for task in [*tasks, settled]:
+            self.bar(frozenset())
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, settled, return_exceptions=True)
-            await self._keeper.close()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            worker.stop()
 
-    def _settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
-        self._keeper.wake()
-        if self.on_progress is not None:
-            self.on_progress(self)
-        if not self.accumulator.unsettled:
-            self._all_settled.set()
+    async def _search(self, worker: Worker) -> Found:
+        finding = worker.do(self.find, self._seen)
+        try:
+            done, _ = await asyncio.wait([finding], timeout=LONGEST_SEARCH)
+            if not done:
+                message = (
+                    "the search for records left behind in %s takes long; nothing waits for it"
+                )
+                logger.warning(message, self.folder)
+                self._bar()
+            return await asyncio.shield(finding)
+        except asyncio.CancelledError:
+            await asyncio.wait([finding], timeout=LONGEST_WAIT)
+            if finding.done() and finding.exception() is None:
+                for orphan in finding.result().orphans:
+                    orphan.spool.let_go()
+            raise
+        except SpoolError as error:
+            logger.warning("%s", error)
+            return Found()
+
+    def _start(self, found: Found) -> None:
+        if found.orphans:
+            records = counted(sum(orphan.records for orphan in found.orphans), "record")
+            processes = counted(len(found.orphans), "dead process", "es")
+            message = "delivering %s left behind by %s in %s"
+            logger.warning(message, records, processes, self.folder)
+        for orphan in found.orphans:
+            path = orphan.spool.path
+            self._seen.add(path)
+            self._runs[path] = frozenset(orphan.run_ids)
+            self._done[path] = asyncio.Event()
+            task = asyncio.create_task(
+                self._deliver(orphan), name=f"adp_async recovery {path.name}"
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._later = found.later
+        self._bar()
+
+    def _bar(self) -> None:
+        waiting = [runs for path, runs in self._runs.items() if not self._done[path].is_set()]
+        self.bar(self._later.union(*waiting))
+
+    async def _deliver(self, orphan: Orphan) -> None:
+        path = orphan.spool.path
+        try:
+            # Of one run the older records come first; other orphans don't wait.
+            for other, runs in list(self._runs.items()):
+                if other < path and runs & self._runs[path]:
+                    await self._done[other].wait()
+            recovery = Recovery(orphan, self.make())
+            if not await recovery.run(self.thread):
+                logger.warning("%s: some records could not be delivered; they stay there", path)
+            delivered, rejected = recovery.counts
+            logger.info("%s: %d records delivered, %d rejected", path, delivered, rejected)
+        except Exception:
+            logger.exception("%s: recovery failed; what it had is still on disk", path)
+            orphan.spool.let_go()
+        except asyncio.CancelledError:
+            orphan.spool.let_go()
+            raise
+        finally:
+            self._done[path].set()
+            self._bar()

@@ -1,7 +1,7 @@
 """Sends what the dispatcher hands out, and tells it what came of that.
 
-The sender is handed two callables, `post` and `run_is_gone`, and never sees the session.  It runs
-as one task of the session's own, with a task for every batch in flight.
+The sender is handed a `Service` of two methods, and never sees the session.  It runs as one task
+of the delivery thread, with a task for every batch in flight.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ logger = logging.getLogger("adp_async")
 SECONDS_UNTIL_NEXT_TRY: Final = 1.0
 
 
-class Post(Protocol):
-    """One attempt of one log-batch request: signed, sent, read.  Raises `AdpError`."""
+class Service(Protocol):
+    """What the sender needs of the service.  Both raise `AdpError`."""
 
-    def __call__(self, body: bytes, retry_token: str) -> Awaitable[object]: ...
+    async def post_batch(self, body: bytes, retry_token: str) -> None:
+        """One attempt of one log-batch request: signed, sent, read."""
+
+    async def run_is_gone(self, run_id: str) -> bool:
+        """Whether the run takes no records at all: deleted, or not there."""
 
 
 class NotYet(AdpError):
@@ -46,15 +50,14 @@ class NotYet(AdpError):
 class Sender:
     """Sends what is ready, at most *max_in_flight* batches at once.
 
-    *take_in* fetches the records that callers have left since the last look.
+    *pull* fetches the records that callers have left since the last look.
     """
 
     accumulator: Accumulator
     throttle: Throttle
     policy: RetryPolicy
-    post: Post
-    run_is_gone: Callable[[str], Awaitable[bool]]
-    take_in: Callable[[float], None]
+    service: Service
+    pull: Callable[[float], None]
     clock: Callable[[], float]
     max_in_flight: int = 4
     #: Awaited before a batch leaves: a spool has to write down that it does.
@@ -90,7 +93,7 @@ class Sender:
         return self.dispatcher.trouble
 
     def wake(self) -> None:
-        """Look again now.  For the loop's own thread."""
+        """Look again now.  For the delivery thread."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -99,7 +102,7 @@ class Sender:
             while True:
                 self._wake.clear()
                 now = self.clock()
-                self.take_in(now)
+                self.pull(now)
                 for batch in self.dispatcher.drain(now):
                     self._start(batch)
                 await self._sleep(self.dispatcher.next_look(now))
@@ -170,7 +173,7 @@ class Sender:
 
     async def _ask(self, batch: RecordBatch) -> tuple[AdpError | None, Action]:
         try:
-            await self.post(batch.body, batch.retry_token)
+            await self.service.post_batch(batch.body, batch.retry_token)
         except AdpError as error:
             action = action_for(error)
             if action is Action.SPLIT:
@@ -199,7 +202,7 @@ class Sender:
         if error is None or not self.dispatcher.doubts(batch, error):
             return False
         try:
-            return not await self.run_is_gone(batch.run_id)
+            return not await self.service.run_is_gone(batch.run_id)
         except AdpError as trouble:
             logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
             return False
@@ -209,7 +212,7 @@ class Sender:
         if len(batch.records) == 1 or not batch.is_whole:
             return error, Action.SPLIT
         try:
-            is_gone = await self.run_is_gone(batch.run_id)
+            is_gone = await self.service.run_is_gone(batch.run_id)
         except AdpError as trouble:
             logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
             # Nothing is decided while the service can't be asked.
@@ -219,10 +222,10 @@ class Sender:
     def _judge(
         self, batch: RecordBatch, error: AdpError | None, action: Action, *, is_visible: bool
     ) -> None:
-        logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
         is_its_own = self.dispatcher.answered(
             batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
         )
+        logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
         if error is None:
             self._all_clear(batch.lane)
         elif action in (Action.BACK_OFF, Action.HOLD):

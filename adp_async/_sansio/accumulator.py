@@ -112,6 +112,9 @@ class Accumulator:
     #: The last refused records that nobody was told of, and how many there are of each run.
     refused: deque[Rejection] = field(init=False)
     unreported: Counter[str] = field(factory=Counter, init=False)
+    #: Runs whose params and tags wait, since what a process before this one has left of them comes
+    #: first; None while it is not known which.
+    barred: frozenset[str] | None = field(default=frozenset(), init=False)
     line: Line = field(factory=Line, init=False)
     refusals: Refusals = field(factory=Refusals, init=False)
     #: Every lane that somebody holds on to: *lanes*, a writer, a record.
@@ -189,6 +192,15 @@ class Accumulator:
 
     # Being ready
 
+    def bar(self, run_ids: frozenset[str] | None, now: float) -> None:
+        """Have the params and tags of these runs wait, and of no others; None: of all runs."""
+        self.barred = run_ids
+        for lane in self.lanes.values():
+            self._schedule(lane, now)
+
+    def _is_barred(self, lane: Lane) -> bool:
+        return self.barred is None or lane.run_id in self.barred
+
     def urge(self, lane: Lane, now: float) -> None:
         """Somebody waits for what the lane holds by now: it doesn't linger."""
         lane.urgent_until = lane.next_seq
@@ -210,7 +222,7 @@ class Accumulator:
         if not lane.aside:
             return ready_at
         batch, not_before = lane.aside[0]
-        if batch.is_barrier and lane.in_flight:
+        if batch.is_barrier and (lane.in_flight or self._is_barred(lane)):
             return ready_at
         not_before = max(not_before, lane.left_at)
         return not_before if ready_at is None else min(ready_at, not_before)
@@ -219,8 +231,12 @@ class Accumulator:
         """When the lane is ready but for what was put aside."""
         if lane.sealed:
             batch, not_before = lane.sealed[0]
-            return None if batch.is_barrier and lane.in_flight else max(not_before, lane.left_at)
-        if not lane.queue or (lane.in_flight and lane.next_is_barrier(self.limits)):
+            if batch.is_barrier and (lane.in_flight or self._is_barred(lane)):
+                return None
+            return max(not_before, lane.left_at)
+        if not lane.queue:
+            return None
+        if (lane.in_flight or self._is_barred(lane)) and lane.next_is_barrier(self.limits):
             return None
         if lane.next_spilled(self.limits) is not None and not lane.is_full(self.limits):
             return None  # more of it comes from the disk

@@ -249,6 +249,14 @@ class Lane:
         busy = self.queue or self.sealed or self.spilled or self.tail or self.in_flight
         return bool(self.aside) and not busy
 
+    def since(self) -> float | None:
+        """When the oldest record came that is not settled; None when none waits.
+
+        From any thread.
+        """
+        firsts = [*self.times[:1], *(span.since for span in list(self.spans))]
+        return min(firsts, default=None)
+
     @property
     def flying(self) -> int:
         """Records that are in flight."""

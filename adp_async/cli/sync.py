@@ -495,7 +495,7 @@ async def _until_hopeless(
         recoveries[:] = [recovery]
         on_progress(recovery)
 
-    delivering = asyncio.create_task(session.recover([orphan], note))
+    delivering = asyncio.create_task(session.recover(orphan, note))
     try:
         while not delivering.done():
             await asyncio.wait([delivering], timeout=0.1)

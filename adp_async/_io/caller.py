@@ -1,0 +1,413 @@
+"""Calls the service: one signed attempt, and a direct call with its retries.
+
+Everything that leaves goes through `Caller.attempt`: wait for the turn that all calls share, sign,
+send, read.  A direct call repeats that under the `RetryPolicy`; a batch of the logger is one
+attempt, and the dispatcher decides what is next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import define, field
+
+from adp_async._sansio.arguments import checked_options, named
+from adp_async._sansio.codec import decode, encode
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint, url_of
+from adp_async._sansio.messages import Request
+from adp_async._sansio.replies import read_reply
+from adp_async._sansio.retry import TELL_AFTER, RetryNotice
+from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
+from adp_async._sansio.throttle import Throttle
+from adp_async._sansio.verdicts import is_about_the_run
+from adp_async.errors import (
+    AdpError,
+    NotAuthenticated,
+    NotFound,
+    RequestTimeout,
+    Throttled,
+    UnreadableReply,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from adp_async._io.authenticator import Authenticator
+    from adp_async._sansio.endpoints import Endpoint
+    from adp_async._sansio.messages import Reply
+    from adp_async.settings import Settings
+
+logger = logging.getLogger("adp_async")
+
+#: How often an operation with a retry token is asked while its reply cannot be read: at once, as a
+#: reply may be damaged on its way, and after a back-off.  A page that stays is told in seconds.
+READINGS = 3
+
+#: A wrong clock hides that a token has expired: each can be mended once in an attempt.
+MENDINGS = 2
+
+
+class Transport(Protocol):
+    """Sends one signed request, once; `AiohttpTransport`, or what a test has in its place."""
+
+    def load(self, base_url: str) -> object:
+        """Judge what blocks, such as certificates, in a thread."""
+
+    async def open(self) -> None:
+        """Make the pool."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+    async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
+        """Send *request* exactly as it is and read the reply to its end."""
+
+
+@define(eq=False, repr=False)
+class SharedThrottle(Throttle):
+    """The throttle of a session, for calls of several threads: each answer is whole."""
+
+    _lock: threading.RLock = field(factory=threading.RLock, init=False)
+
+    def take_turn(self, now: float) -> float:
+        """Leave now, or in how many seconds to ask again."""
+        with self._lock:
+            delay = self.delay(now)
+            if delay <= 0.0:
+                self.depart(now)
+            return delay
+
+    def rate(self, now: float) -> float | None:
+        with self._lock:
+            return Throttle.rate(self, now)
+
+    def succeeded(self, now: float) -> None:
+        with self._lock:
+            Throttle.succeeded(self, now)
+
+    def refused(
+        self, *, departed: float, now: float, jitter: float, retry_after: float | None = None
+    ) -> None:
+        with self._lock:
+            Throttle.refused(
+                self, departed=departed, now=now, jitter=jitter, retry_after=retry_after
+            )
+
+
+@define(eq=False, repr=False)
+class Caller:
+    """Calls the service on one event loop, with connections of its own.
+
+    The *throttle* and the authenticator *auth* are shared by all callers of a session.
+    """
+
+    settings: Settings
+    throttle: SharedThrottle
+    auth: Authenticator
+    transport: Transport
+    new_token: Callable[[], str]
+    _under_way: int = field(default=0, init=False)
+    _log_batch_url: str = field(default="", init=False)
+
+    async def call(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        returning: type[Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """One operation with its retries, and its reply decoded; see `Session.call`."""
+
+        async def ask() -> Any:
+            reply = await self.fetch(endpoint, path=path, query=query, body=body, **options)
+            operation = endpoint.operation
+            return decode(reply.body, returning or object, reply=reply, operation=operation)
+
+        check_endpoint(endpoint)
+        options = {**checked_options(options)}
+        if not endpoint.takes_retry_token:
+            return await ask()
+        deadline = time.monotonic() + options.get("timeout", self.settings.call_timeout)
+        options.setdefault("retry_token", self.new_token())
+        for attempt in range(1, READINGS):
+            try:
+                return await ask()
+            except UnreadableReply as error:
+                # It may have taken effect, and who knows its token is told again: what a create
+                # has made would stay behind unknown.
+                wait = self._wait_after(error, attempt) if attempt > 1 else 0.0
+                if time.monotonic() + wait > deadline:
+                    raise
+                logger.debug("%s: asked again: %s", endpoint.operation, error)
+            await asyncio.sleep(wait)
+            options["timeout"] = max(0.0, deadline - time.monotonic())
+        return await ask()
+
+    async def fetch(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        **options: Any,
+    ) -> Reply:
+        """As `call`, but the reply as it came: status, headers and body, which is no page."""
+        check_endpoint(endpoint)
+        options = {**checked_options(options)}
+        path, query = named(path, "path"), named(query, "query")
+        request = self._request(endpoint, path, query, body, options)
+        timeout = options.get("timeout", self.settings.call_timeout)
+        call = _Call(endpoint, timeout, self.settings.retry.max_attempts)
+        tell = asyncio.get_running_loop().call_later(TELL_AFTER, call.tell, True)
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._until_answered(request, call)
+        except TimeoutError:
+            raise call.timed_out() from call.last_error
+        finally:
+            tell.cancel()
+        if on_reply := options.get("on_reply"):
+            on_reply(reply)
+        return reply
+
+    async def _until_answered(self, request: Request, call: _Call) -> Reply:
+        """Try until it works, or until trying again makes no sense."""
+        while True:
+            try:
+                return await self.attempt(request, call)
+            except AdpError as error:
+                call.failed(error)
+                if not call.may_try_again(error):
+                    raise
+                wait = self._wait_after(error, call.attempts)
+                if time.monotonic() + wait > call.ends_at():
+                    raise
+                logger.debug("%s: attempt %d: %s", request.operation, call.attempts, error)
+            call.tell()
+            await asyncio.sleep(wait)
+
+    def _wait_after(self, error: AdpError, attempts: int) -> float:
+        if isinstance(error, Throttled):
+            return self.throttle.delay(time.monotonic())
+        retry_after = getattr(error, "retry_after", None) or 0.0
+        policy = self.settings.retry
+        return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
+
+    async def attempt(self, request: Request, call: _Call | None = None) -> Reply:
+        """One attempt; and once more after a 401 that the right time or a refresh can mend.
+
+        Whatever goes wrong is an `AdpError`: the request that met it is held or fails, and
+        nothing else.
+        """
+        try:
+            return await self._mended(request, call)
+        except AdpError:
+            raise
+        except Exception as error:
+            failure = _unexpected(error, request)
+        raise failure
+
+    async def _mended(self, request: Request, call: _Call | None) -> Reply:
+        before = self.auth.skew
+        mendings = 0
+        while True:
+            generation, skew = self.auth.generation, self.auth.skew
+            try:
+                reply = await self._attempt_once(request, call)
+            except NotAuthenticated as error:
+                # Once it was refreshed, and still isn't good, there is nothing left to mend.
+                is_mended = mendings == MENDINGS or (mendings and skew == before)
+                if is_mended or not await self._mend(error, generation):
+                    self.auth.refused(skew)
+                    raise
+                mendings += 1
+            else:
+                self.auth.accepted(skew)
+                return reply
+
+    async def _mend(self, error: NotAuthenticated, generation: int) -> bool:
+        date = error.server_date
+        return await self.auth.recover(error, generation=generation, server_date=date)
+
+    async def _attempt_once(self, request: Request, call: _Call | None) -> Reply:
+        throttle, departed = self.throttle, time.monotonic()
+        while (delay := throttle.take_turn(departed)) > 0.0:
+            if call is not None:
+                call.is_held = True
+            await asyncio.sleep(delay)
+            departed = time.monotonic()
+        if call is not None:
+            call.is_held = False
+        reply = await self._signed_and_sent(request)
+        try:
+            read_reply(reply, request.operation)
+        except Throttled as error:
+            throttle.refused(
+                departed=departed,
+                now=time.monotonic(),
+                jitter=random.random(),  # noqa: S311
+                retry_after=error.retry_after,
+            )
+            raise
+        except NotAuthenticated as error:
+            error.server_date = reply.headers.get("date")
+            raise
+        throttle.succeeded(time.monotonic())
+        return reply
+
+    async def _signed_and_sent(self, request: Request) -> Reply:
+        self._under_way += 1
+        try:
+            # Every attempt is signed anew: the date is signed, too.
+            signed = await self.auth.sign(request, alone=self._under_way == 1)
+            return await self.transport.send(signed)
+        finally:
+            self._under_way -= 1
+
+    def _request(
+        self,
+        endpoint: Endpoint,
+        path: Mapping[str, str],
+        query: Mapping[str, object],
+        body: object,
+        options: Mapping[str, Any],
+    ) -> Request:
+        settings = self.settings
+        url = url_of(
+            endpoint, settings.base_url, settings.platform_id, settings.workspace, path, query
+        )
+        payload: Any = None
+        if body is not None or endpoint.method != "GET":
+            payload = (
+                body if issubclass(type(body), bytes) else encode({} if body is None else body)
+            )
+        headers = _headers(endpoint, options, self.new_token, has_body=payload is not None)
+        return Request(endpoint.method, url, headers, payload, endpoint.operation)
+
+    # What the sender needs
+
+    async def post_batch(self, body: bytes, retry_token: str) -> None:
+        """One attempt of one log-batch request."""
+        if not self._log_batch_url:
+            self._log_batch_url = self._request(LOG_BATCH, {}, {}, b"", {}).url
+        headers = {
+            "accept": "application/json",
+            "content-type": "application/json",
+            "opc-request-id": self.new_token(),
+            "opc-retry-token": retry_token,
+        }
+        url, operation = self._log_batch_url, LOG_BATCH.operation
+        await self.attempt(Request("POST", url, headers, body, operation))
+
+    async def run_is_gone(self, run_id: str) -> bool:
+        """Whether the run takes no records at all: deleted, or not there.
+
+        Raises what answered when that was not the service, which decides nothing.
+        """
+        request = self._request(GET_RUN, {}, {"run_id": run_id}, None, {})
+        try:
+            reply = await self.attempt(request)
+        except NotFound as error:
+            if not error.code:
+                raise
+            return is_about_the_run(error, run_id)
+        from adp_async.entities.runs import RunReply
+
+        info = decode(reply.body, RunReply, reply=reply, operation=GET_RUN.operation).run.info
+        return info.run_id == run_id and info.lifecycle_stage == "deleted"
+
+
+@define(eq=False, repr=False)
+class _Call:
+    """One direct call: what bounds it and what has gone wrong so far."""
+
+    endpoint: Endpoint
+    timeout: float
+    max_attempts: int
+    began: float = field(factory=time.monotonic, init=False)
+    attempts: int = field(default=0, init=False)
+    last_error: AdpError | None = field(default=None, init=False)
+    #: It waits for its turn, as the service throttles.
+    is_held: bool = field(default=False, init=False)
+    _notice: RetryNotice = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._notice = RetryNotice(self.began)
+
+    def failed(self, error: AdpError) -> None:
+        self.last_error = error
+        self.attempts += not isinstance(error, Throttled)  # time alone limits those
+
+    def may_try_again(self, error: AdpError) -> bool:
+        if not error.retriable or self.attempts >= self.max_attempts:
+            return False
+        return self.endpoint.may_be_resent or not error.maybe_applied
+
+    def ends_at(self) -> float:
+        """When it is given up: its own time, or less after what may be a wrong set-up."""
+        patience = getattr(self.last_error, "patience", float("inf"))
+        return self.began + min(self.timeout, patience)
+
+    def tell(self, is_time: bool = False) -> None:
+        """Say in a WARNING, once, that it is still tried again.  *is_time*: a timer says so."""
+        now = time.monotonic()
+        if is_time:  # timers are a little early at times
+            now = max(now, self.began + TELL_AFTER)
+        if not self._notice.is_due(now, in_trouble=self.is_held or self.last_error is not None):
+            return
+        left = max(0.0, self.ends_at() - now)
+        limit = f"up to {left:.0f} s more"
+        if self.attempts:
+            limit += f", at most {counted(self.max_attempts - self.attempts, 'time')}"
+        why = self.last_error or "the service throttles (429), and this call waits for its turn"
+        message = "%s: not done after %.0f s; it is tried again for %s: %s"
+        logger.warning(message, self.endpoint.operation, now - self.began, limit, why)
+
+    def timed_out(self) -> RequestTimeout:
+        after = f", after {self.last_error}" if self.last_error else ""
+        operation = self.endpoint.operation
+        return RequestTimeout(f"{operation}: no reply within {self.timeout:g} s{after}")
+
+
+def _headers(
+    endpoint: Endpoint, options: Mapping[str, Any], new_token: Callable[[], str], *, has_body: bool
+) -> dict[str, str]:
+    headers = {"accept": "application/json"}
+    if has_body:
+        headers["content-type"] = "application/json"
+    request_id = options["request_id"] if "request_id" in options else new_token()
+    headers["opc-request-id"] = check_request_id(request_id)
+    if "retry_token" in options and not endpoint.takes_retry_token:
+        raise ValueError(f"{endpoint.operation} takes no retry token")
+    if endpoint.takes_retry_token:
+        token = options["retry_token"] if "retry_token" in options else new_token()
+        headers["opc-retry-token"] = check_retry_token(token)
+    if "principal" in options:
+        headers["dh-user-principal"] = check_principal(options["principal"])
+    return headers
+
+
+def _unexpected(error: Exception, request: Request) -> AdpError:
+    """An error of ours for one that nobody thought of; its own words may hold anything."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.debug("%s: unexpected %s:\n%s", request.operation, type(error).__name__, where)
+    return AdpError(f"{request.operation}: failed with {type(error).__name__}")
+
+
+def counted(count: int, what: str, ending: str = "s") -> str:
+    """So many of *what*.
+
+    >>> counted(1, "record"), counted(2, "process", "es")
+    ('1 record', '2 processes')
+    """
+    return f"{count} {what}{ending if count != 1 else ''}"

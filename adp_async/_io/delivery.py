@@ -1,0 +1,438 @@
+"""Delivers what callers leave in the Intake, in a thread of a session's own.
+
+Everything behind the Intake belongs to the delivery thread: the lanes, the sender, the keeper of
+the spool and those who wait.  Who waits in another thread, or on another event loop, hands a
+coroutine over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from adp_async._io.intake import Intake
+from adp_async._io.lifetime import Lifetime, Why, forget, register
+from adp_async._io.sender import Sender
+from adp_async._io.waiters import Waiters
+from adp_async._sansio.accumulator import (
+    KEPT_REJECTIONS,
+    REJECTION_COST,
+    Accumulator,
+    delivery_error,
+)
+from adp_async._sansio.dispatch import Pulse, discarded
+from adp_async._sansio.records import BatchLimits, GivenUp
+from adp_async.errors import AdpError, Closed, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+
+    from adp_async._io.keeper import SpoolKeeper
+    from adp_async._io.loop_thread import LoopThread
+    from adp_async._io.sender import Service
+    from adp_async._io.spool import Spool
+    from adp_async._sansio.lane import Lane
+    from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.throttle import Throttle
+    from adp_async.settings import Settings
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adp_async")
+
+#: The share of ``buffer_limit`` that refused records may take, kept until somebody is told.
+REJECTIONS_SHARE: Final = 0.1
+#: Of the time for closing, the share that is kept for writing down what is left.
+LAST_COMMIT: Final = 0.2
+#: The sender is started again when it ends, but not more often than this within so many seconds.
+MOST_CRASHES: Final = 10
+CRASH_TIME: Final = 10.0
+
+
+class Delivery:
+    """The way of all records of one session, from the Intake to their end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        service: Service,
+        *,
+        throttle: Throttle,
+        new_token: Callable[[], str],
+        pulse: Pulse | None = None,
+        limits: BatchLimits | None = None,
+    ) -> None:
+        self.settings = settings
+        self.throttle = throttle
+        self.lifetime = Lifetime()
+        kept = REJECTIONS_SHARE * settings.buffer_limit / REJECTION_COST
+        self.accumulator = Accumulator(
+            linger=settings.linger,
+            limits=limits or BatchLimits(),
+            new_token=new_token,
+            board=self,
+            on_settled=self._settled,
+            kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
+        )
+        self.intake = Intake(
+            self.accumulator,
+            self.lifetime,
+            doorbell=self._ring,
+            spills=self._spills,
+            is_here=self._is_here,
+            buffer_limit=settings.buffer_limit,
+            max_block=settings.max_block,
+            overflow=settings.overflow,
+        )
+        self.sender = Sender(
+            accumulator=self.accumulator,
+            throttle=throttle,
+            policy=settings.retry,
+            service=service,
+            pull=self.intake.pull,
+            clock=time.monotonic,
+            max_in_flight=settings.max_in_flight,
+            pulse=pulse or Pulse(),
+        )
+        self.keeper: SpoolKeeper | None = None
+        #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
+        self.kept: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self._waiters = Waiters()
+        self._thread: LoopThread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._crash: BaseException | None = None
+
+    # ------------------------------------------------------------------ any thread, any event loop
+
+    async def running(self, doing: Coroutine[Any, Any, T]) -> T:
+        """Await *doing* in the delivery thread."""
+        if not self.lifetime.is_open or self._thread is None:
+            doing.close()
+            raise self.lifetime.error()
+        try:
+            return await self._thread.run(doing)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling() or self.lifetime.is_open:
+                raise
+        raise self.lifetime.error()
+
+    def _ring(self) -> None:
+        """Wake the delivery thread.  From anywhere."""
+        if self._thread is not None:
+            self._thread.call_soon(self._look)
+
+    def _look(self) -> None:
+        if self.intake.is_short and self.keeper is not None:
+            self.keeper.commit_early()
+        self.sender.wake()
+
+    def _spills(self) -> bool:
+        return self.keeper is not None and self.keeper.failure is None
+
+    def _is_here(self) -> bool:
+        return self._thread is not None and self._thread.is_here
+
+    # ------------------------------------------------------------------ in the delivery thread
+
+    async def flush(self, run_id: str | None) -> None:
+        """Until what was accepted so far is settled; raises what was refused."""
+        now = time.monotonic()
+        self.intake.pull(now)
+        lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
+        if run_id is not None:
+            lanes = [self.intake.lane(run_id)]
+        busy = [lane for lane in lanes if not lane.is_idle]
+        for lane in busy:
+            self.accumulator.urge(lane, now)
+        self.sender.wake()
+        await self._waiters.lanes_settled(busy)
+        self._raise_refused(run_id)
+
+    async def drain(self) -> None:
+        """Until the buffer is below its high-water mark.  On any event loop."""
+        self.lifetime.check()
+        if self.intake.is_low():
+            await asyncio.sleep(0)
+        else:
+            await self.running(self.intake.below_high_water())
+
+    def discard(self, run_id: str) -> int:
+        """Give up what waits for a run: how many records that are.  From any thread."""
+        self.lifetime.check()
+        if self._thread is None or self._thread.is_here:
+            return self._discard(run_id)
+
+        async def discard() -> int:
+            return self._discard(run_id)
+
+        return self._thread.wait(discard())
+
+    def _discard(self, run_id: str) -> int:
+        now = time.monotonic()
+        self.intake.pull(now)
+        lane = self.intake.lane(run_id)
+        count = self.accumulator.discard(lane, now, discarded(run_id, lane.unsettled))
+        self.sender.wake()
+        return count
+
+    # A record's receipt asks its lane, and the lane asks here.
+
+    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]:
+        """A record's `Receipt.__await__`."""
+        return self._wait_on_any_loop(lane, record).__await__()
+
+    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None:
+        """A record's `Receipt.wait`."""
+        if self._thread is None:
+            raise self.lifetime.error()
+        try:
+            self._thread.wait(self._wait(lane, record), timeout)
+        except Closed:
+            if record.done:  # it was given up while this thread waited
+                return record.wait(0)
+            if self._is_here() or self.lifetime.is_open:
+                raise
+            raise self.lifetime.error() from None
+
+    async def _wait_on_any_loop(self, lane: Lane, record: AnyRecord) -> None:
+        try:
+            await self.running(self._wait(lane, record))
+        except Closed:
+            if not record.done:
+                raise
+        if record.place is not lane and record.place is not None:
+            record.place.wait_blocking(record, 0)
+
+    async def _wait(self, lane: Lane, record: AnyRecord) -> None:
+        now = time.monotonic()
+        self.intake.pull(now)
+        if record.place is lane:
+            self.lifetime.check()
+            self.accumulator.urge(lane, now)
+            self.sender.wake()
+            await self._waiters.settled(record)
+        record.place.wait_blocking(record, 0)
+
+    def _settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+        """Records of *lane* are settled: tell those who wait for them."""
+        self._waiters.resolve(lane, records)
+        if self.keeper is not None and self.accumulator.spooled:
+            self.keeper.wake()
+        self.intake.room_made()
+        if not self.accumulator.unsettled:
+            self._waiters.nothing_left()
+
+    def _moved(self) -> None:
+        """Records went to the disk, or came back from it."""
+        self.intake.room_made()
+        self.sender.wake()
+
+    def _raise_refused(self, run_id: str | None = None) -> None:
+        """Raise what was refused since the last time somebody was told."""
+        rejections, rejected = self.accumulator.take_refused(run_id)
+        if rejected:
+            raise delivery_error(rejections, rejected=rejected)
+
+    # ------------------------------------------------------------------ lifetime
+
+    async def open(
+        self, thread: LoopThread, spool: Spool | None = None, *, is_recovery: bool = False
+    ) -> None:
+        """Accept and send from now on; *spool* outlives the process.  In the delivery thread.
+
+        *is_recovery*: what the spool holds is what there is to deliver; nothing is accepted.
+        """
+        self._thread = thread
+        if spool is not None:
+            self.keeper = self._keep(spool)
+        if is_recovery:
+            assert self.keeper is not None
+            for lane in self.accumulator.lanes.values():
+                self.keeper.journal.restored(lane)
+        else:
+            self.lifetime.open()
+            self.intake.inbox.gate = 0
+            register(self)
+        self._task = asyncio.create_task(self._supervise(), name="adp_async sender")
+
+    def _keep(self, spool: Spool) -> SpoolKeeper:
+        from adp_async._io.keeper import SpoolKeeper
+
+        keeper = SpoolKeeper(
+            accumulator=self.accumulator,
+            spool=spool,
+            interval=self.settings.spool_interval,
+            memory_limit=self.settings.buffer_limit,
+            pull=self.intake.pull,
+            moved=self._moved,
+            trouble=lambda: str(self.sender.trouble or ""),
+        )
+        self.sender.before_departure = keeper.before_departure
+        return keeper
+
+    def bar(self, run_ids: frozenset[str] | None) -> None:
+        """Have the params and tags of these runs wait; None: of all runs."""
+        self.accumulator.bar(run_ids, time.monotonic())
+        self.sender.wake()
+
+    async def something_settled(self, seconds: float) -> None:
+        """Until all is settled, or so many *seconds* are over."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._waiters.all_settled()
+        except TimeoutError:
+            return
+
+    async def let_go(self, seconds: float) -> None:
+        """Stop, and leave what is not settled in the spool."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if self.keeper is not None:
+            await self.keeper.close(seconds)
+
+    async def _supervise(self) -> None:
+        """Run the sender, and the keeper of the spool beside it; start them again when they end.
+
+        Whatever ends them but `close` is a mistake of ours, or of foreign code that they call: a
+        handler of the log, a task that was cancelled.
+        """
+        crashes: list[float] = []
+        while True:
+            ended = await self._run_once()
+            now = time.monotonic()
+            crashes = [*(each for each in crashes if each > now - CRASH_TIME), now]
+            if len(crashes) > MOST_CRASHES:
+                break
+            _say(logging.ERROR, "delivery ended unexpectedly and starts again: %s", ended)
+        self._crash = ended
+        self._shut(Why.CRASHED, f" with {type(ended).__name__}")
+        await self._abandon(LAST_COMMIT)
+        self._waiters.nothing_left()
+        _say(logging.ERROR, "the sender crashed; no more records will be delivered", exc_info=ended)
+
+    async def _run_once(self) -> BaseException:
+        """Until one of them ends: why it did."""
+        runs = [self.sender.run(), *([self.keeper.run()] if self.keeper else [])]
+        tasks = [asyncio.create_task(run) for run in runs]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        first = next(iter(done))
+        if first.cancelled():
+            return asyncio.CancelledError("its task was cancelled")
+        return first.exception() or AssertionError("it returned")
+
+    async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
+        """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
+
+        Raises `DeliveryError` when records were refused and nobody was told, or could not be
+        delivered in time.  In the delivery thread.
+        """
+        task, self._task = self._task, None
+        if task is None:
+            return
+        ends_at = time.monotonic() + timeout
+        self._shut(why)
+        has_keeper = self.keeper is not None
+        try:
+            async with asyncio.timeout(timeout * (1.0 - LAST_COMMIT * has_keeper)):
+                await self._deliver_all()
+        except TimeoutError:
+            logger.debug("time ran out while closing; %d left", self.accumulator.unsettled)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await self._abandon(max(0.1 * timeout, ends_at - time.monotonic()))
+            if self.keeper is not None:
+                await self.keeper.close(max(0.1 * timeout, ends_at - time.monotonic()))
+            forget(self)
+        self._raise_end(self.lost.total())
+
+    async def _deliver_all(self) -> None:
+        now = time.monotonic()
+        self.intake.pull(now)
+        for lane in list(self.accumulator.lanes.values()):
+            self.accumulator.urge(lane, now)
+        self.sender.wake()
+        if self.accumulator.unsettled and self._crash is None:
+            await self._waiters.all_settled()
+
+    def _raise_end(self, left: int) -> None:
+        try:
+            self._raise_refused()
+        except DeliveryError as refused:
+            if not left:
+                raise
+            raise delivery_error(
+                refused.rejections, rejected=refused.rejected, undelivered=left
+            ) from self._cause()
+        if left:
+            raise delivery_error([], undelivered=left) from self._cause()
+
+    def _cause(self) -> BaseException | None:
+        return self._crash or self.sender.trouble
+
+    async def _abandon(self, seconds: float) -> None:
+        """This session delivers nothing more: write down what is left, and tell who waits."""
+        self.intake.pull(time.monotonic())
+        left = self.accumulator.unsettled
+        is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
+        why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
+        end = self.kept if is_on_disk else self.lost
+        for lane, count, records in self.accumulator.abandon():
+            end[lane.run_id] += count
+            error = delivery_error([], undelivered=count, run_id=lane.run_id)
+            error.add_note(why)
+            error.__cause__ = self._cause()
+            for record in records:
+                record.place = GivenUp(error)
+            self._waiters.fail(lane, error)
+            self._settled(lane, records)
+        if is_on_disk and left:
+            assert self.keeper is not None
+            message = "%d records are not delivered yet; the next session delivers them from %s"
+            _say(logging.WARNING, message, left, self.keeper.spool.path)
+
+    def _shut(self, why: Why, detail: str = "") -> None:
+        """Accept nothing more.  From any thread."""
+        self.lifetime.close(why, detail)
+        self.intake.close_gate()
+
+    # Forks and the interpreter's end
+
+    def forked(self) -> None:
+        """In a forked child: everything here belongs to the parent, who will send it."""
+        self.lifetime.close(Why.FORKED)
+        self.intake.forked()
+        # Nothing is written or said on the parent's behalf.
+        self._thread = self._task = self.keeper = None
+
+    def interpreter_ends(self) -> None:
+        """Deliver for a while, then keep what is left.  The session was not closed before."""
+        thread = self._thread
+        if thread is None or not thread.is_alive:
+            return
+        seconds = self.settings.exit_timeout
+        try:
+            thread.wait(self.close(seconds, Why.ENDED), 2.0 * seconds + 1.0)
+        except (AdpError, TimeoutError) as failure:
+            # Nobody is left to catch it.
+            _say(logging.WARNING, "%s", failure)
+
+
+def _say(level: int, message: str, *arguments: object, **named: Any) -> None:
+    """Log, whatever the handlers of others raise."""
+    try:
+        logger.log(level, message, *arguments, **named)
+    except Exception:  # it is theirs, and must not end delivery
+        return

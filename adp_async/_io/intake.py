@@ -1,0 +1,315 @@
+"""Where threads meet: the inbox, its gate, and the memory that records may take.
+
+Calls of ``log_*`` (`adp_async.writer`) leave their records in the `Inbox`; the delivery thread
+pulls them from there.  ``inbox.gate`` is how many records may lie there before a call has to do
+more than append: 0 while the sender sleeps (the first record wakes it), a batchful while it is
+awake, less when memory is running low, and -1 when nothing is accepted any more.
+
+When memory is full the spool takes the overflow.  A thread waits for that, or for deliveries, in
+the order in which it came; code on an event loop waits no longer than the disk needs, and gets
+`BufferFull` then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, Literal
+
+from attrs import define, field
+
+from adp_async._sansio.records import METRIC_COST, GivenUp, Metric, cost_of, take_first
+from adp_async.errors import BufferFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adp_async._io.lifetime import Lifetime
+    from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.lane import Lane
+    from adp_async._sansio.records import AnyRecord, BatchLimits
+
+#: `below_high_water` waits until this share of ``buffer_limit`` is taken.
+HIGH_WATER: Final = 0.5
+#: Seconds that an event loop waits for the disk to take what memory can't hold.
+LONGEST_PAUSE: Final = 0.5
+
+
+class Inbox(deque["AnyRecord"]):
+    """Records between their call and the delivery thread; how many may lie here is the *gate*."""
+
+    __slots__ = ("gate",)
+    gate: int
+
+
+class _Ticket:
+    """A thread that waits for room for *needed* bytes."""
+
+    __slots__ = ("has_room", "is_over", "needed")
+
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+        self.has_room = False
+        self.is_over = threading.Event()
+
+
+@define(eq=False, repr=False)
+class Intake:
+    """Takes records from any thread, and hands them to one.
+
+    *doorbell* wakes the delivery thread, *spills* says whether a spool takes the overflow,
+    *is_here* whether this is the delivery thread, which must never wait for itself.
+    """
+
+    accumulator: Accumulator
+    lifetime: Lifetime
+    doorbell: Callable[[], object]
+    spills: Callable[[], bool]
+    is_here: Callable[[], bool]
+    buffer_limit: int
+    max_block: float
+    overflow: Literal["block", "drop"]
+    inbox: Inbox = field(factory=Inbox, init=False)
+    known_keys: dict[str, str] = field(factory=dict, init=False)
+    _pulled_at: float = field(default=0.0, init=False)
+    #: Memory of params and tags in the inbox beyond that of metrics.
+    _text_cost: int = field(default=0, init=False)
+    #: Who may change that, move records from the inbox to the lanes, or say what room is left.
+    #: Reentrant: a signal handler, or a finalizer, may log in the middle of it.
+    _lock: threading.RLock = field(factory=threading.RLock, init=False)
+    _tickets: deque[_Ticket] = field(factory=deque, init=False)
+    #: Memory that was promised to threads which have not used it yet.
+    _promised: int = field(default=0, init=False)
+    _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.inbox.gate = -1
+
+    # Any thread
+
+    @property
+    def limits(self) -> BatchLimits:
+        """What one request may hold."""
+        return self.accumulator.limits
+
+    def lane(self, run_id: str) -> Lane:
+        """The one lane of a run."""
+        with self._lock:
+            return self.accumulator.lane(run_id)
+
+    def add_all(self, records: Sequence[AnyRecord]) -> None:
+        """Take the records of one call, all or none."""
+        if not records:
+            return
+        extra = sum(map(cost_of, records)) - METRIC_COST * len(records)
+        inbox = self.inbox
+        if extra:
+            with self._lock:
+                self._text_cost += extra
+                inbox.extend(records)
+        else:
+            inbox.extend(records)
+        if len(inbox) > inbox.gate or self._text_cost > self.accumulator.limits.body_bytes:
+            self.gate_reached(records)
+
+    def gate_reached(self, records: Sequence[AnyRecord]) -> None:
+        """Wake the sender, make room, or refuse *records*, the last that came."""
+        if not self.lifetime.is_open:
+            # The delivery thread may have pulled them just in time.
+            if self._take_out(records):
+                raise self.lifetime.error()
+            return
+        if len(self.inbox) <= len(records):
+            self._pulled_at = time.monotonic()  # nothing was there before, and lingers since
+        if self._tickets or self.used() > self.buffer_limit:
+            self._overflow(records)
+        self._open_gate(len(self.inbox) + self.accumulator.limits.entities)
+        self.doorbell()
+
+    def used(self) -> int:
+        """Bytes of memory that records take."""
+        with self._lock:
+            waiting = self.accumulator.memory + len(self.inbox) * METRIC_COST
+            return waiting + self._text_cost + self._promised
+
+    def _open_gate(self, upto: int) -> None:
+        with self._lock:
+            room = (self.buffer_limit - self.used()) // METRIC_COST + len(self.inbox)
+            self.inbox.gate = 0 if self._tickets else max(0, min(upto, room))
+            if not self.lifetime.is_open:
+                self.inbox.gate = -1
+
+    def close_gate(self) -> None:
+        """Nothing is accepted any more; threads that wait hear it."""
+        with self._lock:
+            self.inbox.gate = -1
+            self._grant()
+
+    def _overflow(self, records: Sequence[AnyRecord]) -> None:
+        if self.is_here():
+            return  # a handler or finalizer in the delivery thread: waiting would be for itself
+        may_wait = _may_wait()
+        is_for_drop = self.overflow == "drop" and all(type(each) is Metric for each in records)
+        if self.spills():
+            longest = self.max_block if may_wait else min(self.max_block, LONGEST_PAUSE)
+        elif is_for_drop or not may_wait:
+            longest = 0.0
+        else:
+            longest = self.max_block
+        mine = self._take_out(records)
+        if not mine:
+            return  # they have been pulled
+        if longest and self._wait_for_room(mine, longest):
+            return
+        if not self.lifetime.is_open:
+            raise self.lifetime.error()
+        if is_for_drop:
+            self._drop(mine)
+            return
+        error = self._full()
+        for record in mine:
+            record.place = GivenUp(error)
+        raise error
+
+    def _drop(self, records: Sequence[AnyRecord]) -> None:
+        error = BufferFull("the metric was dropped: the buffer is full (overflow='drop')")
+        with self._lock:
+            for record in records:
+                self.accumulator.count_dropped(record.place, 1)
+                record.place = GivenUp(error)
+
+    def _full(self) -> BufferFull:
+        waiting = self.accumulator.unsettled + len(self.inbox)
+        message = (
+            f"buffer full: {waiting} records waiting (buffer_limit={self.buffer_limit} bytes); "
+            "`await run.drain()` waits for room"
+        )
+        return BufferFull(message)
+
+    def _wait_for_room(self, records: list[AnyRecord], seconds: float) -> bool:
+        """Wait for the turn of *records*, which lie outside of the buffer; whether they are in."""
+        ticket = _Ticket(sum(map(cost_of, records)))
+        with self._lock:
+            self._tickets.append(ticket)
+            self._grant()
+        self.doorbell()
+        # (A wait beyond what the system can count is one for ever.)
+        ticket.is_over.wait(min(seconds, threading.TIMEOUT_MAX))
+        with self._lock:
+            if not ticket.has_room:
+                if ticket in self._tickets:
+                    self._tickets.remove(ticket)
+                    self._grant()
+                return False
+            self._promised -= ticket.needed
+            if not self.lifetime.is_open:
+                return False
+            self._text_cost += ticket.needed - METRIC_COST * len(records)
+            self.inbox.extend(records)
+            return True
+
+    def _grant(self) -> None:
+        """Let those who wait have the room there is, the first of them first."""
+        tickets = self._tickets
+        while tickets:
+            first = tickets[0]
+            limit = max(self.buffer_limit, first.needed)
+            if self.lifetime.is_open and self.used() + first.needed > limit:
+                return
+            tickets.popleft()
+            if self.lifetime.is_open:
+                first.has_room = True
+                self._promised += first.needed
+            first.is_over.set()
+
+    def _take_out(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
+        """Those of *records* that still lay in the inbox, and no longer do."""
+        with self._lock:
+            mine = [each for each in reversed(records) if _removed(self.inbox, each)][::-1]
+            self._text_cost -= sum(map(cost_of, mine)) - METRIC_COST * len(mine)
+        return mine
+
+    # The delivery thread
+
+    def pull(self, now: float) -> None:
+        """Move what lies in the inbox into the lanes."""
+        inbox, accumulator = self.inbox, self.accumulator
+        with self._lock:
+            # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
+            if self.lifetime.is_open:
+                inbox.gate = 0
+            if records := take_first(inbox, len(inbox)):
+                # While the gate was open they may have come at any time since the last pull.
+                accumulator.take_in(records, self._pulled_at)
+                self._text_cost = 0
+        self._pulled_at = now
+        if accumulator.unsettled:
+            self._open_gate(accumulator.limits.entities - 1)
+
+    def room_made(self) -> None:
+        """Records were settled, or moved to the disk: who waits for room looks again."""
+        if self._tickets:
+            with self._lock:
+                self._grant()
+        if self._drains and self.is_low():
+            drains, self._drains = self._drains, []
+            for future in drains:
+                if not future.done():
+                    future.set_result(None)
+
+    def is_low(self) -> bool:
+        """Whether less than half of the memory is taken."""
+        return self.used() <= HIGH_WATER * self.buffer_limit
+
+    async def below_high_water(self) -> None:
+        """Until less than half of the memory is taken."""
+        self.pull(time.monotonic())
+        if self.is_low():
+            return
+        self.doorbell()
+        done = asyncio.get_running_loop().create_future()
+        self._drains.append(done)
+        await done
+
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for memory."""
+        return bool(self._tickets)
+
+    # Forks
+
+    def forked(self) -> None:
+        """In a forked child: everything here belongs to the parent, who will send it."""
+        # The parent's threads are gone, and one of them may have held the lock.
+        self._lock = threading.RLock()
+        self._tickets = deque()
+        self._drains = []
+        self.inbox.clear()
+        self.inbox.gate = -1
+
+
+def _may_wait() -> bool:
+    """Whether this thread may be made to wait: it runs no event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _removed(inbox: Inbox, record: AnyRecord) -> bool:
+    """Take *record* out; mostly it is the last one, and then it doesn't matter how many there are.
+
+    Under the lock: only metrics may come meanwhile, and their order is of no account.
+    """
+    if inbox and inbox[-1] is record:
+        if (last := inbox.pop()) is record:
+            return True
+        inbox.append(last)  # a metric of another thread, which came in between
+    try:
+        inbox.remove(record)
+    except ValueError:
+        return False
+    return True

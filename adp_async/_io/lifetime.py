@@ -1,0 +1,100 @@
+"""Whether something is open, or why not; and who hears of a fork and of the interpreter's end."""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import os
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+from adp_async.errors import Closed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Why(enum.Enum):
+    """Why nothing is accepted."""
+
+    NOT_OPENED = "it is not open yet"
+    CLOSED = "it is closed"
+    CRASHED = "its sender crashed"
+    FORKED = "it belongs to the parent process; open a session in this process"
+    ENDED = "the interpreter is ending"
+
+
+class Lifetime:
+    """Open, or why not."""
+
+    __slots__ = ("_detail", "why")
+
+    def __init__(self) -> None:
+        self.why: Why | None = Why.NOT_OPENED
+        self._detail = ""
+
+    @property
+    def is_open(self) -> bool:
+        return self.why is None
+
+    def open(self) -> None:
+        self.why = None
+
+    def close(self, why: Why, detail: str = "") -> None:
+        """It is closed from now on; the first reason counts, but for a fork's."""
+        if self.why is None or why is Why.FORKED or self.why is Why.NOT_OPENED:
+            self.why, self._detail = why, detail
+
+    def __str__(self) -> str:
+        return "open" if self.why is None else f"{self.why.value}{self._detail}"
+
+    def error(self) -> Closed:
+        return Closed(f"the session takes no calls: {self}")
+
+    def check(self) -> None:
+        """Raise `Closed`, with the reason, unless it is open."""
+        if self.why is not None:
+            raise self.error()
+
+
+class Living(Protocol):
+    """What has to hear of a fork and of the interpreter's end."""
+
+    def forked(self) -> None:
+        """In a forked child: everything here belongs to the parent."""
+
+    def interpreter_ends(self) -> None:
+        """The interpreter ends; its other threads that were no daemons have ended."""
+
+
+_living: weakref.WeakSet[Living] = weakref.WeakSet()
+
+
+def register(living: Living) -> None:
+    """Have *living* hear of forks and of the end."""
+    _living.add(living)
+
+
+def forget(living: Living) -> None:
+    """It has ended by itself."""
+    _living.discard(living)
+
+
+def _all_living() -> Iterable[Living]:
+    return list(_living)
+
+
+def _after_fork_in_child() -> None:
+    for each in _all_living():
+        each.forked()
+    _living.clear()
+
+
+@atexit.register
+def _interpreter_ends() -> None:
+    for each in _all_living():
+        each.interpreter_ends()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,127 @@
+"""An event loop in a daemon thread of its own, and how other threads and loops wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from adp_async.errors import Closed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
+
+logger = logging.getLogger("adp_async")
+
+#: Seconds that calls of other threads have to end when the loop stops.
+LAST_CALLS: Final = 0.5
+#: Seconds that stopping waits for the thread.
+LONGEST_JOIN: Final = 5.0
+
+
+class LoopThread:
+    """Runs coroutines of any thread and any event loop in one event loop of its own.
+
+    A daemon: an interpreter that ends with a session open must not wait for it for ever.
+    """
+
+    def __init__(self, name: str = "adp_async") -> None:
+        self.loop = asyncio.new_event_loop()
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+            self.loop.run_until_complete(_last_calls())
+        finally:
+            self.loop.close()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.get_ident() == self._thread.ident
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody can still wait for it."""
+        return os.getpid() == self._pid and not self.loop.is_closed() and self._thread.is_alive()
+
+    def call_soon(self, callback: Callable[..., object], *arguments: Any) -> bool:
+        """Have *callback* called there; False when the loop is gone.  From anywhere."""
+        try:
+            self.loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+    async def run(self, doing: Coroutine[Any, Any, T]) -> T:
+        """Await *doing* there.  From any event loop; cancelling cancels it."""
+        if self.is_here:
+            return await doing
+        return await asyncio.wrap_future(self._submit(doing))
+
+    def wait(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Block this thread until *doing* has ended there; `TimeoutError` after *timeout* seconds.
+
+        Raises `Closed` where nobody can wait for the loop: in its own thread, in a forked child,
+        and when it has ended.
+        """
+        try:
+            self.check()
+        except Closed:
+            doing.close()
+            raise
+        future = self._submit(doing)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.CancelledError:
+            raise Closed("the session was closed while this call waited") from None
+        except (TimeoutError, KeyboardInterrupt):
+            future.cancel()
+            raise
+
+    def check(self) -> None:
+        """Raise `Closed` where nobody can wait for the loop."""
+        self._check_alive()
+        if self.is_here:
+            raise Closed("waiting here would block the session's own event loop")
+
+    def _check_alive(self) -> None:
+        if os.getpid() != self._pid:
+            raise Closed("the session belongs to the parent process; open one in this process")
+        if not self.is_alive:
+            raise Closed("the session is closed")
+
+    def _submit(self, doing: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        try:
+            self._check_alive()
+            return asyncio.run_coroutine_threadsafe(doing, self.loop)
+        except Closed:
+            doing.close()
+            raise
+        except RuntimeError:  # it has ended just now
+            doing.close()
+            raise Closed("the session is closed") from None
+
+    def stop(self) -> None:
+        """End the loop and its thread.  From another thread than its own."""
+        if self.call_soon(self.loop.stop):
+            self._thread.join(LONGEST_JOIN)
+
+
+async def _last_calls() -> None:
+    """Threads that wait hear how it ended; what goes on regardless is cancelled."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, lasting = await asyncio.wait(others, timeout=LAST_CALLS)
+        for task in lasting:
+            task.cancel()
+        await asyncio.gather(*lasting, return_exceptions=True)

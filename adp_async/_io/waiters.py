@@ -1,0 +1,105 @@
+"""Who waits: for a record, for what some runs hold by now, for everything.
+
+All of it belongs to the delivery loop; whoever waits on another loop or in a thread hands a
+coroutine over (`adp_async._io.loop_thread`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from adp_async._sansio.lane import Lane
+    from adp_async._sansio.records import AnyRecord
+    from adp_async.errors import AdpError
+
+
+class _Flush:
+    """Somebody waits until the records that some lanes hold by now are settled.
+
+    *until*: the lanes that are not there yet, and up to which record.
+    """
+
+    __slots__ = ("done", "until")
+
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self.until = {lane: lane.next_seq for lane in lanes if lane.settled_until < lane.next_seq}
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def look_at(self, lane: Lane) -> None:
+        """Records of *lane* were settled: perhaps they were the last."""
+        if lane.settled_until >= self.until.get(lane, 0):
+            self.until.pop(lane, None)
+            if not self.until:
+                _resolve(self.done)
+
+
+class Waiters:
+    """Receipts, flushes and the end: who waits for what, and hears when it is settled."""
+
+    def __init__(self) -> None:
+        self._receipts: dict[int, list[asyncio.Future[None]]] = {}
+        self._flushes: dict[Lane, list[_Flush]] = {}
+        self._everything: list[asyncio.Future[None]] = []
+
+    async def settled(self, record: AnyRecord) -> None:
+        """Until *record* is settled."""
+        future = asyncio.get_running_loop().create_future()
+        futures = self._receipts.setdefault(id(record), [])
+        futures.append(future)
+        try:
+            await future
+        finally:
+            futures.remove(future)
+            if not futures:
+                self._receipts.pop(id(record), None)
+
+    async def lanes_settled(self, lanes: Iterable[Lane]) -> None:
+        """Until what *lanes* hold by now is settled."""
+        flush = _Flush(lanes)
+        waited_for = list(flush.until)
+        for lane in waited_for:
+            self._flushes.setdefault(lane, []).append(flush)
+        try:
+            if waited_for:
+                await flush.done
+        finally:
+            for lane in waited_for:
+                flushes = self._flushes.pop(lane, [])
+                if others := [each for each in flushes if each is not flush]:
+                    self._flushes[lane] = others
+
+    async def all_settled(self) -> None:
+        """Until somebody says that nothing is left; see `nothing_left`."""
+        future = asyncio.get_running_loop().create_future()
+        self._everything.append(future)
+        await future
+
+    def resolve(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
+        """*records* of *lane* are settled: tell those who wait for them."""
+        if self._receipts:
+            for record in records:
+                for future in self._receipts.get(id(record), ()):
+                    _resolve(future)
+        for flush in self._flushes.get(lane, ()):
+            flush.look_at(lane)
+
+    def nothing_left(self) -> None:
+        """Everything is settled."""
+        futures, self._everything = self._everything, []
+        for future in futures:
+            _resolve(future)
+
+    def fail(self, lane: Lane, error: AdpError) -> None:
+        """Nothing of *lane* will be settled any more."""
+        for flush in self._flushes.get(lane, ()):
+            if not flush.done.done():
+                flush.done.set_exception(error)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
