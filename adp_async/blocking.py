@@ -172,7 +172,7 @@ class Session:
             return self
         thread = LoopThread()
         try:
-            thread.wait(self.session._open_in(thread))
+            thread.wait(self.session._open_with(lambda: thread))
         except BaseException:
             thread.stop()
             raise

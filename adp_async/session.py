@@ -18,7 +18,7 @@ import attrs
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.delivery import Delivery
-from adp_async._io.lifetime import Lifetime, Why
+from adp_async._io.lifetime import Why, forget, register
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.caller import Transport
     from adp_async._io.intake import Intake
+    from adp_async._io.lifetime import Lifetime
     from adp_async._io.recovery import Orphan, Recoveries, Recovery
     from adp_async._io.spool import Spool
     from adp_async._io.spool_file import Identity
@@ -97,7 +98,6 @@ class Session:
         # Now: where a relative one is changes with the working folder.
         spool = settings.spool
         self._spool_folder = None if isinstance(spool, bool) else absolute_folder(spool)
-        self._lifetime = Lifetime()
         self._changing = asyncio.Lock()  # opening and closing, whoever does it
         self._auth = Authenticator(settings.auth)
         self._throttle = SharedThrottle(settings.retry)
@@ -110,7 +110,8 @@ class Session:
         self._thread: LoopThread | None = None
         self._owns_thread = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._recoveries: asyncio.Future[None] | None = None
+        self._recoveries: Recoveries | None = None
+        self._recovering: asyncio.Task[None] | None = None
         self._experiment_ids = Names()
         self._ends_by: float | None = None
         self.logger = BatchLogger(self._delivery)
@@ -182,8 +183,7 @@ class Session:
 
     def __repr__(self) -> str:
         where = self._settings.endpoint or self._settings.region or "region of the credentials"
-        is_open = self._lifetime.is_open
-        state = repr(self.logger).strip("<>") if is_open else f"closed: {self._lifetime}"
+        state = repr(self.logger).strip("<>") if self.is_open else f"closed: {self._lifetime}"
         return f"<Session {where} workspace {self._settings.workspace} | {state}>"
 
     # ------------------------------------------------------------------ lifetime
@@ -191,7 +191,11 @@ class Session:
     @property
     def is_open(self) -> bool:
         """Whether it takes calls and records."""
-        return self._lifetime.is_open and self._delivery.lifetime.is_open
+        return self._lifetime.is_open
+
+    @property
+    def _lifetime(self) -> Lifetime:
+        return self._delivery.lifetime
 
     async def open(self) -> Self:
         """Load the signer, open the pool and start the delivery thread; what entering does.
@@ -199,18 +203,17 @@ class Session:
         Nothing is connected yet.  Raises `ConfigurationError` for settings that are wrong,
         certificates and the proxy of the environment included.
         """
+        await self._open_with(LoopThread)
+        return self
+
+    async def _open_with(self, make_thread: Callable[[], LoopThread]) -> None:
+        """The same with a thread that is made, or that this is, as for the blocking face."""
         async with self._changing:
             if self._lifetime.why is Why.NOT_OPENED:
-                await self._open(LoopThread)
+                await self._open(make_thread)
             elif not self._lifetime.is_open:
                 raise Closed("a closed session cannot be reopened; create a new one")
         self._check_open()
-        return self
-
-    async def _open_in(self, thread: LoopThread) -> None:
-        """Open on the loop of *thread*, which delivers as well: what the blocking face does."""
-        async with self._changing:
-            await self._open(lambda: thread)
 
     async def _open(self, make_thread: Callable[[], LoopThread]) -> None:
         await self._auth.open()
@@ -222,17 +225,18 @@ class Session:
             await self._auth.run(self._batches.transport.load, settings.base_url)
             await self._direct.transport.open()
             spool = await self._make_spool()
-            thread = make_thread()
+            self._thread = thread = make_thread()
+            self._loop = asyncio.get_running_loop()
             await thread.run(self._open_delivery(thread, spool))
         except BaseException:
+            self._thread = None
             await self._direct.transport.close()
             await self._auth.close()
             if thread is not None and not thread.is_here:
                 thread.stop()
             raise
-        self._thread, self._owns_thread = thread, not thread.is_here
-        self._loop = asyncio.get_running_loop()
-        self._lifetime.open()
+        self._owns_thread = not thread.is_here
+        register(self)
 
     async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
         """In the delivery thread."""
@@ -243,8 +247,9 @@ class Session:
             self._delivery.bar(None)
         await self._delivery.open(thread, spool)
         if does_recover:
-            recovering = self._make_recoveries(thread).run()
-            self._recoveries = asyncio.create_task(recovering, name="adp_async recovery")
+            self._recoveries = self._make_recoveries(thread)
+            recovering = self._recoveries.run()
+            self._recovering = asyncio.create_task(recovering, name="adp_async recovery")
 
     async def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds; what exiting does.
@@ -265,14 +270,15 @@ class Session:
         # Being cancelled was the reason to come here; it must not keep us from tidying up.
         with anyio.CancelScope(shield=True):
             async with self._changing:
-                if self._lifetime.is_open:
-                    self._check_loop()
-                    self._lifetime.close(Why.CLOSED)
-                    await self._close(seconds)
+                if self._thread is not None:
+                    await self._close(self._thread, seconds)
 
-    async def _close(self, seconds: float) -> None:
-        thread = self._thread
-        assert thread is not None
+    async def _close(self, thread: LoopThread, seconds: float) -> None:
+        if self._lifetime.why is Why.FORKED:
+            raise self._lifetime.error()
+        self._check_loop()
+        self._thread = None
+        forget(self)
         try:
             await thread.run(self._close_delivery(seconds))
         finally:
@@ -281,15 +287,38 @@ class Session:
             if self._owns_thread:
                 thread.stop()
 
-    async def _close_delivery(self, seconds: float) -> None:
+    async def _close_delivery(self, seconds: float, why: Why = Why.CLOSED) -> None:
         """In the delivery thread."""
         try:
-            await self._delivery.close(seconds)
+            await self._delivery.close(seconds, why)
         finally:
-            if self._recoveries is not None:
-                self._recoveries.cancel()
-                await asyncio.wait([self._recoveries])
+            if self._recovering is not None:
+                self._recovering.cancel()
+                await asyncio.wait([self._recovering])
             await self._batches.transport.close()
+
+    # What `_io.lifetime` calls.
+
+    def forked(self) -> None:
+        self._delivery.forked()
+
+    def interpreter_ends(self) -> None:
+        """Nobody has closed it: deliver for a while, and keep what is left."""
+        thread, self._thread = self._thread, None
+        if thread is None or not thread.is_alive:
+            return
+        seconds = min(self._settings.exit_timeout, self._settings.close_timeout)
+        try:
+            thread.wait(self._close_delivery(seconds, Why.ENDED), 2.0 * seconds + 1.0)
+        except (AdpError, TimeoutError) as failure:
+            # Nobody is left to catch it.
+            logger.warning("%s", failure)
+        finally:
+            if self._loop is thread.loop:
+                thread.wait(self._direct.transport.close(), seconds)
+            else:
+                self._direct.transport.abandon()
+            thread.stop()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -308,7 +337,6 @@ class Session:
             tell_behind(error, failure)
 
     def _check_open(self) -> None:
-        self._delivery.lifetime.check()
         self._lifetime.check()
         self._check_loop()
 

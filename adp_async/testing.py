@@ -88,6 +88,9 @@ class FakeService:
     async def close(self) -> None:
         """There is nothing to disconnect."""
 
+    def abandon(self) -> None:
+        """There is nothing to let go of."""
+
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """What `adp_async._io.transport.AiohttpTransport.send` does over a socket."""
         received = _received(request)

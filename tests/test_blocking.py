@@ -187,7 +187,7 @@ def test_flush_and_drain_take_a_timeout(session: FakeBlockingSession) -> None:
     script.left = 0
     run.flush(timeout=5)
     assert receipt.delivered
-    assert session.session.logger._flushes == {}
+    assert session.session._delivery._waiters.are_none
 
 
 def test_threads_that_wait(session: FakeBlockingSession) -> None:
@@ -245,9 +245,9 @@ def test_before_and_after() -> None:
         assert session.open() is session
     with pytest.raises(Closed, match="not open"):
         run.flush()
-    with pytest.raises(Closed, match="left"):
+    with pytest.raises(Closed, match="closed"):
         run.log_metric("loss", 0.5)
-    with pytest.raises(Closed, match="left"):
+    with pytest.raises(Closed, match="cannot be reopened"):
         session.open()
     session.close()
     assert repr(session).startswith("<blocking Session http://localhost")

@@ -254,7 +254,7 @@ async def test_opening_that_fails_half_way(
         patch.setattr(session, "_make_spool", fail)
         with pytest.raises(type(error)):
             await session.open()
-    assert "closed" in repr(session._transport)
+    assert "closed" in repr(session._direct.transport)
     assert "closed" in repr(session._auth)
     async with session:
         await session.runs.get(bare_platform.gateway.add_run())

@@ -79,7 +79,7 @@ async def test_who_waits_for_delivery() -> None:
         await other
         await run.flush()
         assert all(receipt.delivered for receipt in receipts)
-        assert (session.logger._receipts, session.logger._flushes) == ({}, {})
+        assert session._delivery._waiters.are_none
 
 
 async def test_one_of_many_who_wait() -> None:
@@ -140,7 +140,7 @@ async def test_a_cancelled_session(how: str) -> None:
             await use()
     (run,) = session.service.store.runs.values()
     assert len(run.metrics) == 3000
-    assert "it was left" in repr(session)
+    assert "it is closed" in repr(session)
 
 
 async def test_cancelled_while_it_closes() -> None:
@@ -155,7 +155,7 @@ async def test_cancelled_while_it_closes() -> None:
     assert receipt.done
     with pytest.raises(DeliveryError):
         await receipt
-    assert "it was left" in repr(session)
+    assert "it is closed" in repr(session)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert not [task for task in others if task.get_name().startswith("adp_async")]
 

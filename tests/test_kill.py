@@ -174,7 +174,7 @@ class Killer:
         """Be the next session that finds what is left."""
         session = self.platform.session(spool=self.spools)
         async with session, asyncio.timeout(300):
-            own = session.logger._keeper.spool.path  # type: ignore[union-attr]
+            own = session._delivery.keeper.spool.path  # type: ignore[union-attr]
             while find_spools(self.spools) != [own]:  # noqa: ASYNC110 - a folder
                 await asyncio.sleep(0.01)
 

@@ -22,18 +22,23 @@ LAYERS = {
     "entities": {"errors"},
     "_sansio": {"entities", "errors"},
     "auth": {"_sansio", "errors"},
-    "_io": {"auth", "_sansio", "entities", "errors"},
     "settings": {"auth", "_sansio", "errors"},
+    "_io": {"settings", "auth", "_sansio", "entities", "errors"},
     "api": {"_sansio", "entities", "errors"},
-    "writer": {"_sansio", "errors"},
-    "logger": {"writer", "_io", "_sansio", "entities", "errors"},
-    "run": {"logger", "writer", "settings", "api", "_sansio", "entities", "errors"},
+    "stats": {"_sansio"},
+    "writer": {"_io", "_sansio", "errors"},
+    "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "run": {
+        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+    },
     "session": {
         "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
     "blocking": {
-        "session", "run", "logger", "writer", "settings", "api", "_sansio", "entities", "errors",
+        "session", "run", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
+    "address": {"blocking", "run", "settings"},
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.

@@ -45,6 +45,15 @@ QUICK: dict[str, Any] = {
 SLOW = bool(os.environ.get("ADP_ASYNC_SLOW"))
 
 
+def close_without_its_loop(session: FakeSession) -> None:
+    """What the interpreter's end does with a session whose loop is gone."""
+    thread = session._thread
+    assert thread is not None
+    thread.wait(session._close_delivery(1.0))
+    thread.stop()
+    session._auth._worker.stop()  # type: ignore[union-attr]
+
+
 def attach(session: FakeSession) -> Run:
     return session.attach_run(session.add_run())
 
@@ -153,16 +162,14 @@ async def test_a_cancelled_wait_does_not_cancel_the_record() -> None:
                 await receipt
         await receipt
         assert held.given == 5
-        assert session.logger._receipts == {}
 
 
-async def test_blocking_waits_are_refused_on_the_loop() -> None:
-    """``receipt.wait()`` on the loop's own thread would never end, and says what to do."""
+async def test_code_on_the_loop_may_wait_in_its_thread() -> None:
+    """``receipt.wait()`` blocks that loop, and not the thread that delivers."""
     async with FakeSession() as session:
         receipt = attach(session).log_metric("loss", 0.5)
-        with pytest.raises(Closed, match="`await`"):
-            receipt.wait()
-        await receipt
+        receipt.wait(2.0)
+        assert receipt.delivered
 
 
 # Flush and drain ----------------------------------------------------------------------------------
@@ -212,7 +219,7 @@ async def test_flush_of_all_runs_ends_with_the_last() -> None:
         opened.set()
         await flush
         assert all(receipt.delivered for receipt in receipts)
-        assert session.logger._flushes == {}
+        assert session._delivery._waiters.are_none
 
 
 async def test_flush_with_nothing_to_do() -> None:
@@ -230,7 +237,7 @@ async def test_flushes_at_once() -> None:
         for step in range(20):
             run.log_metric("loss", float(step), step=step)
         await asyncio.gather(*(run.flush() for _ in range(50)))
-        assert session.logger._flushes == {}
+        assert session._delivery._waiters.are_none
 
 
 async def test_a_refusal_is_reported_once() -> None:
@@ -332,7 +339,7 @@ async def test_memory_is_bounded() -> None:
                 refused += 1
             if step % 100 == 0:
                 await asyncio.sleep(0)
-            assert session.logger.accumulator.cost <= limit
+            assert session._delivery.accumulator.cost <= limit
         assert held == session.logger.stats().accepted <= 1001
         assert held + refused == 5000
         with pytest.raises(DeliveryError) as caught:
@@ -755,7 +762,7 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
     def crash(now: float) -> None:
         raise mistake
 
-    session.logger._sender.take_in = crash
+    session._delivery.sender.pull = crash
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     lingering = other.log_metric("loss", 0.5)
     results = await asyncio.wait_for(
@@ -781,10 +788,13 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
     run = attach(session)
     session.answer(LOG_BATCH, {"code": "Odd"}, status=400)
 
-    async def crash(_run_id: str) -> bool:
-        raise RuntimeError("a mistake of ours")
+    class Crashing:
+        async def run_is_gone(self, run_id: str) -> bool:
+            raise RuntimeError("a mistake of ours")
 
-    session.logger._sender.run_is_gone = crash
+        post_batch = session._batches.post_batch
+
+    session._delivery.sender.service = Crashing()
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     results = await asyncio.wait_for(asyncio.gather(*receipts, return_exceptions=True), 2.0)
     assert all(isinstance(result, DeliveryError) for result in results)
@@ -792,19 +802,20 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
         await session.close()
 
 
-def test_a_loop_that_ends_without_leaving(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever forgets to leave hears how much was lost, and can't go on logging into nowhere."""
+def test_a_loop_that_ends_without_leaving() -> None:
+    """Delivery goes on without it, and whoever holds a run goes on logging."""
 
-    async def forget() -> Run:
-        session = await FakeSession(linger=60.0).open()
+    async def forget() -> tuple[FakeSession, Run]:
+        session = await FakeSession().open()
         run = attach(session)
         run.log_metric("loss", 0.5)
-        return run
+        return session, run
 
-    run = asyncio.run(forget())
-    assert "1 records were not delivered" in caplog.text
-    with pytest.raises(Closed, match="event loop ended"):
-        run.log_metric("loss", 0.5)
+    session, run = asyncio.run(forget())
+    receipt = run.log_metric("loss", 0.25, step=1)
+    receipt.wait(2.0)
+    assert [metric.value for metric in session.received(run.run_id).metrics] == [0.5, 0.25]
+    close_without_its_loop(session)
 
 
 async def test_no_linger_is_no_busy_wait() -> None:
@@ -813,14 +824,14 @@ async def test_no_linger_is_no_busy_wait() -> None:
         run = attach(session)
         session.answer(LOG_BATCH, status=429, headers={"retry-after": "60"})
         looks = 0
-        take_in = session.logger._sender.take_in
+        pull = session._delivery.sender.pull
 
         def count(now: float) -> None:
             nonlocal looks
             looks += 1
-            take_in(now)
+            pull(now)
 
-        session.logger._sender.take_in = count
+        session._delivery.sender.pull = count
         run.log_metric("loss", 0.5)
         await asyncio.sleep(0.05)
         assert looks < 20
@@ -848,7 +859,12 @@ async def test_secrets_stay_secret(caplog: pytest.LogCaptureFixture) -> None:
     run.log_param("p@ssword", "s3cr3t-value")
     run.set_tag("token", "s3cr3t-value")
     run.log_metric("amount", 421337.421337)
-    shown = [repr(run), repr(session), repr(session.logger), repr(session.logger.accumulator.lanes)]
+    shown = [
+        repr(run),
+        repr(session),
+        repr(session.logger),
+        repr(session._delivery.accumulator.lanes),
+    ]
     with pytest.raises(DeliveryError) as caught:
         await run.flush()
     shown += [str(caught.value), repr(caught.value), repr(caught.value.rejections), caplog.text]

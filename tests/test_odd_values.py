@@ -303,7 +303,7 @@ async def test_asking_for_a_run(name: str, session: FakeSession) -> None:
         assert session.logger.stats(given.odd) == Stats()
         await session.logger.flush(given.odd)
 
-    assert not session.logger.accumulator.lanes
+    assert not session._delivery.accumulator.lanes
     await good_run(session)
     assert list(arrived(session)) == ["good"]
 

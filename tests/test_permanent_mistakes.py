@@ -298,7 +298,7 @@ async def test_a_road_that_has_worked(road: Road, monkeypatch: pytest.MonkeyPatc
             await session.runs.get(run_id)
         road.mend()
         await session.runs.get(run_id)
-        way = session._transport._ways[road.endpoint]
+        way = session._direct.transport._ways[road.endpoint]
         assert way.answered
         problem = transport_module._Problem(ConnectionFailed, "no", is_doubtful=True)
         request = Request("GET", road.endpoint)
@@ -567,7 +567,7 @@ async def test_a_bundle_that_cannot_be_used(
         with pytest.raises(ConfigurationError, match=rf"^ca_bundle: .*{variable}.*PEM") as raised:
             await session.open()
     assert raised.value.__context__ is None
-    with pytest.raises(AdpError, match="not been entered"):
+    with pytest.raises(AdpError, match="not open yet"):
         await session.runs.get("r")
 
 

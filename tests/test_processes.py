@@ -15,9 +15,9 @@ import pytest
 from children import points, start, until
 
 from adp_async import blocking
-from adp_async.address import address_of
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import find_spools
+from adp_async.address import address_of
 from adp_async.auth import CustomSigner
 from adp_async.testing import FakeBlockingSession
 

@@ -75,7 +75,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 def keeper(session: FakeSession) -> SpoolKeeper:
-    found = session.logger._keeper
+    found = session._delivery.keeper
     assert found is not None
     return found
 
@@ -168,7 +168,7 @@ async def test_without_a_spool_nothing_is_written(
     with pytest.raises(DeliveryError, match="1 records were not delivered"):
         await session.close()
 
-    assert session.logger._keeper is None
+    assert session._delivery.keeper is None
     assert find_spools(folder.parent) == find_spools(folder) == []
 
 
@@ -274,7 +274,7 @@ async def test_the_disk_takes_what_memory_cannot_hold(folder: Path) -> None:
             if step % 4999 == 0:
                 receipts.append(receipt)
                 await asyncio.sleep(0)
-        assert session.logger.accumulator.cost <= 400_000
+        assert session._delivery.accumulator.cost <= 400_000
         assert run.stats().spooled > 15_000
         assert run.stats().accepted == 20_000
 
@@ -283,7 +283,7 @@ async def test_the_disk_takes_what_memory_cannot_hold(folder: Path) -> None:
             await asyncio.gather(*receipts)
             await run.flush()
         assert sorted(steps(session)) == list(range(20_000))
-        assert session.logger.accumulator.cost == 0
+        assert session._delivery.accumulator.cost == 0
 
     assert left_in(folder) == []
 
@@ -327,14 +327,14 @@ async def test_many_runs_share_what_memory_there_is(
             if step % 40 == 0:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
-        assert session.logger.accumulator.cost <= 500_000
+        assert session._delivery.accumulator.cost <= 500_000
 
         session.service._scripts.clear()
         peak = 0
         flush = asyncio.ensure_future(session.logger.flush())
         async with asyncio.timeout(30):
             while not flush.done():
-                peak = max(peak, session.logger.accumulator.cost)
+                peak = max(peak, session._delivery.accumulator.cost)
                 await asyncio.sleep(0)
         for run in runs:
             assert steps(session, run.run_id) == list(range(400))

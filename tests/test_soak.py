@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+from children import until
 
     from adp_async.local import Gateway, LocalPlatform
     from adp_async.local.answers import Received
@@ -226,8 +227,7 @@ async def deliver_the_rest(platform: LocalPlatform) -> None:
     """The next session delivers what the first had no time for, if anything."""
     platform.gateway.reset()
     async with platform.session() as session:
-        assert session._recovering is not None
-        await session._recovering
+        await until(lambda: session._recoveries is not None and session._recoveries.is_done)
     assert list(session.spool_folder.iterdir()) == []
 
 

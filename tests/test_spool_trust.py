@@ -79,8 +79,8 @@ def warnings(caplog: pytest.LogCaptureFixture, *words: str) -> list[str]:
 
 
 def keeper(session: FakeSession) -> SpoolKeeper:
-    assert session.logger._keeper is not None
-    return session.logger._keeper
+    assert session._delivery.keeper is not None
+    return session._delivery.keeper
 
 
 # Whose it is
@@ -418,7 +418,7 @@ async def own(folder):
         run = session.attach_run(session.add_run("run"))
         for step in range(100):
             run.log_metric("loss", 0.5, step)
-        while not session.logger._keeper.spool.contents().records == 100:
+        while not session._delivery.keeper.spool.contents().records == 100:
             await asyncio.sleep(0.005)
         print("owns", flush=True)
         await asyncio.sleep(60)

@@ -104,7 +104,7 @@ def test_threads_wait_for_room() -> None:
             nonlocal highest
             for step in range(3000):
                 run.log_metric("loss", 0.5, step=step)
-                highest = max(highest, session.session.logger.accumulator.cost)
+                highest = max(highest, session.session._delivery.accumulator.cost)
 
         assert at_once(*[work] * 3) == []
         run.flush()
@@ -235,7 +235,7 @@ async def test_logging_in_the_middle_of_taking_in(monkeypatch: pytest.MonkeyPatc
     """A finalizer or signal handler may run anywhere on the loop's thread, and may log."""
     async with FakeSession() as session:
         run = session.attach_run(session.add_run())
-        accumulator = session.logger.accumulator
+        accumulator = session._delivery.accumulator
         take_in = accumulator.take_in
 
         def interrupted(records: Any, now: float) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from adp_async.auth import reason_of
 from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable
 
     from adp_async._sansio.messages import Request
@@ -51,7 +53,9 @@ class Authenticator:
         self._worker: Worker | None = None
         self._signer: Signer | None = None
         self._is_quick = False
-        self._refreshing: asyncio.Future[bool] | None = None
+        #: The refresh under way, which may be awaited on several event loops.
+        self._refreshing: concurrent.futures.Future[bool] | None = None
+        self._lock = threading.Lock()
         self._recoveries = 0
         #: Seconds that are added to our clock to get the service's.
         self.skew = 0.0
@@ -136,7 +140,7 @@ class Authenticator:
             return True
         refresh = self._shared_refresh()
         try:
-            return await asyncio.shield(refresh)
+            return await asyncio.shield(asyncio.wrap_future(refresh))
         except _RefreshFailed as failure:
             failed = _refresh_failed(error, str(failure))
         raise failed
@@ -163,15 +167,16 @@ class Authenticator:
         self._recoveries += 1
         return True
 
-    def _shared_refresh(self) -> asyncio.Future[bool]:
-        if self._refreshing is None:
-            self._refreshing = self._working().do(self._refresh)
-            self._refreshing.add_done_callback(self._refreshed)
-        return self._refreshing
+    def _shared_refresh(self) -> concurrent.futures.Future[bool]:
+        with self._lock:
+            if self._refreshing is None:
+                self._refreshing = self._working().submit(self._refresh)
+                self._refreshing.add_done_callback(self._refreshed)
+            return self._refreshing
 
-    def _refreshed(self, future: asyncio.Future[bool]) -> None:
+    def _refreshed(self, future: concurrent.futures.Future[bool]) -> None:
         self._refreshing = None
-        if not future.cancelled() and (error := future.exception()) is not None:
+        if (error := future.exception()) is not None:
             # Logged here as well: everyone who waited may have been cancelled.
             logger.debug("refreshing the credentials failed with %s", error)
 

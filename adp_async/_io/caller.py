@@ -65,6 +65,9 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Close all connections."""
 
+    def abandon(self) -> None:
+        """Let go of the connections, whose event loop may be gone."""
+
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """Send *request* exactly as it is and read the reply to its end."""
 

@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
-from adp_async._io.lifetime import Lifetime, Why, forget, register
+from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.sender import Sender
 from adp_async._io.waiters import Waiters
 from adp_async._sansio.accumulator import (
@@ -25,7 +25,7 @@ from adp_async._sansio.accumulator import (
 )
 from adp_async._sansio.dispatch import Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
-from adp_async.errors import AdpError, Closed, DeliveryError
+from adp_async.errors import Closed, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
@@ -257,7 +257,6 @@ class Delivery:
         else:
             self.lifetime.open()
             self.intake.inbox.gate = 0
-            register(self)
         self._task = asyncio.create_task(self._supervise(), name="adp_async sender")
 
     def _keep(self, spool: Spool) -> SpoolKeeper:
@@ -323,10 +322,10 @@ class Delivery:
         tasks = [asyncio.create_task(run) for run in runs]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        except asyncio.CancelledError:
+            await _stopped(tasks)
+            raise
+        await _stopped(tasks)
         first = next(iter(done))
         if first.cancelled():
             return asyncio.CancelledError("its task was cancelled")
@@ -355,7 +354,6 @@ class Delivery:
             await self._abandon(max(0.1 * timeout, ends_at - time.monotonic()))
             if self.keeper is not None:
                 await self.keeper.close(max(0.1 * timeout, ends_at - time.monotonic()))
-            forget(self)
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
@@ -408,8 +406,6 @@ class Delivery:
         self.lifetime.close(why, detail)
         self.intake.close_gate()
 
-    # Forks and the interpreter's end
-
     def forked(self) -> None:
         """In a forked child: everything here belongs to the parent, who will send it."""
         self.lifetime.close(Why.FORKED)
@@ -417,17 +413,11 @@ class Delivery:
         # Nothing is written or said on the parent's behalf.
         self._thread = self._task = self.keeper = None
 
-    def interpreter_ends(self) -> None:
-        """Deliver for a while, then keep what is left.  The session was not closed before."""
-        thread = self._thread
-        if thread is None or not thread.is_alive:
-            return
-        seconds = self.settings.exit_timeout
-        try:
-            thread.wait(self.close(seconds, Why.ENDED), 2.0 * seconds + 1.0)
-        except (AdpError, TimeoutError) as failure:
-            # Nobody is left to catch it.
-            _say(logging.WARNING, "%s", failure)
+
+async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _say(level: int, message: str, *arguments: object, **named: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import enum
 import os
-import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from adp_async.errors import Closed
@@ -67,7 +66,8 @@ class Living(Protocol):
         """The interpreter ends; its other threads that were no daemons have ended."""
 
 
-_living: weakref.WeakSet[Living] = weakref.WeakSet()
+#: Held until they are closed: a session that nobody holds any more goes on delivering.
+_living: set[Living] = set()
 
 
 def register(living: Living) -> None:

@@ -213,6 +213,12 @@ class Recoveries:
     _done: dict[Path, asyncio.Event] = field(factory=dict, init=False)
     _later: frozenset[str] = field(default=frozenset(), init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
+    _has_searched: bool = field(default=False, init=False)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was found so far is delivered, or left alone."""
+        return self._has_searched and not self._tasks
 
     async def run(self) -> None:
         """Look now and every minute, until cancelled."""
@@ -269,7 +275,7 @@ class Recoveries:
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        self._later = found.later
+        self._later, self._has_searched = found.later, True
         self._bar()
 
     def _bar(self) -> None:

@@ -17,6 +17,8 @@ import asyncio
 import re
 import socket
 import ssl
+import warnings
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -155,6 +157,16 @@ class AiohttpTransport:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+    def abandon(self) -> None:
+        """Let go of the connections, whose event loop may be gone; the system closes them."""
+        session, self._session = self._session, None
+        connector = None if session is None else session.connector
+        if session is not None and connector is not None:
+            session.detach()
+            with suppress(RuntimeError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                connector.close()  # of which only the waiting is left out
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """Send *request* exactly as it is and read the reply to its end.

@@ -45,6 +45,11 @@ class Waiters:
         self._flushes: dict[Lane, list[_Flush]] = {}
         self._everything: list[asyncio.Future[None]] = []
 
+    @property
+    def are_none(self) -> bool:
+        """Whether nobody waits."""
+        return not (self._receipts or self._flushes or self._everything)
+
     async def settled(self, record: AnyRecord) -> None:
         """Until *record* is settled."""
         future = asyncio.get_running_loop().create_future()

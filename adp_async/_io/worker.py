@@ -1,8 +1,9 @@
-"""A daemon thread, or several, that do the blocking jobs of one event loop."""
+"""A daemon thread, or several, that do the blocking jobs of event loops."""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import queue
@@ -18,7 +19,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("adp_async")
 
-_Job: TypeAlias = "tuple[asyncio.Future[Any], Callable[..., Any], tuple[Any, ...]]"
+_Future: TypeAlias = "asyncio.Future[Any] | concurrent.futures.Future[Any]"
+_Job: TypeAlias = "tuple[_Future, Callable[..., Any], tuple[Any, ...]]"
 
 
 class Worker:
@@ -36,12 +38,23 @@ class Worker:
             threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def do(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        if os.getpid() != self._pid:
-            # Only the thread that forks lives on in the child: nobody would ever do the job.
-            raise Closed("it belongs to the parent process; open a session of this process's own")
+        """Have *function* called in a thread, for the running event loop."""
+        self._check_process()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((future, function, arguments))
         return future
+
+    def submit(self, function: Callable[..., T]) -> concurrent.futures.Future[T]:
+        """The same for whoever waits, on any event loop."""
+        self._check_process()
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._jobs.put((future, function, ()))
+        return future
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            # Only the thread that forks lives on in the child: nobody would ever do the job.
+            raise Closed("it belongs to the parent process; open a session in this process")
 
     def stop(self) -> None:
         for _ in range(self._threads):
@@ -56,7 +69,7 @@ class Worker:
             del job, future, function, arguments
 
 
-def _do(future: asyncio.Future[Any], function: Callable[..., Any], arguments: Any) -> None:
+def _do(future: _Future, function: Callable[..., Any], arguments: Any) -> None:
     try:
         result = function(*arguments)
     except BaseException as error:  # it belongs to whoever awaits the future
@@ -65,7 +78,11 @@ def _do(future: asyncio.Future[Any], function: Callable[..., Any], arguments: An
         _answer(future, future.set_result, result)
 
 
-def _answer(future: asyncio.Future[Any], settle: Callable[[Any], None], outcome: object) -> None:
+def _answer(future: _Future, settle: Callable[[Any], None], outcome: object) -> None:
+    if isinstance(future, concurrent.futures.Future):
+        settle(outcome)
+        return
+
     def answer() -> None:
         if not future.done():
             settle(outcome)
