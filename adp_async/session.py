@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from adp_async._io.caller import Transport
     from adp_async._io.intake import Intake
     from adp_async._io.lifetime import Lifetime
-    from adp_async._io.recovery import Orphan, Recoveries, Recovery
+    from adp_async._io.recovery import Found, Orphan, Recoveries, Recovery
     from adp_async._io.spool import Spool
     from adp_async._io.spool_file import Identity
     from adp_async._sansio.endpoints import Endpoint
@@ -390,8 +390,12 @@ class Session:
 
         folder, limit = self.spool_folder, self._settings.spool_limit
         identity = self._identity
+
+        def find(seen: set[Path], most: int) -> Found:
+            return open_orphans(folder, identity=identity, limit=limit, but_not=seen, most=most)
+
         return Recoveries(
-            find=lambda seen: open_orphans(folder, identity=identity, limit=limit, but_not=seen),
+            find=find,
             make=self._make_recovery,
             bar=self._delivery.bar,
             thread=thread,

@@ -15,7 +15,7 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import adp_async.session
+import adp_async._io.caller
 from adp_async import RetryPolicy
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio import retry
@@ -604,7 +604,7 @@ def test_when_a_call_says_that_it_goes_on(
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "TELL_AFTER", 0.03)
-    monkeypatch.setattr(adp_async.session, "TELL_AFTER", 0.03)
+    monkeypatch.setattr(adp_async._io.caller, "TELL_AFTER", 0.03)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

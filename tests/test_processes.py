@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 from children import points, start, until
 
-from adp_async import blocking
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import find_spools
 from adp_async.address import address_of
@@ -33,6 +32,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 FORK_ROUNDS = """
     import os, signal, sys, threading, time
     from adp_async import blocking
+    from adp_async.address import address_of
 
     def child(run_id, number):
         session = blocking.Session().open()
@@ -153,6 +153,7 @@ async def test_a_forked_spool(bare_platform: LocalPlatform, tmp_path: Path, how:
 FORK_AND_DIE = """
     import gc, os, sys, time
     from adp_async import blocking
+    from adp_async.address import address_of
 
     session = blocking.Session().open()
     run = session.attach_run(sys.argv[1])
@@ -196,6 +197,7 @@ async def test_a_childs_end_leaves_the_parents_journal(
 EXEC = """
     import subprocess, sys
     from adp_async import blocking
+    from adp_async.address import address_of
 
     who, run_id = sys.argv[1:]
     with blocking.attach_run(run_id) as run:
@@ -227,6 +229,7 @@ FORK_IN_A_LOOP = """
     import asyncio, os, sys
     import adp_async
     from adp_async import blocking
+    from adp_async.address import address_of
 
     def child(run):
         try:
@@ -270,6 +273,7 @@ async def test_a_fork_within_a_running_loop(bare_platform: LocalPlatform, tmp_pa
 HOOKS = """
     import os, sys
     from adp_async import blocking
+    from adp_async.address import address_of
 
     with blocking.attach_run(sys.argv[1]) as run:
         os.register_at_fork(
@@ -298,6 +302,7 @@ WORKERS = """
     import asyncio, multiprocessing, sys
     import adp_async
     from adp_async import blocking
+    from adp_async.address import address_of
 
     def log(run, key, first, last):
         for step in range(first, last):
@@ -394,6 +399,7 @@ async def test_multiprocessing(
 TERMINATED = """
     import multiprocessing, sys, time
     from adp_async import blocking
+    from adp_async.address import address_of
 
     def setup(address):
         global run
@@ -443,8 +449,8 @@ def test_a_pickled_run_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None
         assert settings["linger"] == 0.005
         return opened[-1]
 
-    monkeypatch.setattr(blocking, "Session", session)
-    monkeypatch.setattr(blocking, "_sessions", {})
+    monkeypatch.setattr(adp_async.address, "Session", session)
+    monkeypatch.setattr(adp_async.address, "_sessions", {})
     with FakeBlockingSession(auth=CustomSigner(sign_nothing)) as parents:
         run = parents.start_run()
         copies = [pickle.loads(pickle.dumps(each)) for each in (run, run._run, run)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from attrs import define, field
-from children import start
+from children import start, until
 
 from adp_async.local import Fault, Quota
 from adp_async.local.answers import EMPTY, Answer
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
-from children import until
 
     from adp_async.local import Gateway, LocalPlatform
     from adp_async.local.answers import Received

@@ -355,7 +355,7 @@ def test_a_spool_of_another_machine(folder: Path, age: float, is_busy: bool) -> 
     if is_busy:
         with pytest.raises(SpoolElsewhere, match="of host 'elsewhere'"):
             Spool.open(path, limit=LIMIT)
-        assert open_orphans(folder, identity=None, limit=LIMIT) == []
+        assert open_orphans(folder, identity=None, limit=LIMIT).orphans == ()
     else:
         Spool.open(path, limit=LIMIT).let_go()
 
@@ -424,7 +424,7 @@ async def own(folder):
         await asyncio.sleep(60)
 
 def find(folder):
-    orphans = open_orphans(Path(folder), identity=None, limit=2**30)
+    orphans = open_orphans(Path(folder), identity=None, limit=2**30).orphans
     print(sum(orphan.records for orphan in orphans))
     for orphan in orphans:
         orphan.spool.let_go()
@@ -701,6 +701,8 @@ def test_another_workspaces_batch_stays_where_it_is(folder: Path) -> None:
     other = evolve(FAKE, workspace="another")
 
     assert open_orphan(path, identity=other, limit=LIMIT) is None
-    assert open_orphans(folder, identity=evolve(FAKE, platform_id="other"), limit=LIMIT) == []
+    assert (
+        open_orphans(folder, identity=evolve(FAKE, platform_id="other"), limit=LIMIT).orphans == ()
+    )
     assert path.read_bytes() == before
     Spool.open(path, limit=LIMIT).let_go()

@@ -138,9 +138,10 @@ class Authenticator:
             return False  # nobody refused anything: what could be renewed has just failed
         if self._correct_clock(server_date):
             return True
-        refresh = self._shared_refresh()
+        refresh = asyncio.wrap_future(self._shared_refresh())
+        refresh.add_done_callback(_is_seen)
         try:
-            return await asyncio.shield(asyncio.wrap_future(refresh))
+            return await asyncio.shield(refresh)
         except _RefreshFailed as failure:
             failed = _refresh_failed(error, str(failure))
         raise failed
@@ -229,6 +230,12 @@ class Authenticator:
         except BaseException as error:
             failed = _named(error)
         raise _RefreshFailed(failed)
+
+
+def _is_seen(future: asyncio.Future[bool]) -> None:
+    """Whoever waited may have been cancelled; its exception is logged elsewhere."""
+    if not future.cancelled():
+        future.exception()
 
 
 class _RefreshFailed(Exception):

@@ -47,6 +47,8 @@ logger = logging.getLogger("adp_async")
 REJECTIONS_SHARE: Final = 0.1
 #: Of the time for closing, the share that is kept for writing down what is left.
 LAST_COMMIT: Final = 0.2
+#: The least that this takes, in seconds, however short the time for closing is.
+SHORTEST_COMMIT: Final = 0.25
 #: The sender is started again when it ends, but not more often than this within so many seconds.
 MOST_CRASHES: Final = 10
 CRASH_TIME: Final = 10.0
@@ -351,9 +353,9 @@ class Delivery:
         finally:
             task.cancel()
             await asyncio.wait([task])
-            await self._abandon(max(0.1 * timeout, ends_at - time.monotonic()))
+            await self._abandon(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
             if self.keeper is not None:
-                await self.keeper.close(max(0.1 * timeout, ends_at - time.monotonic()))
+                await self.keeper.close(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:

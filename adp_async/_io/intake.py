@@ -13,6 +13,7 @@ the order in which it came; code on an event loop waits no longer than the disk 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, field
 
+from adp_async._io.lifetime import Why
 from adp_async._sansio.records import METRIC_COST, GivenUp, Metric, cost_of, take_first
 from adp_async.errors import BufferFull
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from adp_async._sansio.accumulator import Accumulator
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
+    from adp_async.errors import AdpError
+
+logger = logging.getLogger("adp_async")
 
 #: `below_high_water` waits until this share of ``buffer_limit`` is taken.
 HIGH_WATER: Final = 0.5
@@ -83,6 +88,7 @@ class Intake:
     #: Memory that was promised to threads which have not used it yet.
     _promised: int = field(default=0, init=False)
     _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
+    _is_told: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.inbox.gate = -1
@@ -118,8 +124,8 @@ class Intake:
         """Wake the sender, make room, or refuse *records*, the last that came."""
         if not self.lifetime.is_open:
             # The delivery thread may have pulled them just in time.
-            if self._take_out(records):
-                raise self.lifetime.error()
+            if mine := self._take_out(records):
+                self._too_late(mine)
             return
         if len(self.inbox) <= len(records):
             self._pulled_at = time.monotonic()  # nothing was there before, and lingers since
@@ -127,6 +133,16 @@ class Intake:
             self._overflow(records)
         self._open_gate(len(self.inbox) + self.accumulator.limits.entities)
         self.doorbell()
+
+    def _too_late(self, records: Sequence[AnyRecord]) -> None:
+        error = self.lifetime.error()
+        if self.lifetime.why is not Why.ENDED:
+            raise error
+        # The main thread has ended, and this one trains on: that is no mistake of its own.
+        if not self._is_told:
+            self._is_told = True
+            logger.warning("records are dropped: %s", error)
+        self._drop(records, error)
 
     def used(self) -> int:
         """Bytes of memory that records take."""
@@ -164,17 +180,17 @@ class Intake:
         if longest and self._wait_for_room(mine, longest):
             return
         if not self.lifetime.is_open:
-            raise self.lifetime.error()
+            self._too_late(mine)
+            return
         if is_for_drop:
-            self._drop(mine)
+            self._drop(mine, BufferFull("the metric was dropped: the buffer is full"))
             return
         error = self._full()
         for record in mine:
             record.place = GivenUp(error)
         raise error
 
-    def _drop(self, records: Sequence[AnyRecord]) -> None:
-        error = BufferFull("the metric was dropped: the buffer is full (overflow='drop')")
+    def _drop(self, records: Sequence[AnyRecord], error: AdpError) -> None:
         with self._lock:
             for record in records:
                 self.accumulator.count_dropped(record.place, 1)

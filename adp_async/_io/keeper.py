@@ -288,6 +288,7 @@ class SpoolKeeper:
                 await self._close()
         except TimeoutError:
             logger.warning("the spool could not be closed in time: %s", self.spool.path)
+            self._worker.submit(self.spool.let_go)  # when the disk answers
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
         finally:

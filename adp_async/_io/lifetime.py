@@ -5,6 +5,10 @@ from __future__ import annotations
 import atexit
 import enum
 import os
+import sys
+import threading
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from adp_async.errors import Closed
@@ -73,6 +77,17 @@ _living: set[Living] = set()
 def register(living: Living) -> None:
     """Have *living* hear of forks and of the end."""
     _living.add(living)
+    _hear_of_the_end()
+
+
+@cache
+def _hear_of_the_end() -> None:
+    """A child of `multiprocessing` ends without `atexit`; its threads hear of it before."""
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None:
+        # It has no public name.  Too late when the child has begun to end.
+        with suppress(AttributeError, RuntimeError):
+            threading._register_atexit(_interpreter_ends)  # type: ignore[attr-defined]
 
 
 def forget(living: Living) -> None:
@@ -88,6 +103,7 @@ def _after_fork_in_child() -> None:
     for each in _all_living():
         each.forked()
     _living.clear()
+    _hear_of_the_end.cache_clear()
 
 
 @atexit.register

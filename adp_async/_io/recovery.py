@@ -72,9 +72,14 @@ class Found:
 
 
 def open_orphans(
-    folder: Path, *, identity: Identity | None, limit: int, but_not: set[Path] | None = None
+    folder: Path,
+    *,
+    identity: Identity | None,
+    limit: int,
+    but_not: set[Path] | None = None,
+    most: int = OPENED,
 ) -> Found:
-    """The first `OPENED` spools in *folder* that have something to deliver for *identity*.  Blocks.
+    """The first *most* spools in *folder* that have something to deliver for *identity*.  Blocks.
 
     One that is in use, newer, damaged, another user's or of another platform is left as it is; all
     but the first and the last are warned of, and join those of *but_not*, which aren't looked at.
@@ -99,7 +104,7 @@ def open_orphans(
             but_not.add(path)
             logger.warning("%s", error)
         else:
-            if orphan is not None and len(orphans) < OPENED:
+            if orphan is not None and len(orphans) < most:
                 orphans.append(orphan)
             elif orphan is not None:
                 later.update(orphan.run_ids)
@@ -202,7 +207,7 @@ class Recoveries:
     which runs params and tags must wait, since older ones come first (None: of all).
     """
 
-    find: Callable[[set[Path]], Found]
+    find: Callable[[set[Path], int], Found]
     make: Callable[[], Delivery]
     bar: Callable[[frozenset[str] | None], None]
     thread: LoopThread
@@ -239,7 +244,7 @@ class Recoveries:
             worker.stop()
 
     async def _search(self, worker: Worker) -> Found:
-        finding = worker.do(self.find, self._seen)
+        finding = worker.do(self.find, self._seen, OPENED - len(self._tasks))
         try:
             done, _ = await asyncio.wait([finding], timeout=LONGEST_SEARCH)
             if not done:
