@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import adp_async._io.caller
 from adp_async import RetryPolicy
+from adp_async._io import resolver
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio import retry
 from adp_async._sansio.messages import Request
@@ -522,10 +523,10 @@ async def test_an_executor_that_was_shut_down(bare_platform: LocalPlatform) -> N
 async def test_a_cancellation_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task inside that was cancelled fails the request; nobody has cancelled the caller."""
 
-    async def cancelled(*_: Any, **__: Any) -> Any:
+    def cancelled(*_: Any) -> Any:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", cancelled)
+    monkeypatch.setattr(resolver, "look_up", cancelled)
     async with AiohttpTransport() as transport:
         with pytest.raises(ConnectionFailed, match="CancelledError"):
             await transport.send(Request("GET", "http://localhost:1/"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import define, field
 
+from adp_async._io import resolver
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import AdpError, ConnectionFailed
 from adp_async.local import Fault
@@ -265,15 +266,15 @@ async def up_after(seconds: float, gateway: Gateway) -> None:
 def unknown_host(patch: pytest.MonkeyPatch, *, times: int) -> list[socket.gaierror]:
     """The next look-ups of a name fail."""
     failures: list[socket.gaierror] = []
-    look_up = asyncio.BaseEventLoop.getaddrinfo
+    look_up = resolver.look_up
 
-    async def getaddrinfo(self: Any, *arguments: Any, **options: Any) -> Any:
+    def failing(host: str, port: int, family: int) -> Any:
         if len(failures) < times:
             failures.append(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
             raise failures[-1]
-        return await look_up(self, *arguments, **options)
+        return look_up(host, port, family)
 
-    patch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    patch.setattr(resolver, "look_up", failing)
     return failures
 
 

@@ -23,6 +23,7 @@ from attrs import define, frozen
 from roads import HOST, Authority, ConnectProxy, Fork, listening, server_context, tls_before
 
 from adp_async import RetryPolicy
+from adp_async._io import resolver
 from adp_async._io import transport as transport_module
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
@@ -194,17 +195,17 @@ async def _by_proxy(
 
 
 def _by_name(platform: LocalPlatform, port: int, monkeypatch: pytest.MonkeyPatch) -> Road:
-    look_up = asyncio.BaseEventLoop.getaddrinfo
+    look_up = resolver.look_up
     known: list[bool] = []
 
-    async def getaddrinfo(self: Any, host: Any, *arguments: Any, **options: Any) -> Any:
+    def looked_up(host: str, port: int, family: int) -> Any:
         if host == HOST:
             if not known:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
             host = "127.0.0.1"
-        return await look_up(self, host, *arguments, **options)
+        return look_up(host, port, family)
 
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(resolver, "look_up", looked_up)
     return Road(platform, f"https://{HOST}:{port}", lambda: known.append(True))
 
 
@@ -343,9 +344,12 @@ async def test_what_the_system_says(
     async def fail(*_: Any, **__: Any) -> Any:
         raise error
 
+    def not_found(*_: Any) -> Any:
+        raise error
+
     monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", fail)
     if isinstance(error, socket.gaierror):
-        monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", fail)
+        monkeypatch.setattr(resolver, "look_up", not_found)
     async with listening(fail) as port, AiohttpTransport() as transport:
         with pytest.raises(ConnectionFailed, match=told) as raised:
             await transport.send(Request("GET", f"https://localhost:{port}/"))

@@ -28,6 +28,7 @@ from aiohttp import http_exceptions
 from attrs import define, evolve, frozen
 from yarl import URL
 
+from adp_async._io.resolver import Resolver
 from adp_async._io.road import Proxy, proxy_for, trusted_certificates
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
 from adp_async._sansio.signing import problem_of_header
@@ -142,7 +143,9 @@ class AiohttpTransport:
             self.load()
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(limit=self._limit, ssl=self._certificates or True),
+                connector=_Connector(
+                    limit=self._limit, ssl=self._certificates or True, resolver=Resolver()
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"user-agent": USER_AGENT},
                 # Proxies are looked up in `load`: aiohttp's trust_env brings .netrc along, which
