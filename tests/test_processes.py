@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from children import points, start, until
 
+import adp_async.address
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import find_spools
 from adp_async.address import address_of
