@@ -6,21 +6,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from functools import cached_property
+from inspect import isawaitable, iscoroutine
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import adp_async.session
 from adp_async._io.loop_thread import LoopThread
+from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError, Closed
+from adp_async.logger import LoggerFace
 from adp_async.run import Run as AsyncRun
 from adp_async.run import end_status, tell_behind
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
+    from adp_async._sansio.messages import Reply
     from adp_async._sansio.values import Texts
+    from adp_async.api._family import CallOptions
+    from adp_async.api.blocking import (
+        Deployments,
+        Experiments,
+        LoggedModels,
+        ModelVersions,
+        RegisteredModels,
+        Runs,
+    )
     from adp_async.entities.runs import DatasetInput
     from adp_async.run import EndStatus
     from adp_async.settings import Knobs, Settings
@@ -28,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["AttachedRun", "Run", "Session", "StartedRun", "attach_run", "start_run"]
+__all__ = ["AttachedRun", "BatchLogger", "Run", "Session", "StartedRun", "attach_run", "start_run"]
 
 
 class Run(RunWriter):
@@ -41,6 +56,7 @@ class Run(RunWriter):
 
     @property
     def run_name(self) -> str | None:
+        """The run's name; None for an attached run."""
         return self._run.run_name
 
     @property
@@ -50,6 +66,7 @@ class Run(RunWriter):
 
     @property
     def experiment_id(self) -> str | None:
+        """The id of the run's experiment; None for an attached run."""
         return self._run.experiment_id
 
     @property
@@ -79,8 +96,12 @@ class Run(RunWriter):
         """Say which datasets the run reads."""
         self._session.call(self._run.log_inputs(dataset_inputs))
 
+    def discard(self) -> int:
+        """Give up what waits for this run; see `adp_async.Run.discard`."""
+        return self._run.discard()
+
     def stats(self) -> Stats:
-        """Counts of this run as of now."""
+        """Counts of this run as of now; from any thread."""
         return self._run.stats()
 
     def __enter__(self) -> Self:
@@ -124,10 +145,10 @@ class StartedRun(Run):
         traceback: TracebackType | None,
     ) -> None:
         if not self._owns_session:
-            self._session.call(self._run.leave(error))
-        elif self._session.is_open:  # unless `finish` has closed it
+            self._session.call(self._run._leave(error))
+        elif self._session._thread is not None:  # unless `finish` has closed it
             try:
-                self._session.call(self._run.leave(error))
+                self._session.call(self._run._leave(error))
             finally:
                 self._session.__exit__(kind, error, traceback)
 
@@ -145,29 +166,123 @@ class AttachedRun(Run):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._session.is_open:  # unless `close` was called
+        if self._session._thread is not None:  # unless `close` was called
             try:
                 super().__exit__(kind, error, traceback)
             finally:
                 self._session.__exit__(kind, error, traceback)
 
 
-class Session:
-    """A session whose event loop runs in a background thread; see `adp_async.Session`.
+class BatchLogger(LoggerFace):
+    """The background logger of a blocking session; ``log_*`` return at once.  Any thread.
 
-    *session* is the asynchronous one; `call` waits for anything of it:
-    ``blocking.call(blocking.session.runs.get(run_id))``.  Left open when the interpreter ends, it
-    is closed then, within ``close_timeout``.
+    Its ``log_*`` take the run's id first and are otherwise those of `Run`.
     """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.session._delivery)
+        self._session = session
+
+    def flush(self, run_id: str | None = None, timeout: float | None = None) -> None:
+        """Wait until the service has everything accepted so far, of one run or of all.
+
+        Doesn't linger.  Raises `DeliveryError` when records were refused that no flush has
+        reported yet, `TimeoutError` after *timeout* seconds.
+        """
+        self._session.call(self._session.session.logger.flush(run_id), timeout)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``.
+
+        Raises `TimeoutError` after *timeout* seconds.
+        """
+        self._session.call(self._session.session.logger.drain(), timeout)
+
+
+class Session:
+    """A session for code without an event loop; see `adp_async.Session`.
+
+    It has every operation of that one, without ``await``: *runs*, *experiments*,
+    *registered_models*, *model_versions*, *logged_models* and *deployments*, whose listings are
+    plain iterators, *logger*, `call` and `fetch`.  They run in an event loop in a background
+    thread, and so does what *on_reply* names.  Any thread may use them, and Ctrl-C interrupts a
+    call that waits.
+
+    *session* is the asynchronous session.  Left open when the interpreter ends, it is closed
+    then, within ``close_timeout``.
+    """
+
+    _thread: LoopThread | None = None
 
     def __init__(
         self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
     ) -> None:
         self.session = adp_async.session.Session(platform_id, workspace, **knobs)
-        self._thread: LoopThread | None = None
+
+    # The families are imported at their first use, as those of the asynchronous session.
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Runs, and what is logged into them."""
+        from adp_async.api.blocking import Runs
+
+        return Runs(self.session.runs, self)
+
+    @cached_property
+    def experiments(self) -> Experiments:
+        """Experiments and their tags."""
+        from adp_async.api.blocking import Experiments
+
+        return Experiments(self.session.experiments, self)
+
+    @cached_property
+    def registered_models(self) -> RegisteredModels:
+        """Registered models, their tags and permissions."""
+        from adp_async.api.blocking import RegisteredModels
+
+        return RegisteredModels(self.session.registered_models, self)
+
+    @cached_property
+    def model_versions(self) -> ModelVersions:
+        """Versions of registered models."""
+        from adp_async.api.blocking import ModelVersions
+
+        return ModelVersions(self.session.model_versions, self)
+
+    @cached_property
+    def logged_models(self) -> LoggedModels:
+        """Models as runs have logged them."""
+        from adp_async.api.blocking import LoggedModels
+
+        return LoggedModels(self.session.logged_models, self)
+
+    @cached_property
+    def deployments(self) -> Deployments:
+        """Model deployments, their activities, logs and inferences."""
+        from adp_async.api.blocking import Deployments
+
+        return Deployments(self.session.deployments, self)
+
+    @cached_property
+    def logger(self) -> BatchLogger:
+        """The background logger, which coalesces what is logged into few requests."""
+        return BatchLogger(self)
+
+    @property
+    def settings(self) -> Settings:
+        """What the session works with; the endpoint of a region is known once it is open."""
+        return self.session.settings
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where spools are; see `adp_async.Session.spool_folder`."""
+        return self.session.spool_folder
 
     def open(self) -> Self:
-        """Start the thread and open the session.  Raises `ConfigurationError`."""
+        """Start the thread and open the session; what entering does.
+
+        Raises `ConfigurationError`.
+        """
         if self._thread is not None:
             return self
         thread = LoopThread()
@@ -180,7 +295,11 @@ class Session:
         return self
 
     def close(self) -> None:
-        """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread."""
+        """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread.
+
+        What exiting does.  Raises `DeliveryError` when records were refused and nobody was told,
+        or could not be delivered in time.
+        """
         thread = self._thread
         if thread is None:
             return
@@ -191,8 +310,71 @@ class Session:
         finally:
             thread.stop()
 
-    def call(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine of `session` to its end; `TimeoutError` after *timeout* seconds."""
+    @overload
+    def call(self, doing: Awaitable[T], /, timeout: float | None = ...) -> T: ...
+
+    @overload
+    def call(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] = ...,
+        query: Mapping[str, object] = ...,
+        body: object = ...,
+        returning: type[T],
+        **options: Unpack[CallOptions],
+    ) -> T: ...
+
+    @overload
+    def call(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] = ...,
+        query: Mapping[str, object] = ...,
+        body: object = ...,
+        returning: None = None,
+        **options: Unpack[CallOptions],
+    ) -> object: ...
+
+    def call(
+        self, endpoint: Awaitable[T] | Endpoint, timeout: float | None = None, **given: Any
+    ) -> Any:
+        """One operation, as `adp_async.Session.call`; or whatever *session* can be asked to do.
+
+        ``call(Endpoint(...), path=..., query=..., body=..., returning=...)`` sends that operation
+        and returns its reply.  ``call(awaitable)`` runs, for instance, a coroutine of *session* to
+        its end and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
+        after *timeout* seconds.
+        """
+        if isinstance(endpoint, Endpoint):
+            if timeout is not None:
+                given["timeout"] = timeout
+            return self._wait(self.session.call(endpoint, **given))
+        if not isawaitable(endpoint):
+            message = f"call takes an Endpoint or an awaitable, not {type(endpoint).__name__}"
+            raise TypeError(message)
+        doing = endpoint if iscoroutine(endpoint) else _awaited(endpoint)
+        if given:
+            doing.close()
+            raise TypeError(f"call of an awaitable takes no {', '.join(given)}")
+        return self._wait(doing, timeout)
+
+    def fetch(
+        self,
+        endpoint: Endpoint,
+        *,
+        path: Mapping[str, str] | None = None,
+        query: Mapping[str, object] | None = None,
+        body: object = None,
+        **options: Unpack[CallOptions],
+    ) -> Reply:
+        """As `call`, but the reply as it came; see `adp_async.Session.fetch`."""
+        return self._wait(
+            self.session.fetch(endpoint, path=path, query=query, body=body, **options)
+        )
+
+    def _wait(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         if self._thread is None:
             doing.close()
             raise Closed("the session is not open")
@@ -248,10 +430,14 @@ class Session:
     @property
     def is_open(self) -> bool:
         """Whether it takes calls and records."""
-        return self._thread is not None
+        return self._thread is not None and self.session.is_open
 
     def __repr__(self) -> str:
         return f"<blocking {repr(self.session).strip('<>')}>"
+
+
+async def _awaited(doing: Awaitable[T]) -> T:
+    return await doing
 
 
 def start_run(

@@ -23,12 +23,8 @@ __all__ = ["BatchLogger", "Receipt", "Receipts", "Stats"]
 KEPT_WRITERS: Final = 4096
 
 
-class BatchLogger:
-    """Coalesces metrics, params and tags of many runs into few log-batch requests.
-
-    ``session.logger`` is the one of a session; its ``log_*`` take the run's id first and are
-    otherwise those of `Run`.  All of it is for any thread and any event loop.
-    """
+class LoggerFace:
+    """What both faces of a session's logger have in common: all that doesn't wait."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
@@ -73,19 +69,6 @@ class BatchLogger:
     def set_tags(self, run_id: str, tags: Texts) -> Receipts:
         """`Run.set_tags` of the run *run_id*."""
         return self._writer(run_id).set_tags(tags)
-
-    async def flush(self, run_id: str | None = None) -> None:
-        """Wait until the service has everything accepted so far, of one run or of all.
-
-        Doesn't linger.  Raises `DeliveryError` when records were refused that no flush has
-        reported yet.  There is no time limit: use ``asyncio.timeout``.
-        """
-        run_id = None if run_id is None else valid_run_id(run_id)
-        await self._delivery.running(self._delivery.flush(run_id))
-
-    async def drain(self) -> None:
-        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""
-        await self._delivery.drain()
 
     def discard(self, run_id: str) -> int:
         """Give up what waits for a run: how many records that are, counted as dropped.
@@ -181,3 +164,24 @@ class BatchLogger:
                 self._writers.pop(run_id, None)
         # Where most are busy it isn't looked again before there are twice as many.
         self._most_writers = max(KEPT_WRITERS, 2 * len(self._writers))
+
+
+class BatchLogger(LoggerFace):
+    """Coalesces metrics, params and tags of many runs into few log-batch requests.
+
+    ``session.logger`` is the one of a session; its ``log_*`` take the run's id first and are
+    otherwise those of `Run`.  All of it is for any thread and any event loop.
+    """
+
+    async def flush(self, run_id: str | None = None) -> None:
+        """Wait until the service has everything accepted so far, of one run or of all.
+
+        Doesn't linger.  Raises `DeliveryError` when records were refused that no flush has
+        reported yet.  There is no time limit: use ``asyncio.timeout``.
+        """
+        run_id = None if run_id is None else valid_run_id(run_id)
+        await self._delivery.running(self._delivery.flush(run_id))
+
+    async def drain(self) -> None:
+        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""
+        await self._delivery.drain()

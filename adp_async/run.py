@@ -53,9 +53,9 @@ class Host(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    async def experiment_id_of(self, name: str) -> str: ...
+    async def _experiment_id_of(self, name: str) -> str: ...
 
-    async def look_up_experiment(self, name: str) -> Experiment: ...
+    async def _look_up_experiment(self, name: str) -> Experiment: ...
 
 
 class Run(RunWriter):
@@ -130,7 +130,7 @@ class Run(RunWriter):
         """Counts of this run as of now; from any thread."""
         return self._session.logger.stats(self.run_id)
 
-    async def leave(self, error: BaseException | None) -> None:
+    async def _leave(self, error: BaseException | None) -> None:
         """Flush and end the run, within ``close_timeout``; what leaving ``start_run`` does."""
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
@@ -263,7 +263,7 @@ class StartedRun:
         When the service refuses the experiment that had the name, it is looked up once more:
         somebody may have deleted it, or given its name to another.
         """
-        tried = await self._session.experiment_id_of(name)
+        tried = await self._session._experiment_id_of(name)
         try:
             return await self._create_in(tried)
         except (BadRequest, NotFound, Conflict) as refused:
@@ -281,7 +281,7 @@ class StartedRun:
 
     async def _looked_up(self, name: str) -> Experiment | None:
         try:
-            return await self._session.look_up_experiment(name)
+            return await self._session._look_up_experiment(name)
         except AdpError as error:
             logger.debug("experiment %r could not be looked up again: %s", name, error)
             return None
@@ -297,7 +297,7 @@ class StartedRun:
         traceback: TracebackType | None,
     ) -> None:
         assert self._run is not None
-        await self._run.leave(error)
+        await self._run._leave(error)
 
 
 def _checked(

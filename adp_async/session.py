@@ -18,7 +18,7 @@ import attrs
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.delivery import Delivery
-from adp_async._io.lifetime import Why, forget, register
+from adp_async._io.lifetime import Living, Why, forget, register
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
@@ -114,6 +114,7 @@ class Session:
         self._recovering: asyncio.Task[None] | None = None
         self._experiment_ids = Names()
         self._ends_by: float | None = None
+        self._living = Living(self._forked, self._interpreter_ends)
         self.logger = BatchLogger(self._delivery)
 
     def _caller(self, transport: Transport) -> Caller:
@@ -236,7 +237,7 @@ class Session:
                 thread.stop()
             raise
         self._owns_thread = not thread.is_here
-        register(self)
+        register(self._living)
 
     async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
         """In the delivery thread."""
@@ -278,7 +279,7 @@ class Session:
             raise self._lifetime.error()
         self._check_loop()
         self._thread = None
-        forget(self)
+        forget(self._living)
         try:
             await thread.run(self._close_delivery(seconds))
         finally:
@@ -297,12 +298,10 @@ class Session:
                 await asyncio.wait([self._recovering])
             await self._batches.transport.close()
 
-    # What `_io.lifetime` calls.
-
-    def forked(self) -> None:
+    def _forked(self) -> None:
         self._delivery.forked()
 
-    def interpreter_ends(self) -> None:
+    def _interpreter_ends(self) -> None:
         """Nobody has closed it: deliver for a while, and keep what is left."""
         thread, self._thread = self._thread, None
         if thread is None or not thread.is_alive:
@@ -415,17 +414,6 @@ class Session:
         )
         return self._make_delivery(settings)
 
-    async def recover(
-        self, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
-    ) -> None:
-        """Deliver what a process that is gone has left; *on_progress* hears of it."""
-        from adp_async._io.recovery import Recovery
-
-        self._check_open()
-        assert self._thread is not None
-        recovery = Recovery(orphan, self._make_recovery(), on_progress)
-        await self._thread.run(recovery.run(self._thread))
-
     # ------------------------------------------------------------------ runs
 
     def start_run(
@@ -462,15 +450,15 @@ class Session:
         self._settings.required_workspace()
         return Run(run_id, self)
 
-    async def experiment_id_of(self, name: str) -> str:
+    async def _experiment_id_of(self, name: str) -> str:
         """The id of the experiment called *name*, which is created unless it exists.
 
         It is remembered for five minutes.
         """
         known = self._experiment_ids.find(name, time.monotonic())
-        return known or (await self.look_up_experiment(name)).experiment_id
+        return known or (await self._look_up_experiment(name)).experiment_id
 
-    async def look_up_experiment(self, name: str) -> Experiment:
+    async def _look_up_experiment(self, name: str) -> Experiment:
         """The experiment called *name* now, which is created unless it exists."""
         self._experiment_ids.forget(name)
         found = await self._find_or_create(name)
@@ -558,6 +546,18 @@ class Session:
         """As `call`, but the reply as it came: status, headers and body, which is no page."""
         self._check_open()
         return await self._direct.fetch(endpoint, path=path, query=query, body=body, **options)
+
+
+async def recover_orphan(
+    session: Session, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
+) -> None:
+    """Deliver the records of a dead process, as *session*; *on_progress* hears of it."""
+    from adp_async._io.recovery import Recovery
+
+    session._check_open()
+    assert session._thread is not None
+    recovery = Recovery(orphan, session._make_recovery(), on_progress)
+    await session._thread.run(recovery.run(session._thread))
 
 
 def _tell_of_hidden(refused: AdpError, name: str) -> None:

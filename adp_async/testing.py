@@ -203,7 +203,6 @@ class FakeBlockingSession(blocking.Session):
 
     def __init__(self, **knobs: Unpack[Knobs]) -> None:
         self.session = FakeSession(**knobs)
-        self._thread = None
 
 
 def _sign_nothing(request: Any) -> None:

@@ -35,8 +35,8 @@ LAYERS = {
         "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
     "blocking": {
-        "session", "run", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
-        "errors",
+        "session", "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
+        "entities", "errors",
     },
     "address": {"blocking", "run", "settings"},
 }  # fmt: skip

@@ -335,7 +335,7 @@ async def test_the_end_is_bounded() -> None:
         run.log_metric("loss", 0.5)
         began = time.monotonic()
         with pytest.raises(DeliveryError, match="1 records not delivered yet") as caught:
-            await run.leave(None)
+            await run._leave(None)
         assert 0.2 < time.monotonic() - began < 2.0
         assert caught.value.undelivered == 1
         assert status(session, run) == "FINISHED", "the status has its part of the time"
@@ -350,7 +350,7 @@ async def test_a_status_that_cannot_be_set() -> None:
         session.answer(UPDATE, {"code": "Odd"}, status=500)
         run.log_param("b@d", 1)
         with pytest.raises(DeliveryError, match="'b@d'") as caught:
-            await run.leave(None)
+            await run._leave(None)
         assert "500 Odd" in caught.value.__notes__[0]
         assert run.status is None
         with pytest.raises(ServiceFault):
@@ -372,7 +372,7 @@ async def test_leaving_after_the_session() -> None:
     async with FakeSession() as session:
         run = await session.start_run()
     with pytest.raises(Closed, match="closed"):
-        await run.leave(None)
+        await run._leave(None)
 
 
 async def test_many_runs_at_once() -> None:

@@ -9,12 +9,14 @@ import sys
 import threading
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
+
+from attrs import frozen
 
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 class Why(enum.Enum):
@@ -60,14 +62,14 @@ class Lifetime:
             raise self.error()
 
 
-class Living(Protocol):
+@frozen(eq=False)
+class Living:
     """What has to hear of a fork and of the interpreter's end."""
 
-    def forked(self) -> None:
-        """In a forked child: everything here belongs to the parent."""
-
-    def interpreter_ends(self) -> None:
-        """The interpreter ends; its other threads that were no daemons have ended."""
+    #: Called in a forked child: everything here belongs to the parent.
+    forked: Callable[[], None]
+    #: Called when the interpreter ends; its other threads that were no daemons have ended.
+    interpreter_ends: Callable[[], None]
 
 
 #: Held until they are closed: a session that nobody holds any more goes on delivering.

@@ -87,6 +87,8 @@ class LoopThread:
         except (TimeoutError, KeyboardInterrupt):
             future.cancel()
             raise
+        finally:
+            del future  # it holds the error, which holds this frame
 
     def check(self) -> None:
         """Raise `Closed` where nobody can wait for the loop."""

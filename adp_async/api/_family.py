@@ -14,7 +14,7 @@ from adp_async._sansio.endpoints import place
 from adp_async.errors import UnreadableReply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
@@ -117,6 +117,38 @@ class Listing(Generic[Item, PageType]):
         token, more = self._start, True
         while more:
             page = await self._fetch(token)
+            yield page
+            more, token = _next(token, page.next_page_token)
+
+
+class BlockingListing(Generic[Item, PageType]):
+    """Everything an operation finds, page by page: ``for item in listing``.
+
+    Nothing is asked for until the first item is; a page is fetched, in the calling thread, when
+    the one before it is used up.  Every ``for`` starts anew, and may end early.
+    """
+
+    __slots__ = ("_listing", "_wait")
+
+    def __init__(
+        self,
+        listing: Listing[Item, PageType],
+        wait: Callable[[Awaitable[PageType]], PageType],
+    ) -> None:
+        self._listing = listing
+        self._wait = wait
+
+    def __iter__(self) -> Iterator[Item]:
+        for page in self.pages():
+            yield from page.items  # type: ignore[misc]
+
+    def pages(self) -> Iterator[PageType]:
+        """The pages themselves, with ``items``, ``next_page_token`` and what else they carry."""
+        # One coroutine a page, in place of the asynchronous generator, which would have to be
+        # closed on the event loop by whoever leaves early.
+        token, more = self._listing._start, True
+        while more:
+            page = self._wait(self._listing._fetch(token))
             yield page
             more, token = _next(token, page.next_page_token)
 

@@ -39,6 +39,7 @@ from adp_async._io.spool_file import (
 from adp_async._sansio.records import KINDS, Metric, spell
 from adp_async._sansio.texts import printable
 from adp_async.errors import AdpError, ConfigurationError, Forbidden, NotAuthenticated, NotFound
+from adp_async.session import recover_orphan
 from adp_async.settings import Settings, absolute_folder
 
 if TYPE_CHECKING:
@@ -495,7 +496,7 @@ async def _until_hopeless(
         recoveries[:] = [recovery]
         on_progress(recovery)
 
-    delivering = asyncio.create_task(session.recover(orphan, note))
+    delivering = asyncio.create_task(recover_orphan(session, orphan, note))
     try:
         while not delivering.done():
             await asyncio.wait([delivering], timeout=0.1)
