@@ -62,6 +62,7 @@ class Run(RunWriter):
     """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
 
     *run_id*; *run_name* and *experiment_id* are None for an attached run, which doesn't ask.
+    *status* is the one that this handle has given the run, or None.
     """
 
     def __init__(
@@ -76,7 +77,6 @@ class Run(RunWriter):
         self._session = session
         self.run_name = run_name
         self.experiment_id = experiment_id
-        #: The status this handle has given the run, or None.
         self.status: EndStatus | None = None
 
     @property

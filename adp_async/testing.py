@@ -137,7 +137,8 @@ class FakeSession(Session):
     """A session whose requests are answered in this process.
 
     It takes the knobs of `adp_async.Session`; those that make a test wait or leave traces have
-    other defaults: *linger* and the back-off are milliseconds, *spool* is off.
+    other defaults: *linger* and the back-off are milliseconds, *spool* is off.  *service* is the
+    `FakeService` that answers.
     """
 
     def __init__(self, **knobs: Unpack[Knobs]) -> None:

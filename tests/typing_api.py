@@ -119,6 +119,40 @@ def without_an_event_loop() -> None:
         session.start_run().finish("SCHEDULED")  # type: ignore[arg-type]
 
 
+def operations_without_an_event_loop(session: blocking.Session) -> None:
+    assert_type(session.runs.get("7"), Run)
+    assert_type(session.runs.create(run_name="n", tags=[RunTag("k", "v")]), Run)
+    assert_type(session.runs.update("7", status="FINISHED", timeout=3.0), RunInfo)
+    session.runs.update("7", status="DONE")  # type: ignore[arg-type]
+    session.runs.get(7)  # type: ignore[arg-type]
+    session.runs.restore("7", retries=3)  # type: ignore[call-arg]
+    for found in session.runs.search(experiment_ids=["1"], run_view_type="ALL"):
+        assert_type(found, Run)
+    for page in session.runs.search().pages():
+        assert_type(page, RunPage)
+    session.runs.search(run_view_type="SOME")  # type: ignore[arg-type]
+    for point in session.runs.metric_history("7", "loss"):
+        assert_type(point, Metric)
+    assert_type(session.experiments.create("n"), str)
+    assert_type(session.registered_models.get("n"), RegisteredModel)
+    assert_type(session.model_versions.transition_stage("n", "1", "P", True), ModelVersion)
+    for logged in session.logged_models.search():
+        assert_type(logged, LoggedModel)
+    assert_type(session.deployments.get("d"), ModelDeployment)
+    for record in session.deployments.search_logs("d", NOW, NOW).pages():
+        assert_type(record, DeploymentLogPage)
+    tomorrow = Endpoint("POST", "mlflow/tomorrow/{key}", Scope.PLATFORM)
+    assert_type(session.call(tomorrow, path={"key": "a/b"}, body={"x": [1]}), object)
+    assert_type(session.call(tomorrow, query={"x": True}, returning=Run, timeout=3.0), Run)
+    assert_type(session.call(session.session.runs.get("7"), 3.0), Run)
+    session.call(7)  # type: ignore[call-overload]
+    assert_type(session.fetch(tomorrow).status, int)
+    assert_type(session.logger.log_metric("7", "loss", 0.5), Receipt)
+    session.logger.flush("7", timeout=3.0)
+    assert_type(session.logger.stats(), Stats)
+    assert_type(session.attach_run("7").discard(), int)
+
+
 class Tensor:
     """As much of a ``torch.Tensor`` as its type hints say."""
 

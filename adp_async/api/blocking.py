@@ -20,6 +20,7 @@ from adp_async.api._family import BlockingListing, Family
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from types import TracebackType
 
     from adp_async.api._family import Listing, Page
 
@@ -56,9 +57,21 @@ def waits(
 
     @wraps(method)
     def waiting(self: BlockingFamily[FamilyType], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._session.call(method(self._family, *args, **kwargs))
+        try:
+            return self._session.call(method(self._family, *args, **kwargs))
+        except Exception as error:
+            # The way to the other thread is of no interest to whoever reads the traceback.
+            raise error.with_traceback(_within(method, error.__traceback__))  # noqa: B904 - the same
 
     return waiting
+
+
+def _within(method: object, traceback: TracebackType | None) -> TracebackType | None:
+    """The part of *traceback* from the frame of *method* on; None when it did not come so far."""
+    code = getattr(method, "__code__", None)
+    while traceback is not None and traceback.tb_frame.f_code is not code:
+        traceback = traceback.tb_next
+    return traceback
 
 
 def lists(

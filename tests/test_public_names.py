@@ -1,0 +1,108 @@
+"""What ``dir`` shows of the faces without a leading underscore: for users, and explained."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import adp_async
+from adp_async import blocking
+from adp_async.logger import BatchLogger
+from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAMILIES: Final = {
+    "runs", "experiments", "registered_models", "model_versions", "logged_models", "deployments",
+}  # fmt: skip
+LOGGING: Final = {
+    "log_metric", "log_metrics", "log_param", "log_params", "set_tag", "set_tags",
+}  # fmt: skip
+SESSION: Final = FAMILIES | {
+    "open", "close", "is_open", "settings", "spool_folder", "logger", "call", "fetch",
+    "start_run", "attach_run",
+}  # fmt: skip
+RUN: Final = LOGGING | {
+    "run_id", "run_name", "experiment_id", "status", "settings", "flush", "drain", "finish",
+    "log_inputs", "discard", "stats",
+}  # fmt: skip
+LOGGER: Final = LOGGING | {"flush", "drain", "discard", "stats"}
+FAKE: Final = {"service", "requests", "received", "add_run", "answer"}
+
+FACES: Final = {
+    adp_async.Session: SESSION,
+    blocking.Session: SESSION | {"session"},
+    adp_async.Run: RUN,
+    blocking.Run: RUN,
+    blocking.StartedRun: RUN,
+    blocking.AttachedRun: RUN | {"close"},
+    BatchLogger: LOGGER,
+    blocking.BatchLogger: LOGGER,
+    FakeSession: SESSION | FAKE,
+    FakeBlockingSession: SESSION | {"session"},
+}
+
+
+@pytest.fixture(scope="module")
+def faces() -> Iterator[dict[type, Any]]:
+    """One of each."""
+    given: Any = {"workspace": "w", "endpoint": "http://localhost", "spool": False}
+    with FakeBlockingSession() as session:
+        started = session.start_run()
+        run_id = started.run_id
+        each = [
+            adp_async.Session(PLATFORM_ID, **given),
+            blocking.Session(PLATFORM_ID, **given),
+            started._run,
+            session.attach_run(run_id),
+            started,
+            blocking.AttachedRun(session.session.attach_run(run_id), session),
+            session.session.logger,
+            session.logger,
+            session.session,
+            session,
+        ]
+        yield {type(face): face for face in each}
+
+
+def public(thing: object) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: f"{face.__module__}.{face.__name__}")
+def test_names(face: type, faces: dict[type, Any]) -> None:
+    """They are these, and no other: what the machinery needs has an underscore."""
+    assert public(faces[face]) == FACES[face]
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: f"{face.__module__}.{face.__name__}")
+def test_docstrings(face: type) -> None:
+    """Each has a docstring; a plain attribute is explained by its class's."""
+    for name in FACES[face]:
+        found = inspect.getattr_static(face, name, None)
+        explained = found is not None and inspect.getdoc(found)
+        of_the_class = " ".join(inspect.getdoc(each) or "" for each in face.__mro__[:-1])
+        assert explained or f"*{name}*" in of_the_class, name
+
+
+@pytest.mark.parametrize("face", FACES, ids=lambda face: f"{face.__module__}.{face.__name__}")
+def test_no_internals_in_signatures(face: type) -> None:
+    """No method for users takes or returns what only our own modules know."""
+    for name in FACES[face]:
+        found = inspect.getattr_static(face, name, None)
+        if inspect.isfunction(found):
+            hints = " ".join(str(hint) for hint in found.__annotations__.values())
+            for internal in ("Orphan", "Intake", "Lane", "Delivery", "Recovery", "LoopThread"):
+                assert internal not in hints, name
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_familys_names(family: str, faces: dict[type, Any]) -> None:
+    """A family shows operations only, each with a docstring, on both faces."""
+    for face in (adp_async.Session, blocking.Session):
+        operations = getattr(faces[face], family)
+        for name in public(operations):
+            assert "Operation: " in (inspect.getdoc(getattr(operations, name)) or ""), name
