@@ -61,7 +61,7 @@ class Run(RunWriter):
 
     @property
     def settings(self) -> Settings:
-        """What the run's session works with."""
+        """The settings of the run's session."""
         return self._run.settings
 
     @property
@@ -88,16 +88,16 @@ class Run(RunWriter):
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, then give the run its *status* and end time.
 
-        ValueError for a status that is no end, before anything is done.
+        ValueError for a status that is not an end, before anything is done.
         """
         self._session.call(self._run.finish(end_status(status)))
 
     def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Say which datasets the run reads."""
+        """Record which datasets the run reads."""
         self._session.call(self._run.log_inputs(dataset_inputs))
 
     def discard(self) -> int:
-        """Give up what waits for this run; see `adp_async.Run.discard`."""
+        """Give up the records that wait for this run; see `adp_async.Run.discard`."""
         return self._run.discard()
 
     def stats(self) -> Stats:
@@ -154,7 +154,7 @@ class StartedRun(Run):
 
 
 class AttachedRun(Run):
-    """A run that was there before, with a session of its own that ends with ``with``."""
+    """A run that existed before, with a session of its own that ends with ``with``."""
 
     def close(self) -> None:
         """Deliver what waits and close the session; leaves the run's status alone."""
@@ -270,7 +270,7 @@ class Session:
 
     @property
     def settings(self) -> Settings:
-        """What the session works with; the endpoint of a region is known once it is open."""
+        """The settings in use; the endpoint of a region is known once it is open."""
         return self.session.settings
 
     @property
@@ -297,8 +297,8 @@ class Session:
     def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread.
 
-        What exiting does.  Raises `DeliveryError` when records were refused and nobody was told,
-        or could not be delivered in time.
+        What exiting does.  Raises `DeliveryError` when records were refused that no flush has
+        reported, or could not be delivered in time.
         """
         thread = self._thread
         if thread is None:
@@ -429,7 +429,7 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes calls and records."""
+        """Whether the session accepts calls and records."""
         return self._thread is not None and self.session.is_open
 
     def __repr__(self) -> str:

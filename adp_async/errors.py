@@ -251,11 +251,11 @@ class InvalidRecord(AdpError, ValueError):
 
 
 class ConfigurationError(AdpError):
-    """A setting is missing or wrong; names it, says where it was looked for, and the fix."""
+    """A setting is missing or wrong; names it, where it was looked for, and the fix."""
 
 
 class Closed(AdpError):
-    """Used before it was entered, after it was left, in a forked child or on another loop."""
+    """Used before opening, after closing, in a forked child or on another event loop."""
 
 
 #: What is shown by its `repr`; that of any other type may be long, secret, or raise.

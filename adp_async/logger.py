@@ -71,10 +71,10 @@ class LoggerFace:
         return self._writer(run_id).set_tags(tags)
 
     def discard(self, run_id: str) -> int:
-        """Give up what waits for a run: how many records that are, counted as dropped.
+        """Give up the records that wait for a run; returns how many.  They count as dropped.
 
-        For a run that the service does not show, or fails on, and so holds for ever.  What is on
-        its way just now may still be delivered; what is logged afterwards is accepted again.
+        For a run whose records are held forever, since the service does not know it or fails on
+        it.  Records in flight may still be delivered; records logged later are accepted again.
         Raises `Closed`.
         """
         return self._delivery.discard(valid_run_id(run_id))

@@ -44,7 +44,7 @@ class Host(Protocol):
     @property
     def _intake(self) -> Intake: ...
 
-    #: When the leaving of a run that ran out of time has to be over, its session's included.
+    #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
 
     @property
@@ -81,7 +81,7 @@ class Run(RunWriter):
 
     @property
     def settings(self) -> Settings:
-        """What the run's session works with."""
+        """The settings of the run's session."""
         return self._session.settings
 
     async def flush(self) -> None:
@@ -100,7 +100,7 @@ class Run(RunWriter):
         """Flush, then give the run its *status* and end time.
 
         Raises `DeliveryError` when records were refused; the status is set all the same.
-        ValueError for a status that is no end, before anything is done.
+        ValueError for a status that is not an end, before anything is done.
         """
         status = end_status(status)
         try:
@@ -114,14 +114,14 @@ class Run(RunWriter):
         self.status = status
 
     async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Say which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
+        """Record which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
         await self._session.runs.log_inputs(self.run_id, dataset_inputs=dataset_inputs)
 
     def discard(self) -> int:
-        """Give up what waits for this run: how many records that are, counted as dropped.
+        """Give up the records that wait for this run; returns how many.  They count as dropped.
 
-        For a run that the service does not show, or fails on, and so holds for ever.  What is on
-        its way just now may still be delivered; what is logged afterwards is accepted again.
+        For a run whose records are held forever, since the service does not know it or fails on
+        it.  Records in flight may still be delivered; records logged later are accepted again.
         From any thread.
         """
         return self._session.logger.discard(self.run_id)
@@ -131,13 +131,13 @@ class Run(RunWriter):
         return self._session.logger.stats(self.run_id)
 
     async def _leave(self, error: BaseException | None) -> None:
-        """Flush and end the run, within ``close_timeout``; what leaving ``start_run`` does."""
+        """Flush and end the run, within ``close_timeout``; what exiting ``start_run`` does."""
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True):
             ends_by = time.monotonic() + timeout
             # The status is worth a part of the time, also when the flush needs all it can get, and
-            # so is the session, which may be left right after.
+            # so is the session, which may be exited right after.
             await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
             if self.status is None:
                 left = ends_by - 0.1 * timeout - time.monotonic()
@@ -219,7 +219,7 @@ class StartedRun:
             raise TypeError("give an experiment's name or its id, not both")
         self._session = session
         limits = session._intake.limits
-        # What is wrong is heard of before anything is created.
+        # Mistakes are reported before anything is created.
         try:
             self._experiment = valid_name(experiment, "the name of an experiment")
             self._experiment_id = valid_name(experiment_id, "the id of an experiment")
@@ -324,7 +324,7 @@ def end_status(status: object) -> EndStatus:
     for allowed in get_args(EndStatus):
         if issubclass(type(status), str) and str.__str__(status) == allowed:
             return allowed  # type: ignore[no-any-return]
-    message = f"a run ends FINISHED, FAILED or KILLED, not {shown(status)}"
+    message = f"a run ends as FINISHED, FAILED or KILLED, not {shown(status)}"
     raise ValueError(message)
 
 
@@ -366,7 +366,7 @@ async def _within(
 
 
 def _tell(error: BaseException | None, failures: list[AdpError]) -> None:
-    """Raise the first of *failures*, or say them behind the caller's own *error*."""
+    """Raise the first of *failures*, or note them on the caller's own *error*."""
     if error is None and failures:
         first, *others = failures
         for other in others:
@@ -378,6 +378,6 @@ def _tell(error: BaseException | None, failures: list[AdpError]) -> None:
 
 
 def tell_behind(error: BaseException, failure: AdpError) -> None:
-    """Say *failure* behind the caller's own *error*, which comes out bare."""
+    """Log *failure* and note it on the caller's own *error*, which comes out bare."""
     logger.warning("%s", failure)
     error.add_note(f"adp_async: {type(failure).__name__}: {failure}")

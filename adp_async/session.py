@@ -179,7 +179,7 @@ class Session:
 
     @property
     def settings(self) -> Settings:
-        """What the session works with; the endpoint of a region is known once it is open."""
+        """The settings in use; the endpoint of a region is known once it is open."""
         return self._settings
 
     def __repr__(self) -> str:
@@ -191,7 +191,7 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes calls and records."""
+        """Whether the session accepts calls and records."""
         return self._lifetime.is_open
 
     @property
@@ -255,13 +255,13 @@ class Session:
     async def close(self) -> None:
         """Deliver what waits, for at most ``close_timeout`` seconds; what exiting does.
 
-        Raises `DeliveryError` when records were refused and nobody was told, or could not be
+        Raises `DeliveryError` when records were refused that no flush has reported, or could not be
         delivered in time.
         """
         await self._close_within(self._time_to_close())
 
     def _time_to_close(self) -> float:
-        """Less than ``close_timeout`` right after a run that was left has used it up."""
+        """Less than ``close_timeout`` right after the exit of a run has used it up."""
         timeout, now = self._settings.close_timeout, time.monotonic()
         if self._ends_by is None or now > self._ends_by + 0.1 * timeout:
             return timeout
@@ -302,7 +302,7 @@ class Session:
         self._delivery.forked()
 
     def _interpreter_ends(self) -> None:
-        """Nobody has closed it: deliver for a while, and keep what is left."""
+        """It was not closed: deliver for a while, and keep the rest."""
         thread, self._thread = self._thread, None
         if thread is None or not thread.is_alive:
             return
@@ -310,7 +310,7 @@ class Session:
         try:
             thread.wait(self._close_delivery(seconds, Why.ENDED), 2.0 * seconds + 1.0)
         except (AdpError, TimeoutError) as failure:
-            # Nobody is left to catch it.
+            # There is no caller to catch it.
             logger.warning("%s", failure)
         finally:
             if self._loop is thread.loop:
@@ -543,7 +543,7 @@ class Session:
         body: object = None,
         **options: Unpack[CallOptions],
     ) -> Reply:
-        """As `call`, but the reply as it came: status, headers and body, which is no page."""
+        """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
         self._check_open()
         return await self._direct.fetch(endpoint, path=path, query=query, body=body, **options)
 
@@ -564,7 +564,7 @@ def _tell_of_hidden(refused: AdpError, name: str) -> None:
     """An experiment can neither be found nor created: most likely it was deleted."""
     if isinstance(refused, ServiceError) and refused.code == "RESOURCE_ALREADY_EXISTS":
         refused.message = (
-            f"experiment {name!r:.120} exists, and cannot be found; if it was deleted, "
+            f"experiment {name!r:.120} exists but cannot be found; if it was deleted, "
             "session.experiments.restore(its id) brings it back, or take another name: "
             f"{refused.message}"
         )

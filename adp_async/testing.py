@@ -14,8 +14,8 @@
 
 `FakeSession` is an `adp_async.Session` in every respect but one: its requests go no further than
 this process.  Runs, experiments and log-batch are answered as the service does, by its rules;
-what else the code under test asks for is put into words with `FakeSession.answer`, and so is what
-goes wrong.  `FakeBlockingSession` is the same for code without an event loop.
+anything else that the code under test asks for is scripted with `FakeSession.answer`, and so are
+failures.  `FakeBlockingSession` is the same for code without an event loop.
 
 For tests against a whole platform, with signatures, a socket and a real MLflow, there is
 `adp_async.local.LocalPlatform`.
@@ -89,7 +89,7 @@ class FakeService:
         """There is nothing to disconnect."""
 
     def abandon(self) -> None:
-        """There is nothing to let go of."""
+        """There is nothing to release."""
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """What `adp_async._io.transport.AiohttpTransport.send` does over a socket."""
@@ -110,7 +110,9 @@ class FakeService:
         route = _ROUTES.find(received.method, place) if place else None
         if route is None:
             operation = received.operation
-            return refusal(501, "NotImplemented", f"{operation}: say what FakeSession.answer gives")
+            return refusal(
+                501, "NotImplemented", f"{operation}: script a reply with FakeSession.answer"
+            )
         return await self.store.answer(route, received)
 
     def _next_script(self, operation: str) -> Script | None:
@@ -207,4 +209,4 @@ class FakeBlockingSession(blocking.Session):
 
 
 def _sign_nothing(request: Any) -> None:
-    """A signer whose signature nobody checks."""
+    """Sign nothing: no signature is checked here."""

@@ -254,7 +254,7 @@ def test_doctor_tells_every_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
     result = run("doctor")
 
     assert result.exit_code == 1
-    assert "4 of these must be put right." in result.output
+    assert "4 problems to fix" in result.output
     for name in ("platform_id", "endpoint", "linger", "auth"):
         assert re.search(rf"^WRONG settings +{name}: ", result.output, re.MULTILINE), name
 

@@ -148,7 +148,7 @@ def test_nothing_there_is_fine(folder: Path) -> None:
     """Also when there is no folder."""
     result = sync()
 
-    assert (result.exit_code, result.stdout) == (0, f"nothing lies in {folder}\n")
+    assert (result.exit_code, result.stdout) == (0, f"no spools in {folder}\n")
 
 
 def test_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_the_usual_folder_may_be_below_the_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ADP_ASYNC_SPOOL", "~/x")
 
-    assert sync("--list").stdout == f"nothing lies in {tmp_path / 'x'}\n"
+    assert sync("--list").stdout == f"no spools in {tmp_path / 'x'}\n"
 
 
 def test_a_spool_of_another_machine_says_whose(folder: Path, here: Identity, run_id: str) -> None:
@@ -441,7 +441,7 @@ def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run
 
     assert result.exit_code == 1
     assert "batches are held back" in result.stdout
-    assert "0.5 s are over" in result.stdout
+    assert "timed out after 0.5 s" in result.stdout
     assert "0 records delivered, 3 still wait" in result.stdout
     Spool.open(path, limit=LIMIT).let_go()
 
@@ -457,7 +457,7 @@ def test_one_that_is_damaged_keeps_no_other(
     result = sync()
 
     assert result.exit_code == 1
-    assert "is no spool" in result.stdout
+    assert "is not a spool file" in result.stdout
     assert steps(platform, run_id) == [0, 1, 2]
 
 
@@ -549,7 +549,7 @@ def test_the_list_of_what_cannot_be_read(folder: Path, here: Identity) -> None:
 
     assert result.exit_code == 0
     assert f"in use by pid {os.getpid()}" in result.stdout
-    assert "is no spool" in result.stdout
+    assert "is not a spool file" in result.stdout
 
 
 # Exporting
@@ -658,7 +658,7 @@ def test_discarding_spares_what_is_in_use_and_what_is_no_spool(
 
 
 def test_one_thing_at_a_time(folder: Path) -> None:
-    """What doesn't go together is said, and nothing is done."""
+    """Options that cannot be combined are named, and nothing is done."""
     result = sync("--list", "--discard", "--yes")
 
     assert result.exit_code == 1

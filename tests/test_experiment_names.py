@@ -173,7 +173,7 @@ async def test_an_experiment_that_exists_and_cannot_be_found() -> None:
     async with FakeSession() as session:
         session.answer(BY_NAME, said("RESOURCE_DOES_NOT_EXIST"), status=404)
         session.answer("create_experiment", said("RESOURCE_ALREADY_EXISTS"), status=409)
-        with pytest.raises(ServiceError, match="'churn' exists, and cannot be found") as raised:
+        with pytest.raises(ServiceError, match="'churn' exists but cannot be found") as raised:
             await session.start_run("churn")
 
     assert "restore" in str(raised.value)

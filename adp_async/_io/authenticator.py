@@ -87,7 +87,7 @@ class Authenticator:
             raise
 
     async def close(self) -> None:
-        """Take no more requests.  A refresh that hangs is left behind, not waited for."""
+        """Take no more requests.  A refresh that hangs is abandoned, not awaited."""
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
@@ -99,7 +99,7 @@ class Authenticator:
     async def sign(self, request: Request, *, alone: bool = False) -> Request:
         """The *request* with a fresh date, everything that is signed, and the signature.
 
-        *alone*: nobody else has anything under way who could use the time.  Raises
+        *alone*: no other call is in progress that could use the time.  Raises
         `NotAuthenticated` with the code ``CannotSign`` for whatever the signer raises, or leaves
         in the headers that cannot be sent.
         """
@@ -129,7 +129,7 @@ class Authenticator:
         """Whether one more try is worth it after a 401: the clock or the credentials are new.
 
         *generation* is what it was when the refused request was about to be signed, and
-        *server_date* the ``Date`` of the reply.  All who wait share one refresh.  Raises
+        *server_date* the ``Date`` of the reply.  Concurrent callers share one refresh.  Raises
         `NotAuthenticated` when the refresh failed, with the reason as its cause.
         """
         if self.generation > generation:
@@ -178,7 +178,7 @@ class Authenticator:
     def _refreshed(self, future: concurrent.futures.Future[bool]) -> None:
         self._refreshing = None
         if (error := future.exception()) is not None:
-            # Logged here as well: everyone who waited may have been cancelled.
+            # Logged here as well: every task that waited may have been cancelled.
             logger.debug("refreshing the credentials failed with %s", error)
 
     # From here on: in a thread of the worker, but for a quick signature.
@@ -233,13 +233,13 @@ class Authenticator:
 
 
 def _is_seen(future: asyncio.Future[bool]) -> None:
-    """Whoever waited may have been cancelled; its exception is logged elsewhere."""
+    """The tasks that waited may have been cancelled; its exception is logged elsewhere."""
     if not future.cancelled():
         future.exception()
 
 
 class _RefreshFailed(Exception):
-    """Says what type of error kept the credentials from being renewed."""
+    """Names the type of error that kept the credentials from being renewed."""
 
 
 def _named(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 Three things happen here, all in one task of the event loop, with SQLite in a worker's thread: every
 *interval* a group commit of what was accepted and not yet delivered; after it, when memory runs
 short, letting go of records that are on disk; and reading them back when their lane has sent what
-it had.  When the disk fails, one warning says so, logging goes on in memory, and the commit is
+it had.  When the disk fails, one warning says so, logging continues in memory, and the commit is
 tried again now and then.
 """
 
@@ -92,7 +92,7 @@ class SpoolKeeper:
         self._wake.set()
 
     async def run(self) -> None:
-        """Commit, let go and read back until cancelled."""
+        """Commit, spill and read back until cancelled."""
         while True:
             self._wake.clear()
             now = time.monotonic()
@@ -140,7 +140,7 @@ class SpoolKeeper:
 
     async def _commit(self, collect: Callable[[], Changes]) -> SpoolError | None:
         async with self._committing:
-            while self._under_way is not None:  # nobody waited for its end
+            while self._under_way is not None:  # nobody waited for it to finish
                 await self._written(self._under_way)
             commit = self._begin(collect)
             if commit is not None:
@@ -149,7 +149,7 @@ class SpoolKeeper:
             return None
 
     async def _written(self, commit: _Commit) -> None:
-        # Whoever waits may be cancelled; the commit goes on.
+        # The waiting task may be cancelled; the commit continues.
         await asyncio.shield(self._worker.do(self._write, commit))
         self._finish_commit()
 
@@ -196,7 +196,7 @@ class SpoolKeeper:
             return
         self._told = commit.trouble
         self.journal.committed(commit.changes)
-        # Whoever waits for the commit still holds on to it, and must not to its records.
+        # Tasks that wait for the commit keep it alive; they must not keep its records alive.
         commit.changes = Changes()
         # (A disk that takes a token need not take the records that wait for it.)
         if self.failure is not None and not self.journal.has_unwritten:
@@ -268,7 +268,7 @@ class SpoolKeeper:
             records = await self._worker.do(self.spool.load, lane.run_id, first, last)
         except SpoolError as error:
             if lane.queue:
-                return  # when those have left it is tried once more
+                return  # when those have departed it is tried once more
             until = error.until if isinstance(error, SpoolUnreadable) else last
             logger.warning("records that are on disk can't be delivered: %s", error)
             self.accumulator.lose_spilled(lane, until, error, time.monotonic())
@@ -279,9 +279,9 @@ class SpoolKeeper:
     # The end
 
     async def close(self, seconds: float) -> None:
-        """A last commit, and let go of the file; it is removed when nothing is left in it.
+        """A last commit, and release of the file, which is removed when it holds nothing any more.
 
-        A disk that hangs is left behind after so many *seconds*, and the thread that waits for it.
+        A disk that hangs is abandoned after *seconds*, with the thread that waits for it.
         """
         try:
             async with asyncio.timeout(seconds):

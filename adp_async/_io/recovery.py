@@ -1,4 +1,4 @@
-"""Delivers what processes that died have left in their spools."""
+"""Delivers the records left behind by dead processes in their spools."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONGEST_WAIT = 2.0
 #: Seconds that params and tags wait for a search, and between two searches.
 LONGEST_SEARCH = 5.0
 SEARCH_EVERY = 60.0
-#: Seconds between two looks at how far a recovery is.
+#: Seconds between two looks at the progress of a recovery.
 TIME_TO_LOOK = 0.5
 #: Spools that are opened at once: each takes two file descriptors and a lock.
 OPENED = 64
@@ -81,7 +81,7 @@ def open_orphans(
 ) -> Found:
     """The first *most* spools in *folder* that have something to deliver for *identity*.  Blocks.
 
-    One that is in use, newer, damaged, another user's or of another platform is left as it is; all
+    One that is in use, newer, damaged, another user's or of another platform is left untouched; all
     but the first and the last are warned of, and join those of *but_not*, which aren't looked at.
     Raises `SpoolError` for a folder that can't be read, or is another user's.
     """
@@ -117,7 +117,7 @@ def open_orphan(
 ) -> Orphan | None:
     """The spool *path*, None when there is nothing in it to deliver for *identity*.  Blocks.
 
-    *again*: what was refused is to be delivered as well.  Raises `SpoolError`, of which
+    *again*: deliver refused records as well.  Raises `SpoolError`, of which
     `SpoolBusy` is one.
     """
     spool = Spool.open(path, limit=limit)
@@ -177,7 +177,7 @@ class Recovery:
     async def run(self, thread: LoopThread) -> bool:
         """Until all of it is settled, or the rest can't be; whether it was all.
 
-        In the delivery thread.  Cancelled, it lets go of the file.
+        In the delivery thread.  Cancelled, it releases the file.
         """
         delivery = self.delivery
         await delivery.open(thread, self.orphan.spool, is_recovery=True)
@@ -201,7 +201,7 @@ class Recovery:
 
 @define(eq=False)
 class Recoveries:
-    """Finds what processes that died have left, and delivers it, while a session lives.
+    """Finds records left behind by dead processes, and delivers them, while a session lives.
 
     *find* looks for orphans, in a thread; *make* makes a `Delivery` for one; *bar* is told of
     which runs params and tags must wait, since older ones come first (None: of all).

@@ -62,7 +62,7 @@ logger = logging.getLogger("adp_async")
 
 #: Refused records that are kept for a person to see.
 KEPT_REFUSED: Final = 10_000
-#: Pages of 4 KiB that may lie free before the file shrinks.
+#: Pages of 4 KiB that may be free before the file shrinks.
 _FREE_PAGES: Final = 2048
 #: Records that are read at once.
 LOADED: Final = 10_000
@@ -115,7 +115,7 @@ class Piece:
 
 @frozen
 class Contents:
-    """What lies in a spool; *trouble* is why it can't be read, or not all of it."""
+    """What a spool holds; *trouble* is why it can't be read, or not all of it."""
 
     path: Path
     identity: Identity | None
@@ -131,7 +131,7 @@ class Contents:
 
 @define(eq=False)
 class Spool:
-    """An open spool.  Open one with `create` or `open`; `close` lets go of it."""
+    """An open spool.  Open one with `create` or `open`; `close` releases the file."""
 
     path: Path
     limit: int
@@ -175,7 +175,7 @@ class Spool:
 
         Raises `SpoolBusy` while that lives, or may live (see `owner`), `SpoolNewer`,
         `SpoolUntrusted` for one that isn't this user's, and `SpoolError` for a damaged file, which
-        is left as it is.
+        is left untouched.
         """
         path = path.absolute()
         header = check_header(path, [each.file for each in list(_open_spools)])
@@ -189,7 +189,7 @@ class Spool:
             check_pages(path, connection)
         except BaseException:
             if sys.version_info >= (3, 12):
-                # What is damaged is left as it is; an older Python merges the WAL into the file.
+                # What is damaged is left untouched; an older Python merges the WAL into the file.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             connection.close()
             raise
@@ -230,9 +230,9 @@ class Spool:
         return bool(checksum == _checksum_of(body, run_id, first, last))
 
     def close(self, is_all_settled: bool = False) -> None:
-        """Let go of the file; one in which nothing is left is removed.
+        """Release the file; it is removed when it holds nothing any more.
 
-        *is_all_settled*: no record in it is waiting, whatever it says itself.
+        *is_all_settled*: none of its records waits, whatever its rows say.
         """
         with self._lock:
             try:
@@ -262,7 +262,7 @@ class Spool:
     def disown(self) -> None:
         """In a forked child: the file is the parent's, and nothing here reaches it any more."""
         # Closed here, be it when the interpreter ends, SQLite would take itself for the only user
-        # and remove the WAL that the parent goes on writing.  One reference too many prevents it.
+        # and remove the WAL that the parent keeps writing.  One reference too many prevents it.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         self._connection, self._lock = _CLOSED, threading.RLock()
         self._is_taken = False
@@ -279,7 +279,7 @@ class Spool:
 
     def commit(self, changes: Changes, last_error: str = "") -> None:
         """Write *changes*.  `SpoolError` says that their chunks are not written, and why."""
-        if not is_still(self.path, self.file):  # SQLite would go on writing what nobody finds
+        if not is_still(self.path, self.file):  # SQLite would keep writing to a file without a name
             changes.is_settled = True  # no file is left that could say otherwise
             raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.settled or changes.refused or changes.unreadable or last_error:
@@ -443,7 +443,7 @@ class Spool:
         except KeyError:
             found = None
         if found is None or not all(map(_is_encodable, meta.values())):
-            message = f"{self.path} is damaged, and left as it is: it doesn't say whose records"
+            message = f"{self.path} is damaged, and left untouched: it doesn't say whose records"
             raise SpoolError(message)
         return found
 
@@ -581,7 +581,7 @@ class Spool:
         return [run_id for run_id, until in rows if _is_run_id(run_id) and type(until) is int]
 
     def _settled_counts(self, run_id: str) -> tuple[int, int, int]:
-        """Records by kind that have their end, in rows that still hold others."""
+        """Settled records by kind, in rows that still hold others."""
         with self._reading() as connection:
             query = "SELECT settled FROM runs WHERE run_id = ?"
             until = connection.execute(query, (run_id,)).fetchone()[0]
@@ -791,7 +791,7 @@ _forking = threading.RLock()
 
 
 def _before_fork() -> None:
-    """No thread should be inside SQLite: a child inherits its locks, and nobody to release them."""
+    """Keep threads out of SQLite: a child inherits its locks, not the threads that release them."""
     _forking.acquire()
     spools = list(_open_spools)
     _held.extend(each for each in spools if each._lock.acquire(timeout=_LONGEST_WAIT))

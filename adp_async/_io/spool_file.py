@@ -1,10 +1,10 @@
-"""The file of a spool: where it lies, how it is made, opened and told from other files.
+"""The file of a spool: where it is, how it is made, opened and told from other files.
 
 One SQLite file for a process.  It belongs to whoever holds SQLite's exclusive lock on it, which
 goes with the process, however that ends.  Some network file systems grant that lock to everybody,
 so the file names its owner as well; see `owner`.
 
-A spool says which records are sent, and where, with the credentials of whoever delivers it.  So
+A spool names the records to send, and where, with the credentials of whoever delivers it.  So
 one is opened only when it is this user's, and exactly what `lay_out` makes.
 """
 
@@ -87,7 +87,7 @@ class SpoolError(AdpError):
 
 
 class SpoolFull(SpoolError):
-    """The disk is full: what is in the spool can be read, and nothing more is written."""
+    """The disk is full: the spool can be read, and nothing more is written."""
 
 
 class SpoolLimit(SpoolError):
@@ -107,7 +107,7 @@ class SpoolBusy(SpoolError):
 
 
 class SpoolForeign(SpoolError):
-    """No spool at all, or what is left of one whose beginning is gone."""
+    """Not a spool file, or the rest of one whose beginning is gone."""
 
 
 class SpoolElsewhere(SpoolBusy):
@@ -258,7 +258,7 @@ def check_schema(path: Path, connection: sqlite3.Connection, version: int) -> No
     if strange := found ^ _schema(version):
         names = sorted({str(row[1]) for row in strange})
         message = f"{path} does not have the tables of a spool ({', '.join(names)})"
-        raise SpoolUntrusted(f"{message}; it is left as it is")
+        raise SpoolUntrusted(f"{message}; left untouched")
 
 
 # Whose it is -------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _user() -> int | None:
 
 
 def check_folder(folder: Path, *, to_create: bool = False) -> None:
-    """Raise `SpoolUntrusted` unless spools can lie in *folder*.
+    """Raise `SpoolUntrusted` unless spools can be kept in *folder*.
 
     It belongs to this user, or to root as ``/tmp`` does.  *to_create*: and nobody else can put a
     file in another's place there.  `SpoolError` when it can't be looked at.
@@ -303,7 +303,7 @@ def check_is_ours(path: Path, facts: os.stat_result) -> None:
         problem = f"belongs to another user (uid {facts.st_uid})"
     else:
         return
-    raise SpoolUntrusted(f"{path} {problem}; it is left as it is")
+    raise SpoolUntrusted(f"{path} {problem}; left untouched")
 
 
 def check_header(path: Path, in_use: Collection[FileId]) -> Header:
@@ -326,19 +326,19 @@ def check_header(path: Path, in_use: Collection[FileId]) -> Header:
         raise SpoolError(f"{path} cannot be read: {error.strerror}") from error
     application = _number(header, 68) if header.startswith(_MAGIC) else 0
     if not application and time.time() - facts.st_mtime < _SECONDS_IN_THE_MAKING:
-        raise SpoolBusy(f"{path} is being made by another process")
+        raise SpoolBusy(f"{path} is being created by another process")
     if application != APPLICATION_ID:
-        message = f"{path} is no spool, or was cut off at its beginning; it is left as it is"
+        message = f"{path} is not a spool file (or is truncated); left untouched"
         raise SpoolForeign(message)
     version = _number(header, 60)
     if version > FORMAT:
         message = (
             f"{path} was written by a newer version of adp_async (format {version}, this "
-            f"version knows {FORMAT}); it is left as it is: upgrade to deliver it"
+            f"version knows {FORMAT}); left untouched: upgrade to deliver it"
         )
         raise SpoolNewer(message)
     if version < 1:
-        raise SpoolForeign(f"{path} is no spool: it has no format; it is left as it is")
+        raise SpoolForeign(f"{path} is not a spool file: it has no format; left untouched")
     return Header(file_id(facts), version)
 
 
@@ -429,7 +429,7 @@ def check_pages(path: Path, connection: sqlite3.Connection) -> None:
         if found == "ok":
             connection.execute("REINDEX")
             return
-    raise SpoolError(f"{path} is damaged, and left as it is: {' '.join(found.split())}")
+    raise SpoolError(f"{path} is damaged, and left untouched: {' '.join(found.split())}")
 
 
 def _first_trouble(connection: sqlite3.Connection, check: str) -> str:
@@ -441,7 +441,7 @@ def as_ours(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:  # SQLite quotes what it found
-        raise SpoolError(f"{path} is damaged, and left as it is") from error
+        raise SpoolError(f"{path} is damaged, and left untouched") from error
     except sqlite3.Error as error:
         if not path.exists():
             raise SpoolBusy(f"{path} was removed by another process") from error
@@ -451,7 +451,7 @@ def as_ours(path: Path) -> Iterator[None]:
         if name.startswith("SQLITE_FULL"):
             raise SpoolFull(f"{path}: the disk is full") from error
         if name.startswith("SQLITE_CORRUPT"):
-            raise SpoolError(f"{path} is damaged, and left as it is: {error}") from error
+            raise SpoolError(f"{path} is damaged, and left untouched: {error}") from error
         raise SpoolError(f"{path}: {error} ({name or type(error).__name__})") from error
 
 

@@ -61,7 +61,7 @@ MAX_REPLY_BYTES: Final = 64 * 2**20
 #: The longest reply header.  Some gateways put whole tokens there.
 MAX_HEADER_BYTES: Final = 64 * 1024
 
-#: How long a direct call goes on about what may be a mistake in the set-up, or may pass.
+#: How long a direct call retries what may be a mistake in the set-up, or may pass.
 PATIENCE: Final = 2.5
 _PROBE_TIMEOUT: Final = 1.0
 
@@ -162,7 +162,7 @@ class AiohttpTransport:
             await session.close()
 
     def abandon(self) -> None:
-        """Let go of the connections, whose event loop may be gone; the system closes them."""
+        """Drop the connections, whose event loop may be gone; the system closes them."""
         session, self._session = self._session, None
         connector = None if session is None else session.connector
         if session is not None and connector is not None:

@@ -7,7 +7,7 @@ order in which they became ready, and after one batch a lane goes to the end of 
 lanes take turns.
 
 Rules of order within a run: batches of metrics alone fly in parallel; one with params or tags is
-a barrier: it leaves when nothing of the run is in flight, and nothing else leaves until its end.
+a barrier: it leaves when nothing of the run is in flight, and nothing else before it is settled.
 
 All of this belongs to one thread.  Nothing here knows the time, draws a random number or waits:
 *now* is an argument, retry tokens come from *new_token*.
@@ -88,7 +88,7 @@ class Accumulator:
     limits: BatchLimits = field(factory=BatchLimits)
     new_token: Callable[[], str] = _no_token
     board: Board | None = None
-    #: Told which records of a lane have their end.
+    #: Told which records of a lane are settled.
     on_settled: Callable[[Lane, Sequence[AnyRecord]], None] | None = None
     journal: Notes | None = None
     kept_rejections: int = KEPT_REJECTIONS
@@ -103,7 +103,7 @@ class Accumulator:
     cost: int = field(default=0, init=False)
     batches_in_flight: int = field(default=0, init=False)
     delivered: int = field(default=0, init=False)
-    #: Records that were left behind at the end.
+    #: Records abandoned on closing.
     abandoned: int = field(default=0, init=False)
     #: How many records were given up, by the class of the error.
     rejected: Counter[str] = field(factory=Counter, init=False)
@@ -323,7 +323,7 @@ class Accumulator:
     def _seal_ahead(self, lane: Lane, now: float) -> None:
         """Seal what is full anyway: the journal writes down the tokens of all in one commit.
 
-        Not while the service is down: what is sealed can't be let go of.
+        Not while the service is down: what is sealed can't be spilled.
         """
         while len(lane.sealed) < SEALED_AHEAD and not lane.text_seqs and lane.is_full(self.limits):
             self._seal(lane, now)
@@ -576,7 +576,7 @@ class Accumulator:
     # What is on disk only
 
     def spill(self, lane: Lane, now: float, *, keep: int, journaled_until: int) -> int:
-        """Let go of journaled records but for the queue's first *keep*; how many that were."""
+        """Spill journaled records but for the queue's first *keep*; returns how many that were."""
         records = lane.spill(keep, journaled_until)
         self._count(records, -1, with_text=has_text(records))
         self.spooled += len(records)

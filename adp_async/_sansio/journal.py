@@ -71,7 +71,7 @@ class Refused:
 
 @frozen
 class Unreadable:
-    """Records that can't be read back: their rows are put aside, and nobody waits for them."""
+    """Records that can't be read back: their rows are set aside, and no longer waited for."""
 
     run_id: str
     first: int

@@ -116,7 +116,7 @@ class Board(Protocol):
 
 
 class Lane:
-    """One run's queue: what waits, what is in flight, and how far its end is known."""
+    """One run's queue: what waits, what is in flight, and up to where it is settled."""
 
     __slots__ = (
         "__weakref__",
@@ -159,7 +159,7 @@ class Lane:
 
     def __init__(self, run_id: str, board: Board | None, first_seq: int = 0) -> None:
         self.run_id = run_id
-        #: Who can wait for a record of this lane; None when nobody has a receipt for one.
+        #: Where receipts of this lane are waited for; None when nobody has a receipt.
         self.board = board
         self.queue: deque[AnyRecord] = deque()
         #: The sequence number of the queue's first record, and of the next one to come.
@@ -216,11 +216,11 @@ class Lane:
     def __repr__(self) -> str:
         return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
 
-    # What has no end yet
+    # What is not settled yet
 
     @property
     def settled_until(self) -> int:
-        """Every record before this one has its end."""
+        """Every record before this one is settled."""
         return min((span.first for span in self.spans), default=self.head_seq)
 
     def unsettled_within(self, first: int, last: int) -> list[tuple[int, int]]:
@@ -233,7 +233,7 @@ class Lane:
         return joined([(start, end) for start, end in parts if start < end])
 
     def settled_beyond(self) -> tuple[tuple[int, int], ...]:
-        """Spans after `settled_until` that have their end already."""
+        """Spans after `settled_until` that are settled already."""
         open_parts = self.unsettled_within(self.settled_until, self.next_seq)
         open_parts.append((self.next_seq, self.next_seq))
         neighbours = itertools.pairwise(open_parts)
@@ -416,9 +416,9 @@ class Lane:
     # What is on disk only
 
     def spill(self, keep: int, journaled_until: int) -> list[AnyRecord]:
-        """Let go of journaled records but for the queue's first *keep*; they are returned.
+        """Spill journaled records but for the queue's first *keep*; they are returned.
 
-        Those whose receipt somebody has are held until they have their end.
+        Those whose receipt somebody has are held until they are settled.
         """
         if self.spilled:
             first, records = self._spill_tail(journaled_until)
@@ -493,7 +493,7 @@ class Lane:
             self._enqueue(self.tail, upto, now, with_text=has_text(self.tail))
             self.tail = []
 
-    # A record's place until its end: who waits for it asks here.
+    # A record's place until it is settled: waiting for it starts here.
 
     def wait(self, record: AnyRecord) -> Generator[Any, None, None]:
         return self._board().wait(self, record)

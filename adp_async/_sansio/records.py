@@ -5,7 +5,7 @@ lane, and in the end its verdict), and waiting for it is delegated there.  *plac
 the struct's default while a body is encoded, which keeps it off the wire.
 
 The structs are not tracked by the garbage collector; the cycle record -> lane -> record is broken
-by hand when a record has its end, and its *place* becomes a `Verdict`.
+by hand when a record is settled, and its *place* becomes a `Verdict`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BatchLimits:
 
 
 class Place(Protocol):
-    """Where a record is: it can say whether the end is known, and wait for it."""
+    """Where a record is: it knows whether the record is settled, and how to wait for that."""
 
     def wait(self, record: Record) -> Generator[Any, None, None]: ...
 
@@ -87,7 +87,7 @@ class Record(msgspec.Struct, gc=False, omit_defaults=True, eq=False):
 
     @property
     def done(self) -> bool:
-        """Whether its end is known: delivered, or given up."""
+        """Whether it is settled: delivered or given up."""
         return self._verdict() is not None
 
     def _verdict(self) -> Verdict | None:

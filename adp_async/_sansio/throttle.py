@@ -18,7 +18,7 @@ rate is too high.  How much too high?  A service that saves up what is not used 
 lets through more than its limit for a while, so the rate at the 429 is too high an estimate; but
 over the whole time since the last 429, exactly the limit got through.  One that saves nothing
 refuses as soon as the rate is too high; but of what a hold let pass it gives nothing back, so
-what got through is too low.  The truth lies between: the rate is cut to what got through, but
+what got through is too low.  The truth is in between: the rate is cut to what got through, but
 never by more than a share that grows the fewer they were.  What a service saves up shows before
 the first 429, in how many requests it takes at once; a probe that got no more than that through
 beyond the limit has used up what was saved, and has not found a higher one.
@@ -115,7 +115,7 @@ class Throttle:
     _refused_at: float = field(default=0.0, init=False)
     _hold: float = field(default=0.0, init=False)
     _resumed_at: float = field(default=0.0, init=False)
-    #: 429s in a row, as far as they told something new, and replies since that were none.
+    #: 429s in a row, as far as they told something new, and replies since that were not 429s.
     _in_a_row: int = field(default=0, init=False)
     _succeeded: int = field(default=0, init=False)
     #: Requests that the service took at once, or within a second, before the first 429.
@@ -180,7 +180,7 @@ class Throttle:
         return max(PLATEAU, requests, PLATEAU_HOLDS * self._hold)
 
     def succeeded(self, now: float) -> None:
-        """A reply came that was no 429."""
+        """A reply came that was not a 429."""
         self._in_a_row = 0
         self._succeeded += 1
         self._recent.append(now)

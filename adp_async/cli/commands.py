@@ -27,7 +27,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def adp_async_command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Experiment tracking on Oracle AI Data Platform."""
@@ -37,7 +40,7 @@ Directory = Annotated[
     Path | None,
     typer.Option(
         file_okay=False,
-        help="Where database, key and artifacts are kept; without it they are gone at the end.",
+        help="Where database, key and artifacts are kept (default: temporary).",
     ),
 ]
 Port = Annotated[
@@ -77,11 +80,13 @@ def serve_command(
     directory: Directory = None,
     quota: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Requests a second; those beyond are answered 429."),
+        typer.Option(min=0.001, help="Requests a second; more are answered with 429."),
     ] = None,
     mlflow: Annotated[
         bool,
-        typer.Option(help="Without it a stand-in that starts at once and knows only runs."),
+        typer.Option(
+            help="A real MLflow, or an in-memory stand-in: starts at once, knows only runs."
+        ),
     ] = True,
 ) -> None:
     """Keep a whole platform up on this machine, until Ctrl-C."""
@@ -138,7 +143,7 @@ def sync_command(
         typer.Argument(help="A spool or a folder of them, in place of the usual one."),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="Only show what lies there, and what was rejected.")
+        bool, typer.Option("--list", help="List the spools and rejected records.")
     ] = False,
     export: Annotated[
         Path | None,
@@ -156,11 +161,12 @@ def sync_command(
         ),
     ] = False,
     discard: Annotated[
-        bool, typer.Option("--discard", help="Only remove what lies there, after a question.")
+        bool, typer.Option("--discard", help="Delete the spools, after confirmation.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     timeout: Annotated[
-        float | None, typer.Option(min=0.0, help="Seconds to try; what is left then stays.")
+        float | None,
+        typer.Option(min=0.0, help="Stop after this many seconds; the rest stays on disk."),
     ] = None,
     auth: Annotated[
         str | None, typer.Option(help="In place of OCI_CLI_AUTH, such as api_key.")
@@ -172,7 +178,7 @@ def sync_command(
         str | None, typer.Option(help="In place of OCI_CLI_PROFILE: the profile in it.")
     ] = None,
 ) -> None:
-    """Deliver what processes that ended have left on disk.
+    """Deliver the records that dead processes left on disk.
 
     The spools of the usual folder go where they came from. A PATH is delivered only when it came
     from the endpoint, platform and workspace of the settings. Records that the service refused

@@ -386,7 +386,7 @@ def _show_address(console: Console, platform: LocalPlatform, result: Result) -> 
 
 
 def _show_how_to_keep(console: Console, directory: Path | None) -> None:
-    told = "It ends with this command; `adp-async demo --keep` leaves it up."
+    told = "The platform stops with this command; `adp-async demo --keep` leaves it running."
     if directory is not None:
         told = f"`adp-async serve --directory {shlex.quote(str(directory))}` brings it back."
     console.print(told, style="dim", soft_wrap=True)

@@ -126,7 +126,7 @@ async def _print_all(console: Console, findings: AsyncIterator[Finding]) -> int:
         _print(console, finding)
     console.print()
     if wrong:
-        console.print(f"{wrong} of these must be put right.", style="bold red")
+        console.print(f"{wrong} problem{'s' * (wrong > 1)} to fix", style="bold red")
     else:
         console.print("All is well: a session will work with these settings.", style="bold green")
     return 1 if wrong else 0
@@ -154,7 +154,7 @@ async def examine(given: Given) -> AsyncIterator[Finding]:
     for problem in problems:
         yield Finding("settings", "wrong", problem)
     if problems:
-        yield Finding("service", "skipped", "not asked: the settings come first")
+        yield Finding("service", "skipped", "skipped: fix the settings first")
         return
     auth = given.authentication()
     settings = Settings.resolve({**given.arguments(), "auth": auth})
@@ -173,7 +173,7 @@ async def _outside(given: Given, settings: Settings) -> AsyncIterator[Finding]:
         settings, told = await asyncio.to_thread(_completed, settings)
     except ConfigurationError as error:
         yield Finding("credentials", "wrong", str(error))
-        yield Finding("service", "skipped", "not asked: nothing can be signed")
+        yield Finding("service", "skipped", "skipped: no credentials")
         return
     yield Finding("credentials", "ok", told)
     yield Finding("address", "ok", settings.base_url)
@@ -268,7 +268,7 @@ def _files(auth: Auth) -> Iterator[Finding]:
         except (ConfigurationError, OSError):
             continue  # not named, or not there: as above
         if is_open:
-            told = f"{file} is open to other users of this machine"
+            told = f"{file} is readable by other users of this machine"
             yield Finding(key, "warning", told, f"chmod 600 {file}")
 
 
@@ -314,7 +314,7 @@ async def _clock(settings: Settings) -> Finding:
         return Finding("clock", "skipped", "not compared: the reply has no date that can be read")
     behind = date - time.time()
     if abs(behind) < CLOCK_WORTH_SAYING:
-        return Finding("clock", "ok", "agrees with the service's")
+        return Finding("clock", "ok", "in sync with the service")
     told = f"{abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead of'} the service's"
     fix = "A session corrects for it after one refused request; better to set the clock."
     return Finding("clock", "warning", told, fix)
@@ -357,7 +357,7 @@ def _fix(error: AdpError) -> str:
 _FIXES: Final[dict[type[AdpError], str]] = {
     NotAuthenticated: "Compare user, tenancy and fingerprint of the profile with the API keys of "
     "that user in OCI's console; a session token may have to be renewed.",
-    NotFound: "Check platform and workspace. OCI says this as well when a policy is missing that "
+    NotFound: "Check platform and workspace. OCI also says this when a policy is missing that "
     "lets this user see them.",
     Forbidden: "A policy must allow this user to use the platform.",
     ConnectionFailed: "See the network above; for TLS, whether a proxy shows its own certificate.",

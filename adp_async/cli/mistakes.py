@@ -25,7 +25,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def in_one_line(command: Callable[P, None]) -> Callable[P, None]:
-    """*command* with its errors said in a line; 1 is the exit code then, 130 and 143 at signals."""
+    """*command* with an error shown in one line, and exit code 1; 130 or 143 at signals."""
 
     @functools.wraps(command)
     def told(*arguments: P.args, **options: P.kwargs) -> None:

@@ -24,7 +24,7 @@ __all__ = ["environment", "python_lines", "serve", "wait_for_the_end"]
 def serve(
     *, port: int = 0, directory: Path | None = None, quota: float | None = None, mlflow: bool = True
 ) -> None:
-    """Keep a platform up, say how to reach it, and end with Ctrl-C or SIGTERM."""
+    """Keep a platform up, show how to reach it, and stop at Ctrl-C or SIGTERM."""
     console = Console(highlight=False)
     with running_platform(console, directory=directory, port=port, mlflow=mlflow) as platform:
         if quota is not None:
@@ -34,15 +34,15 @@ def serve(
 
 
 def wait_for_the_end(console: Console, platform: LocalPlatform) -> None:
-    """Return at Ctrl-C or SIGTERM; raise when MLflow ends by itself."""
-    console.print("\nCtrl-C ends it.")
+    """Return at Ctrl-C or SIGTERM; raise when MLflow exits unexpectedly."""
+    console.print("\nPress Ctrl-C to stop.")
     try:
         while platform.mlflow_server is None or platform.mlflow_server.is_running:
             time.sleep(0.5)
     except KeyboardInterrupt:
         console.print("stopping")
         return
-    message = "MLflow's process ended by itself"
+    message = "the MLflow process exited unexpectedly"
     raise AdpError(message)
 
 
@@ -52,7 +52,7 @@ def show(console: Console, platform: LocalPlatform) -> None:
         console.print(Text.assemble((f"{name:<16}", "bold"), value), soft_wrap=True)
     console.print("\n[bold]in Python[/]\n")
     _print_as_it_is(console, python_lines(platform))
-    console.print("\n[bold]or in a shell, for everything that is started from it[/]\n")
+    console.print("\n[bold]or in a shell, for every program started from it[/]\n")
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment(platform).items()]
     _print_as_it_is(console, [f"export {assignment}" for assignment in assignments])
 

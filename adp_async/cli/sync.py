@@ -1,4 +1,4 @@
-"""``adp-async sync``: what processes that ended have left on disk, delivered or shown by hand.
+"""``adp-async sync``: records that dead processes left on disk, delivered or shown by hand.
 
 A spool that a running process has open is its own business, and left alone.
 """
@@ -57,7 +57,7 @@ __all__ = ["discard", "export", "list_spools", "spools_at", "sync"]
 
 #: A spool that is only emptied never grows.
 _NO_LIMIT: Final = 2**62
-#: What a person has to put right; anything else is tried until it works.
+#: What a person has to fix; anything else is tried until it works.
 _HOPELESS: Final = (NotAuthenticated, Forbidden, NotFound)
 _SHOWN_RUNS: Final = 12
 #: An OCID to read the other settings with when the platform's own isn't set.
@@ -100,13 +100,13 @@ def console_for(file: TextIO | None = None) -> Console:
 
 
 def list_spools(path: Path | None) -> int:
-    """Say what lies there."""
+    """Show the spools."""
     console = console_for()
     paths = spools_at(path)
     for each in paths:
         _show(console, look_at(each))
     if not paths:
-        _say(console, f"nothing lies in {path or _usual_folder()}")
+        _say(console, f"no spools in {path or _usual_folder()}")
     return 0
 
 
@@ -115,7 +115,7 @@ def _say(console: Console, message: str) -> None:
 
 
 def look_at(path: Path) -> Contents:
-    """What lies in *path*, or why that can't be said."""
+    """What *path* holds, or why that can't be read."""
     try:
         spool = Spool.open(path, limit=_NO_LIMIT)
     except SpoolBusy as error:
@@ -288,7 +288,7 @@ def _fields(record: AnyRecord) -> dict[str, object]:
 
 
 def discard(path: Path | None, *, is_sure: bool) -> int:
-    """Remove what lies there, after a question; what is in use, or no spool, stays."""
+    """Delete the spools, after confirmation; a spool in use, or a file that is not one, stays."""
     console = console_for()
     found = [look_at(each) for each in spools_at(path)]
     removable = [each for each in found if _may_go(console, each)]
@@ -310,7 +310,7 @@ def _may_go(console: Console, contents: Contents) -> bool:
     try:
         Spool.open(contents.path, limit=_NO_LIMIT).let_go()
     except (SpoolBusy, SpoolForeign) as error:
-        _say(console, f"stays: {error}")
+        _say(console, f"kept: {error}")
         return False
     except SpoolError:
         return True
@@ -319,7 +319,9 @@ def _may_go(console: Console, contents: Contents) -> bool:
 
 def _is_confirmed(spools: list[Contents]) -> bool:
     if not _is_somebody_there():
-        raise ConfigurationError("nobody is there to ask: --yes discards without a question")
+        raise ConfigurationError(
+            "stdin is not a terminal: pass --yes to discard without confirmation"
+        )
     records = sum(each.records + len(each.rejected) for each in spools)
     question = f"Discard {_many(records, 'record')} in {_many(len(spools), 'spool')} for good?"
     return Confirm.ask(question, default=False)
@@ -335,7 +337,7 @@ def _discard(path: Path) -> None:
     except SpoolBusy:
         raise
     except SpoolError:
-        remove(path)  # nobody can read it
+        remove(path)  # it cannot be read
     else:
         spool.discard()
 
@@ -366,22 +368,22 @@ class Wish:
 
 
 def sync(wish: Wish, given: Given) -> int:
-    """Deliver what lies there; the exit code, 1 when something is left."""
+    """Deliver the spools; returns the exit code, 1 when something remains."""
     console = console_for()
     paths = spools_at(wish.path)
     if not paths:
-        _say(console, f"nothing lies in {wish.path or _usual_folder()}")
+        _say(console, f"no spools in {wish.path or _usual_folder()}")
         return 0
     with Reporter.of(console) as reporter:
         try:
             asyncio.run(_deliver_all(paths, wish, given, reporter))
         except TimeoutError:
-            reporter.say(f"{wish.timeout:g} s are over")
+            reporter.say(f"timed out after {wish.timeout:g} s")
     return _conclude(console, paths, reporter)
 
 
 async def _deliver_all(paths: list[Path], wish: Wish, given: Given, reporter: Reporter) -> None:
-    # What lies in the usual folder was written by sessions of this user; a path may be from
+    # Spools in the usual folder were written by sessions of this user; a path may be from
     # anybody, and the credentials of this user go to whatever host a spool names.
     is_bound = wish.path is not None and not wish.anywhere
     async with asyncio.timeout(wish.timeout):
@@ -489,7 +491,7 @@ def _session_for(identity: Identity, auth: Auth) -> Session:
 async def _until_hopeless(
     session: Session, orphan: Orphan, on_progress: Callable[[Recovery], None]
 ) -> None:
-    """Deliver *orphan*; raise what only a person can put right."""
+    """Deliver *orphan*; raise what only a person can fix."""
     recoveries: list[Recovery] = []
 
     def note(recovery: Recovery) -> None:
@@ -625,4 +627,4 @@ def check_exclusive(**chosen: bool) -> None:
     """Raise unless at most one thing is asked for."""
     names = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
     if len(names) > 1:
-        raise AdpError(f"{' and '.join(names)} don't go together")
+        raise AdpError(f"{' and '.join(names)} cannot be combined")
