@@ -175,7 +175,7 @@ def test_serve_prints_what_works_and_ends_cleanly(
     ):
         assert process.stdout is not None
         printed = []
-        while not (printed and printed[-1].startswith("Ctrl-C")):
+        while not (printed and printed[-1].startswith("Press Ctrl-C")):
             printed.append(process.stdout.readline())
             assert printed[-1], printed
         text = "".join(printed)
@@ -217,7 +217,7 @@ def _exports(command: list[str]) -> list[str]:
     ):
         assert process.stdout is not None
         exports = []
-        while (line := process.stdout.readline()) and not line.startswith("Ctrl-C"):
+        while (line := process.stdout.readline()) and not line.startswith("Press Ctrl-C"):
             exports += [line] if line.startswith("export ") else []
         process.send_signal(signal.SIGTERM)
         process.wait(10)
