@@ -324,7 +324,7 @@ def end_status(status: object) -> EndStatus:
     for allowed in get_args(EndStatus):
         if issubclass(type(status), str) and str.__str__(status) == allowed:
             return allowed  # type: ignore[no-any-return]
-    message = f"a run ends as FINISHED, FAILED or KILLED, not {shown(status)}"
+    message = f"a run ends FINISHED, FAILED or KILLED, not {shown(status)}"
     raise ValueError(message)
 
 

@@ -243,11 +243,11 @@ def test_a_spool_in_the_making_is_left_alone(tmp_path: Path) -> None:
     """Another process has made the file and not yet said what it is: no reason to warn."""
     path = tmp_path / "new.spool"
     path.touch()
-    with pytest.raises(SpoolBusy, match="being made"):
+    with pytest.raises(SpoolBusy, match="being created"):
         Spool.open(path, limit=LIMIT)
 
     os.utime(path, (time.time() - 3600,) * 2)
-    with pytest.raises(SpoolError, match="no spool"):
+    with pytest.raises(SpoolError, match="not a spool file"):
         Spool.open(path, limit=LIMIT)
 
 
@@ -302,7 +302,7 @@ def test_a_database_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     os.utime(path, (time.time() - 3600,) * 2)
     before = path.read_bytes()
 
-    with pytest.raises(SpoolError, match="no spool"):
+    with pytest.raises(SpoolError, match="not a spool file"):
         Spool.open(path, limit=LIMIT)
     assert path.read_bytes() == before
 
