@@ -578,6 +578,11 @@ class Accumulator:
         self._count(records, with_text=has_text(records))
         self._schedule(lane, now)
 
+    def cannot_reload(self, lane: Lane, now: float) -> None:
+        """What `next_spilled` named can't be read: what waits before it leaves first."""
+        lane.has_gap = True
+        self._schedule(lane, now)
+
     def lose_spilled(self, lane: Lane, last: int, error: AdpError, now: float) -> None:
         """What is next on disk can't be read, up to *last*: counted as rejected.
 

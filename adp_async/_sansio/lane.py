@@ -130,6 +130,7 @@ class Lane:
         "entry",
         "failures",
         "fruitless",
+        "has_gap",
         "head_seq",
         "held",
         "in_flight",
@@ -170,6 +171,8 @@ class Lane:
         #: Behind the queue: ranges of records that are only on disk, and those that came since.
         self.spilled: list[tuple[int, int]] = []
         self.tail: list[AnyRecord] = []
+        #: What is spilled can't be read back just now.
+        self.has_gap = False
         #: Spilled records whose receipt somebody has, by their sequence number.
         self.held: dict[int, AnyRecord] = {}
         #: Records of the queue from a *marked* sequence number on came at the time beside it.
@@ -402,6 +405,7 @@ class Lane:
         self._forget_marks()
         self.count = {Param: 0, RunTag: 0}
         self.text_cost = 0
+        self.has_gap = False
         self.head_seq = self.discarded_until = self.urgent_until = self.next_seq
         return here, held
 
@@ -450,7 +454,7 @@ class Lane:
         if not self.spilled or len(self.queue) >= limits.entities:
             return None
         first, last = self.spilled[0]
-        if self.queue and first != self.head_seq + len(self.queue):
+        if self.queue and (self.has_gap or first != self.head_seq + len(self.queue)):
             return None  # there is a hole: what comes next has its place after the queue's end
         return first, min(last, first + RELOADED)
 
@@ -479,6 +483,7 @@ class Lane:
 
     def _passed_on_disk(self, upto: int, now: float) -> None:
         _, last = self.spilled[0]
+        self.has_gap = False
         self.spilled[:1] = [(upto, last)] if upto < last else []
         if not self.spilled and self.tail:
             # What came while the lane was on disk has its turn.
