@@ -22,6 +22,7 @@ import attrs
 from attrs import evolve, field, frozen
 
 from adp_async._sansio import rules
+from adp_async._sansio.endpoints import API_VERSION
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.rules import shown
 from adp_async.auth import OCID, ApiKey, Auth, Signer, auth_from, misconfigured
@@ -39,9 +40,6 @@ Overflow = Literal["block", "drop"]
 
 MEBIBYTE: Final = 2**20
 GIBIBYTE: Final = 2**30
-
-#: The version of the API, the first part of every path.
-API_VERSION: Final = "20260430"
 
 #: Locks and timers take no more; on Windows that is 49 days.
 _LONGEST: Final = min(rules.LONGEST, threading.TIMEOUT_MAX)

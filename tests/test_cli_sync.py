@@ -26,8 +26,8 @@ from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, find_spools
 from adp_async._sansio.journal import Changes, Refused
 from adp_async._sansio.records import Metric, Param, RunTag
-from adp_async.cli import app
-from adp_async.cli import sync as module
+from adp_async.cli import app, spools
+from adp_async.cli import sync as delivery
 from adp_async.cli.serve import environment
 from adp_async.errors import BadRequest, Rejection
 from adp_async.local import Fault, LocalPlatform
@@ -311,7 +311,7 @@ def test_a_path_of_another_place(
 )
 def test_addresses_that_are_the_same(one: str, other: str, are_same: bool) -> None:
     """As a URL means it, and no more than that."""
-    assert (module._address(one) == module._address(other)) == are_same
+    assert (delivery._address(one) == delivery._address(other)) == are_same
 
 
 @pytest.mark.usefixtures("platform")
@@ -472,7 +472,7 @@ def test_in_a_terminal_there_is_a_bar(
     orphan(folder, chunk(metrics(3000), run_id=run_id), identity=here)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
-    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    monkeypatch.setattr(delivery, "console_for", lambda file=None: console)
     platform.gateway.inject(Fault.reply(503), times=2, operation=LOG_BATCH)
     result = sync()
 
@@ -523,7 +523,7 @@ def test_the_list_fits_a_terminal(
     orphan(folder, *changes, identity=here, error="x" * 300)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
-    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    monkeypatch.setattr(spools, "console_for", lambda file=None: console)
     sync("--list")
 
     lines = screen.getvalue().splitlines()
@@ -631,7 +631,7 @@ def test_the_answer_counts(
 ) -> None:
     """No is the default."""
     path = orphan(folder, chunk(metrics(3)), identity=here)
-    monkeypatch.setattr(module, "_is_somebody_there", lambda: True)
+    monkeypatch.setattr(spools, "_is_somebody_there", lambda: True)
     result = sync("--discard", input=f"{answer}\n")
 
     assert "Discard 3 records in 1 spool for good?" in result.stdout

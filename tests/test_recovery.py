@@ -237,7 +237,7 @@ async def test_a_disk_that_fails_is_said_once(
         assert run.stats().waiting + run.stats().in_flight == 20
 
         is_full = False
-        await until(lambda: any("written again" in each for each in warnings(caplog)))
+        await until(lambda: any("works again" in each for each in warnings(caplog)))
         assert on_disk(session) == 20
 
 

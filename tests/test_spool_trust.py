@@ -468,7 +468,7 @@ async def test_locks_that_do_not_lock(folder: Path, tmp_path: Path) -> None:
 async def test_a_spool_that_was_removed_is_noticed_at_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every commit, and it is not said to be written again while the file is gone."""
+    """By every commit, and it is not said to work again while the file is gone."""
     monkeypatch.setattr("adp_async._io.keeper.SECONDS_AFTER_FAILURE", 0.02)
     async with session_in(folder, linger=60.0) as session:
         run = session.attach_run("run")
@@ -481,7 +481,7 @@ async def test_a_spool_that_was_removed_is_noticed_at_once(
         await asyncio.sleep(0.05)
 
     assert len(warnings(caplog, "removed while it was in use")) == 1
-    assert warnings(caplog, "written again") == []
+    assert warnings(caplog, "works again") == []
     assert sorted(steps(session)) == [1, 2]
 
 

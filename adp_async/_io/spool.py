@@ -289,7 +289,7 @@ class Spool:
             self._shrink()
         if not (changes.chunks or changes.sealed):
             return
-        if changes.chunks and self.size >= self.limit:
+        if changes.chunks and not changes.is_due and self.size >= self.limit:
             # The tokens of what is on disk already: only when that has left there is room again.
             with self._transaction() as connection:
                 self._insert_tokens(connection, changes)

@@ -290,6 +290,7 @@ class Accumulator:
         batch = self._next_batch(lane, now)
         if batch is None:
             return None
+        batch.departed_at = now
         lane.in_flight += 1
         lane.barrier_in_flight = batch.is_barrier
         self.batches_in_flight += 1
@@ -312,7 +313,7 @@ class Accumulator:
         first, since = lane.head_seq, lane.times[0]
         records = lane.cut(self.limits)
         span = Span(first, first + len(records), since)
-        lane.spans.append(span)
+        lane.add_span(span)
         parts, refused = self.refusals.apart(lane, records, now)
         ranges = [(first, span.last)]
         sealed = self._sealed(lane, span, records, ranges, parts, is_whole=True)
@@ -413,12 +414,10 @@ class Accumulator:
         self._note_failure(batch, now)
         self._land(batch)
         self.waiting += len(batch.records)
-        lane.aside.append((batch, not_before))
+        lane.aside = [*lane.aside, (batch, not_before)]
         self._schedule(lane, now)
 
     def _note_failure(self, batch: RecordBatch, now: float) -> None:
-        if not batch.failures:
-            batch.first_failed_at = now
         batch.failures += 1
         batch.failed_at = now
         batch.lane.failures += 1
@@ -433,7 +432,8 @@ class Accumulator:
         batch.lane.fruitless += 1
         for part in (halves := self._parts(batch, in_halves(len(batch.records)))):
             part.failures, part.failed_at = batch.failures, batch.failed_at
-            part.first_failed_at, part.blamed = batch.first_failed_at, batch.blamed
+            part.blamed, part.evidence = batch.blamed, batch.evidence
+            part.contrasts = batch.contrasts
         self._put_back(batch, halves, now, now)
 
     def hurry(self, lane: Lane, now: float) -> None:
@@ -594,6 +594,11 @@ class Accumulator:
         self._count(records, with_text=has_text(records))
         self._schedule(lane, now)
 
+    def cannot_reload(self, lane: Lane, now: float) -> None:
+        """What `next_spilled` named can't be read: what waits before it leaves first."""
+        lane.has_gap = True
+        self._schedule(lane, now)
+
     def lose_spilled(self, lane: Lane, last: int, error: AdpError, now: float) -> None:
         """What is next on disk can't be read, up to *last*: counted as rejected.
 
@@ -622,14 +627,14 @@ class Accumulator:
         *last* is where its records on disk end, delivered ones included.
         """
         lane = self.lanes[run_id] = self.lane(run_id)
-        lane.spilled.extend(spilled)
+        lane.spilled = [*lane.spilled, *spilled]
         self.spooled += lane.spooled
         span = Span(0, 0)
         for ranges, token, records in sorted(sealed, key=itemgetter(0)):
             if not lane.spans or ranges[0][0] >= span.last:
                 span = Span(ranges[0][0], ranges[-1][1])
                 span.open = 0
-                lane.spans.append(span)
+                lane.add_span(span)
             # Parts of a batch that was taken apart share its span.
             span.last = max(span.last, ranges[-1][1])
             span.open += len(records)
