@@ -8,6 +8,7 @@ import oci.auth.signers
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from adp_async._io import worker
 from adp_async._io.authenticator import Authenticator
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import http_date
@@ -443,6 +444,28 @@ def test_a_loop_that_is_gone(credentials, caplog):
 
     assert not thread.is_alive()
     assert caplog.messages == ["a job was done after its event loop had been closed"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), SystemExit(2)], ids=repr)
+def test_an_end_of_the_process_during_a_refresh(credentials, failure):
+    """It is nobody's failed refresh and comes out as it is."""
+    authenticator = Authenticator(CustomSigner(credentials))
+    authenticator._signer = credentials
+    credentials.failure = failure
+
+    with pytest.raises(type(failure)) as raised:
+        authenticator._refresh()
+
+    assert raised.value is failure
+    assert authenticator.generation == 0
+
+
+async def test_in_a_forked_child(authenticator, monkeypatch):
+    """The threads are the parent's: nothing is signed, instead of waited for for ever."""
+    monkeypatch.setattr(worker.os, "getpid", lambda: -1)
+
+    with pytest.raises(Closed, match="belongs to the parent process"):
+        await authenticator.sign(REQUEST)
 
 
 async def test_repr(authenticator):
