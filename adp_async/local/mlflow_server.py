@@ -30,7 +30,7 @@ logger = logging.getLogger("adp_async")
 _SCRIPT = Path(__file__).with_name("mlflow_process.py")
 _NEEDED = ("mlflow", "uvicorn")
 _POLL = 0.05
-#: What it has to end by itself before it is killed.
+#: Seconds in which it may end by itself; then it is killed.
 _SECONDS_TO_END = 5.0
 
 
