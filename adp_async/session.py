@@ -99,7 +99,6 @@ class Session:
         self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
     ) -> None:
         given: dict[str, object] = {"platform_id": platform_id, "workspace": workspace, **knobs}
-        self._given = given
         self._settings = settings = Settings.resolve(given)
         # Now: where a relative one is changes with the working folder.
         spool = settings.spool
