@@ -132,7 +132,9 @@ def absolute_folder(path: str | PathLike[str]) -> Path:
     _says("\0" in path or not is_encodable, "a folder without NUL and surrogates in its name", path)
     try:
         folder = Path(path).expanduser()
-        if not folder.is_absolute() and path.startswith("~"):
+        # With an empty HOME the home would be the root of all.
+        is_nowhere = os.environ.get("HOME") == "" and (path == "~" or path.startswith("~/"))
+        if is_nowhere or (not folder.is_absolute() and path.startswith("~")):
             message = f"{path!r:.80} leads to no home folder: HOME is empty or relative"
             raise ValueError(message)
         return folder.absolute()

@@ -78,6 +78,7 @@ class Delivery:
             board=self,
             on_settled=self._settled,
             kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
+            unit=min(1.0, settings.retry.first_backoff),
         )
         self.intake = Intake(
             self.accumulator,

@@ -81,7 +81,8 @@ class Accumulator:
     """The lanes of all runs: takes records in, hands out batches, and learns what became of them.
 
     *linger*: the longest a record waits for company.  *limits*: what one request may hold.
-    *kept_rejections*: how many refused records are kept by name.
+    *kept_rejections*: how many refused records are kept by name.  *unit*: of the waits after
+    refusals, see `Refusals`.
     """
 
     linger: float = 1.0
@@ -92,6 +93,7 @@ class Accumulator:
     on_settled: Callable[[Lane, Sequence[AnyRecord]], None] | None = None
     journal: Notes | None = None
     kept_rejections: int = KEPT_REJECTIONS
+    unit: float = 1.0
     #: The lanes of which there is something to do.
     lanes: dict[str, Lane] = field(factory=dict, init=False)
     #: Records in the lanes that are not in flight, and those that are.
@@ -116,7 +118,7 @@ class Accumulator:
     #: first; None while it is not known which.
     barred: frozenset[str] | None = field(default=frozenset(), init=False)
     line: Line = field(factory=Line, init=False)
-    refusals: Refusals = field(factory=Refusals, init=False)
+    refusals: Refusals = field(init=False)
     #: Every lane that somebody holds on to: *lanes*, a writer, a record.
     _held_lanes: WeakValueDictionary[str, Lane] = field(factory=WeakValueDictionary, init=False)
     _first_seq: int = field(default=0, init=False)
@@ -125,6 +127,7 @@ class Accumulator:
 
     def __attrs_post_init__(self) -> None:
         self.refused = deque(maxlen=self.kept_rejections)
+        self.refusals = Refusals(self.unit)
 
     @property
     def unsettled(self) -> int:
