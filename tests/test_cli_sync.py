@@ -26,8 +26,9 @@ from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, SpoolBusy, find_spools
 from adp_async._sansio.journal import Changes, Refused
 from adp_async._sansio.records import Metric, Param, RunTag
-from adp_async.cli import app, spools
+from adp_async.cli import app, reporter, spools
 from adp_async.cli import sync as delivery
+from adp_async.cli import sync as sync_module
 from adp_async.cli.serve import environment
 from adp_async.errors import BadRequest, Rejection
 from adp_async.local import Fault, LocalPlatform
@@ -490,7 +491,7 @@ def test_in_a_terminal_there_is_a_bar(
 )
 def test_how_long_it_waits(seconds: float, told: str) -> None:
     """In the unit a person would take."""
-    assert module._duration(seconds) == told
+    assert spools._duration(seconds) == told
 
 
 @pytest.mark.parametrize("answer", [None, ProcessLookupError(), PermissionError()], ids=repr)
@@ -508,8 +509,8 @@ def test_whether_a_process_lives(
     path = tmp_path / "20260101-000000-000000-4711-00000000.spool"
     is_gone = isinstance(answer, ProcessLookupError)
     told = "in use by another process, which delivers it" if is_gone else "in use by pid 4711"
-    assert module._in_use(path, SpoolBusy("busy")) == told
-    assert module._in_use(tmp_path / "x.spool", SpoolBusy("busy")).startswith("in use by another")
+    assert spools.in_use(path, SpoolBusy("busy")) == told
+    assert spools.in_use(tmp_path / "x.spool", SpoolBusy("busy")).startswith("in use by another")
 
 
 def test_an_export_leaves_out_what_cannot_be_read(folder: Path, here: Identity) -> None:
@@ -552,7 +553,7 @@ def test_a_long_delivery_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where a program reads, a line now and then."""
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(reporter, "_SECONDS_BETWEEN_LINES", 0.0)
     orphan(folder, chunk(metrics(3000), run_id=run_id), identity=here)
     result = sync()
 
@@ -571,7 +572,7 @@ def test_in_a_terminal_what_was_rejected_is_said(
     orphan(folder, chunk([*metrics(2), *metrics(3, key="b@d")], run_id=run_id), identity=here)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
-    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    monkeypatch.setattr(sync_module, "console_for", lambda file=None: console)
     sync()
 
     assert ": 3 rejected" in screen.getvalue()

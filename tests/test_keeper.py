@@ -90,8 +90,8 @@ class Scene:
             spool=self.disk,  # type: ignore[arg-type]
             interval=60.0,
             memory_limit=2**30,
-            take_in=lambda now: None,
-            changed=lambda: None,
+            pull=lambda now: None,
+            moved=lambda: None,
             trouble=lambda: "",
         )
 
@@ -248,8 +248,8 @@ async def test_a_batch_that_is_partly_on_disk_is_written_whole_beyond_the_limit(
         spool=spool,
         interval=60.0,
         memory_limit=2**30,
-        take_in=lambda now: None,
-        changed=lambda: None,
+        pull=lambda now: None,
+        moved=lambda: None,
         trouble=lambda: "",
     )
     lane = accumulator.lane("run")
@@ -280,16 +280,16 @@ async def test_at_the_end_what_is_on_disk_is_kept_by_a_disk_that_takes_no_more(
     scene.log(1000)
     await scene.keeper.commit()
     scene.keeper.failure = LIMIT
-    assert scene.keeper.commit_here()
+    assert await scene.keeper.commit_last(1.0)
 
     scene.disk.records = LIMIT
     scene.log(1)
-    assert not scene.keeper.commit_here()
+    assert not await scene.keeper.commit_last(1.0)
 
     scene.disk.records = None
-    assert scene.keeper.commit_here()
+    assert await scene.keeper.commit_last(1.0)
     scene.keeper.failure = BROKEN
-    assert not scene.keeper.commit_here()
+    assert not await scene.keeper.commit_last(1.0)
 
 
 async def test_a_short_queue_does_not_wait_for_what_cannot_be_read(scene: Scene) -> None:

@@ -215,12 +215,18 @@ async def test_discarded_while_it_is_read_back(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         keeper = session._delivery.keeper
         assert keeper is not None
-        lane = session.logger.lane("run")
+        lane = session._intake.lane("run")
         first, last = lane.spilled[0]
-        reading = asyncio.create_task(keeper._read(lane, first, min(last, first + 100)))
-        await asyncio.sleep(0)
-        run.discard()
-        await reading
+        thread = session._thread
+        assert thread is not None
+
+        async def discarded_meanwhile() -> None:
+            reading = asyncio.create_task(keeper._read(lane, first, min(last, first + 100)))
+            await asyncio.sleep(0)
+            run.discard()
+            await reading
+
+        await thread.run(discarded_meanwhile())
         session.service._scripts.clear()
         run.log_metric("loss", 0.5, 1)
         async with asyncio.timeout(5):
@@ -264,10 +270,13 @@ async def test_what_nobody_flushes_is_bounded(runs: int, each: int) -> None:
     await session.open()
     on_batch(session, lambda *_: refusal(400, "INVALID_PARAMETER_VALUE", "no such thing"))
 
-    async def is_gone(run_id: str) -> bool:
-        return True
+    class Service:
+        post_batch = session._batches.post_batch
 
-    session._delivery.sender.run_is_gone = is_gone
+        async def run_is_gone(self, run_id: str) -> bool:
+            return True
+
+    session._delivery.sender.service = Service()
     for number in range(runs):
         for step in range(each):
             session.logger.log_metric(f"run-{number}", "loss", 0.5, step)

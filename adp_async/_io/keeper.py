@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ from adp_async._sansio.records import METRIC_COST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Accumulator
@@ -67,6 +69,8 @@ class SpoolKeeper:
     pull: Callable[[float], None]
     moved: Callable[[], None]
     trouble: Callable[[], str]
+    #: Held while the lanes change: whoever counts them in another thread sees a whole.
+    lock: AbstractContextManager[object] = field(factory=nullcontext)
     journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
@@ -253,7 +257,8 @@ class SpoolKeeper:
             if accumulator.cost <= self.memory_limit * LOW_WATER:
                 break
             until = self.journal.journaled_until[lane]
-            count += accumulator.spill(lane, time.monotonic(), keep=keep, journaled_until=until)
+            with self.lock:
+                count += accumulator.spill(lane, time.monotonic(), keep=keep, journaled_until=until)
         return count
 
     async def _read_back(self) -> None:
@@ -297,11 +302,13 @@ class SpoolKeeper:
                 return
             until = error.until if isinstance(error, SpoolUnreadable) else last
             logger.warning("records that are on disk can't be delivered: %s", error)
-            self.accumulator.lose_spilled(lane, until, error, time.monotonic())
+            with self.lock:
+                self.accumulator.lose_spilled(lane, until, error, time.monotonic())
         else:
             if not _is_next(lane, first):
                 return
-            self.accumulator.reload(lane, first, records, time.monotonic())
+            with self.lock:
+                self.accumulator.reload(lane, first, records, time.monotonic())
         self.moved()
 
     # The end
