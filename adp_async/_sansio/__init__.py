@@ -2,41 +2,40 @@
 
 A metric, from the call to the wire::
 
-     any thread            the loop's thread: decisions             the loop's thread: waiting
-    ════════════          ══════════════════════════               ═══════════════════════════
+     any thread            the delivery thread: decisions           the delivery thread: waiting
+    ════════════          ════════════════════════════             ═════════════════════════════
     run.log_metric("loss", 0.12, step=7)
-        │  records: validated, coerced, stamped
+        │  values: made plain, checked, stamped
         ▼
-     inbox ─── past its gate? wake ────────────────────────────────►  Sender: look again
+     Intake ─── past its gate? ring ───────────────────────────────►  Sender: look again
         ·                                                                │
-        └─────────────► Accumulator.take_in(records, now)  ◄─────────────┤  at a wake, and
+        └─────────────► Accumulator.take_in(records, now)  ◄─────────────┤  at a ring, and
                             │  one lane for a run                        │  once a linger
                             │  journal: took                             │
                             ▼                                            │
-                        drain(now, room)  ◄──────────────────────────────┤  room: less than
-                            │  lanes that are ready, in turn             │  max_in_flight under
-                            │  cut ─► set apart ─► fit ─► seal           │  way, no hold, no outage
+                        Dispatcher.drain(now)  ◄─────────────────────────┤  has the service room,
+                            │  lanes that are ready, in turn             │  does it answer anybody?
+                            │  cut ─► apart ─► fit ─► seal               │
                             │  journal: sealed                           │
                             ▼                                            ▼
                         RecordBatch: body and retry token  ──────────►  a task for each batch
                                                                          │  spool: token on disk?
-     Receipt = the record                                                ▼
-        ▲               Throttle.delay(now)  ─────────────────────────► sleep ◄──┐
-        │               Throttle.depart(now)                             │       │
+     Receipt = the record                                                ▼  Caller:
+        ▲               Throttle: is it our turn?  ───────────────────► sleep ◄──┐
         │                                                              sign: a new date
         │                                                              send      │
         │               read_reply ─► None or AdpError  ◄────────────── Reply    │
-        │                   │                                                    │
+        │                   │         who answered?                              │
         │                   ├─ 401, mended by a refresh or the right time ───────┘
         │                   ▼
-        │               Throttle.succeeded / .refused
-        │               action_for(error)
+        │               action_for(error) ─► Dispatcher.answered
         │                   │
         │                   ├─ DELIVERED ──► succeed ───────────────┐
-        │                   ├─ WAIT_TURN, BACK_OFF, HOLD ──► retry_later      ┐
+        │                   ├─ WAIT_TURN ──► wait_turn                        ┐
+        │                   ├─ BACK_OFF, HOLD ─ whose fault? ──► back_off     │
         │                   ├─ RENEW_TOKEN ──► renew                          ├─ back at the head
         │                   ├─ HALVE ──► too_large                            │  of its lane
-        │                   ├─ SPLIT ──► refuse: in halves, down to one       ┘
+        │                   ├─ SPLIT ──► refuse: Refusals finds the bad ones  ┘
         │                   └─ GIVE_UP ──► give_up ─────────────────┐
         │                                                           ▼
         └────────────── record.place = a Verdict, journal: settled, on_settled: who waits
@@ -52,8 +51,8 @@ every rule about time is a table in a test, and an hour of outage takes a millis
 shell needs to sleep by: `drain` hands something out exactly when the deadline has come, if there
 is room.  A shell that looks too often does no harm, one that looks late sends fuller batches.
 
-*One thread.*  What is here has no locks, since it belongs to the event loop.  Threads meet in the
-inbox, outside.
+*One thread.*  What is here has no locks, since it belongs to the delivery thread.  Threads meet in
+the Intake, outside.
 
 *It imports `entities` and `errors`, and nothing else of ours.*  Who has to be asked or told is a
 Protocol here (`Board`, `Notes`) or a callable given, and whoever stands outside implements it.
@@ -62,7 +61,7 @@ What a lane promises
 --------------------
 
 A lane numbers its records in the order of the calls.  A batch is a *span* of those numbers; it may
-go out in parts, and the span is settled when each of its records has its end.  `settled_until` is
+go out in parts, and the span is settled when each of its records is.  `settled_until` is
 where the first unsettled span begins: a flush waits for that to pass the number it saw, and the
 journal forgets what lies before it.
 
@@ -90,19 +89,22 @@ The modules
 -----------
 
 ======================  ============================================================================
-`endpoints`             the operations, one row each, and the URLs they become
+`endpoints`, `urls`     the operations, one row each; a call's arguments sorted, and its URL
 `codec`                 entities to JSON and back: the one place that knows names on the wire
 `messages`, `replies`   a request and a reply as values; who answered, and what it means
 `texts`                 texts from outside, fit to be shown: printable, short, without values
 `signing`               what is signed, by which clock, and what may stand in a header
 `values`, `arguments`   what callers hand in, to ``log_*`` and to direct calls: plain, or named
 `records`               metric, param, tag as they wait, and the body of a log-batch
-`lane`                  one run's queue: its records by number, until each has its end
+`lane`, `line`          one run's queue: its records by number; and the order in which lanes leave
 `accumulator`           the lanes of all runs: what leaves when, and what becomes of it
+`dispatch`              whose fault a failure is, and so when the next batch may leave
+`refusals`, `blame`     which records a refusal is about, by its words and by trying
 `concurrency`           how many batches are worth having under way
 `verdicts`              what an error means for a batch
 `journal`, `packing`    what has to outlive the process, as notes for the spool; as bytes
 `ranges`                from a number to a number: joined, and without each other
+`names`                 which experiment has a name, for as long as that is believed
 `retry`, `throttle`     when one request may be tried again; when any request may leave
 `rules`                 what a setting may be, and how a value is shown in a message
 ======================  ============================================================================
