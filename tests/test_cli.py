@@ -297,7 +297,7 @@ def test_serve_ends_with_mlflow() -> None:
     """And says why."""
     screen = io.StringIO()
     gone: Any = SimpleNamespace(mlflow_server=SimpleNamespace(is_running=False))
-    with pytest.raises(AdpError, match="MLflow's process ended by itself"):
+    with pytest.raises(AdpError, match="the MLflow process exited unexpectedly"):
         serving.wait_for_the_end(Console(file=screen), gone)
 
 
