@@ -7,7 +7,6 @@ background logger, in a thread of its own).  Both share one throttle and one aut
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -19,6 +18,7 @@ from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.delivery import Delivery
 from adp_async._io.lifetime import Why, forget, register
+from adp_async._io.log import logger
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from adp_async.settings import Knobs
 
 T = TypeVar("T")
-
-logger = logging.getLogger("adp_async")
 
 
 def connections(settings: Settings) -> AiohttpTransport:

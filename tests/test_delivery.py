@@ -18,10 +18,10 @@ from adp_async.local import Fault
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from adp_async.local import Gateway, LocalPlatform
+    from adp_async.local import LocalPlatform
     from adp_async.run import Run
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -66,7 +66,7 @@ async def test_a_loop_that_sleeps() -> None:
             for step in range(40):
                 logged.append(time.monotonic())
                 run.log_metric("loss", 0.5, step=step)
-                time.sleep(0.02)
+                time.sleep(0.02)  # noqa: ASYNC251 - the loop is blocked on purpose
         for at, count in watch.seen:
             # (A machine that is busy with other things may be late by itself.)
             due = sum(each < at - 2 * linger - 0.15 for each in logged)
@@ -81,7 +81,7 @@ async def test_a_loop_that_is_blocked_outright() -> None:
         run.log_metrics({f"m{number}": 1.0 for number in range(200)})
         run.log_params({"lr": 0.1, "depth": 3})
         run.set_tags({"stage": "train"})
-        time.sleep(0.5)
+        time.sleep(0.5)  # noqa: ASYNC251 - the loop is blocked on purpose
         received = session.received(run.run_id)
         assert len(received.metrics) == 200
         assert dict(received.params) == {"lr": "0.1", "depth": "3"}
@@ -102,7 +102,7 @@ async def test_a_blocked_loop_is_blocked_for_itself_alone() -> None:
 
         thread = threading.Thread(target=work)
         thread.start()
-        time.sleep(0.5)
+        time.sleep(0.5)  # noqa: ASYNC251 - the loop is blocked on purpose
         assert not thread.is_alive()
         thread.join()
         assert took
@@ -219,13 +219,13 @@ def in_a_thread(work: Callable[[], object]) -> None:
         raise raised[0]
 
 
-def run_on(kind: str, doing: Coroutine[Any, Any, None]) -> None:
+def run_on(kind: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if kind == "asyncio":
-        asyncio.run(doing)
+        asyncio.run(work())
     else:
         uvloop = pytest.importorskip("uvloop", reason="needs uvloop")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(doing)
+            runner.run(work())
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
@@ -233,12 +233,11 @@ def test_the_loop_it_was_opened_in(kind: str) -> None:
     """Receipts, flushes, drains and counts work on asyncio's loop as on uvloop's."""
 
     async def main() -> None:
-        async with FakeSession(linger=60.0) as session:
-            async with session.start_run() as run:
-                await use_everything(run, session, "here")
+        async with FakeSession(linger=60.0) as session, session.start_run() as run:
+            await use_everything(run, session, "here")
         assert session.received(run.run_id).info["status"] == "FINISHED"
 
-    run_on(kind, main())
+    run_on(kind, main)
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
@@ -246,7 +245,7 @@ async def test_a_second_loop(kind: str) -> None:
     """They work on another loop in another thread, while the first one is blocked."""
     async with FakeSession(linger=60.0) as session:
         run = session.attach_run(session.add_run())
-        in_a_thread(lambda: run_on(kind, use_everything(run, session, "there")))
+        in_a_thread(lambda: run_on(kind, lambda: use_everything(run, session, "there")))
         await use_everything(run, session, "here")
 
 
@@ -255,7 +254,7 @@ def test_the_blocking_face_and_a_loop(kind: str) -> None:
     """A loop may ask the asynchronous logger of a blocking session."""
     with FakeBlockingSession(linger=60.0) as session:
         run = session.session.attach_run(session.session.add_run())
-        run_on(kind, use_everything(run, session.session, "there"))
+        run_on(kind, lambda: use_everything(run, session.session, "there"))
 
 
 async def test_a_thread_discards() -> None:
@@ -436,7 +435,7 @@ async def test_full_on_a_loop_without_a_spool() -> None:
         script = session.answer(LOG_BATCH, status=503)
         accepted = 0
         began = time.monotonic()
-        with pytest.raises(BufferFull, match="drain"):
+        with pytest.raises(BufferFull, match="drain"):  # noqa: PT012 - which one, is the system's
             for step in range(200):
                 run.log_metric("loss", 0.5, step=step)
                 accepted += 1

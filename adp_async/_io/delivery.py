@@ -8,13 +8,14 @@ coroutine over.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
 from adp_async._io.lifetime import Lifetime, Why
+from adp_async._io.log import logger
 from adp_async._io.sender import Sender
 from adp_async._io.waiters import Waiters
 from adp_async._sansio.accumulator import (
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from adp_async.settings import Settings
 
 T = TypeVar("T")
-
-logger = logging.getLogger("adp_async")
 
 #: The share of ``buffer_limit`` that refused records may take, kept until somebody is told.
 REJECTIONS_SHARE: Final = 0.1
@@ -106,6 +105,8 @@ class Delivery:
         self._waiters = Waiters()
         self._thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
+        #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
+        self._is_over = False
         self._crash: BaseException | None = None
 
     # ------------------------------------------------------------------ any thread, any event loop
@@ -292,6 +293,7 @@ class Delivery:
     async def let_go(self, seconds: float) -> None:
         """Stop, and leave what is not settled in the spool."""
         task, self._task = self._task, None
+        self._is_over = True
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
@@ -307,26 +309,28 @@ class Delivery:
         crashes: list[float] = []
         while True:
             ended = await self._run_once()
+            if self._is_over or (self._thread is not None and self._thread.is_ending):
+                return
             now = time.monotonic()
             crashes = [*(each for each in crashes if each > now - CRASH_TIME), now]
             if len(crashes) > MOST_CRASHES:
                 break
-            _say(logging.ERROR, "delivery ended unexpectedly and starts again: %s", ended)
+            logger.error("delivery ended unexpectedly and starts again: %s", _named(ended))
         self._crash = ended
         self._shut(Why.CRASHED, f" with {type(ended).__name__}")
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
-        _say(logging.ERROR, "the sender crashed; no more records will be delivered", exc_info=ended)
+        logger.error("the sender crashed; no more records will be delivered", exc_info=ended)
 
     async def _run_once(self) -> BaseException:
-        """Until one of them ends: why it did."""
+        """Until one of them ends, or this task is cancelled: why it did."""
         runs = [self.sender.run(), *([self.keeper.run()] if self.keeper else [])]
         tasks = [asyncio.create_task(run) for run in runs]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             await _stopped(tasks)
-            raise
+            return error
         await _stopped(tasks)
         first = next(iter(done))
         if first.cancelled():
@@ -351,6 +355,7 @@ class Delivery:
         except TimeoutError:
             logger.debug("time ran out while closing; %d left", self.accumulator.unsettled)
         finally:
+            self._is_over = True
             task.cancel()
             await asyncio.wait([task])
             await self._abandon(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
@@ -386,7 +391,17 @@ class Delivery:
         """This session delivers nothing more: write down what is left, and tell who waits."""
         self.intake.pull(time.monotonic())
         left = self.accumulator.unsettled
-        is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
+        is_on_disk = False
+        try:
+            is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
+        finally:
+            self._account_for_rest(is_on_disk=is_on_disk)
+        if is_on_disk and left:
+            assert self.keeper is not None
+            message = "%d records are not delivered yet; the next session delivers them from %s"
+            logger.warning(message, left, self.keeper.spool.path)
+
+    def _account_for_rest(self, *, is_on_disk: bool) -> None:
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         end = self.kept if is_on_disk else self.lost
         for lane, count, records in self.accumulator.abandon():
@@ -398,10 +413,6 @@ class Delivery:
                 record.place = GivenUp(error)
             self._waiters.fail(lane, error)
             self._settled(lane, records)
-        if is_on_disk and left:
-            assert self.keeper is not None
-            message = "%d records are not delivered yet; the next session delivers them from %s"
-            _say(logging.WARNING, message, left, self.keeper.spool.path)
 
     def _shut(self, why: Why, detail: str = "") -> None:
         """Accept nothing more.  From any thread."""
@@ -417,14 +428,16 @@ class Delivery:
 
 
 async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel *tasks* and wait for their end, however often somebody cancels this."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    while not all(task.done() for task in tasks):
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # it was heard
 
 
-def _say(level: int, message: str, *arguments: object, **named: Any) -> None:
-    """Log, whatever the handlers of others raise."""
-    try:
-        logger.log(level, message, *arguments, **named)
-    except Exception:  # it is theirs, and must not end delivery
-        return
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__} ({error})" if str(error) else type(error).__name__

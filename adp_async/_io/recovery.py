@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
 from adp_async._io.caller import counted
+from adp_async._io.log import logger
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import (
     SpoolBusy,
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from adp_async._io.spool import Piece
     from adp_async._io.spool_file import Identity
     from adp_async.errors import AdpError
-
-logger = logging.getLogger("adp_async")
 
 #: Memory that the records of one recovered spool may take.
 MEMORY_LIMIT = 32 * 2**20
@@ -262,7 +260,9 @@ class Recoveries:
             raise
         except SpoolError as error:
             logger.warning("%s", error)
-            return Found()
+        except Exception:
+            logger.exception("records left behind in %s could not be looked for", self.folder)
+        return Found()
 
     def _start(self, found: Found) -> None:
         if found.orphans:
