@@ -165,17 +165,20 @@ class Session:
     ) -> None:
         self.session = adp_async.session.Session(platform_id, workspace, **knobs)
         self._thread: LoopThread | None = None
+        self._opening: LoopThread | None = None
 
     def open(self) -> Self:
         """Start the thread and open the session.  Raises `ConfigurationError`."""
         if self._thread is not None:
             return self
-        thread = LoopThread()
+        thread = self._opening = LoopThread()
         try:
             thread.wait(self.session._open_with(lambda: thread))
         except BaseException:
             thread.stop()
             raise
+        finally:
+            self._opening = None
         self._thread = thread
         return self
 
@@ -183,6 +186,8 @@ class Session:
         """Deliver what waits, for at most ``close_timeout`` seconds, and stop the thread."""
         thread = self._thread
         if thread is None:
+            if (opening := self._opening) is not None:
+                opening.wait(self.session.close())  # it hears of that, and stops the thread
             return
         thread.check()
         self._thread = None

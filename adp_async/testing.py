@@ -203,7 +203,7 @@ class FakeBlockingSession(blocking.Session):
 
     def __init__(self, **knobs: Unpack[Knobs]) -> None:
         self.session = FakeSession(**knobs)
-        self._thread = None
+        self._thread = self._opening = None
 
 
 def _sign_nothing(request: Any) -> None:

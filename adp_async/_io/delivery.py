@@ -48,6 +48,8 @@ REJECTIONS_SHARE: Final = 0.1
 LAST_COMMIT: Final = 0.2
 #: The least that this takes, in seconds, however short the time for closing is.
 SHORTEST_COMMIT: Final = 0.25
+#: And the least that a disk gets for letting go of the file, when that took all of it.
+SHORTEST_CLOSE: Final = 0.05
 #: The sender is started again when it ends, but not more often than this within so many seconds.
 MOST_CRASHES: Final = 10
 CRASH_TIME: Final = 10.0
@@ -358,9 +360,11 @@ class Delivery:
             self._is_over = True
             task.cancel()
             await asyncio.wait([task])
-            await self._abandon(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
+            # Both together, however long the disk takes for the first.
+            ends_at = max(ends_at, time.monotonic() + SHORTEST_COMMIT)
+            await self._abandon(ends_at - time.monotonic())
             if self.keeper is not None:
-                await self.keeper.close(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
+                await self.keeper.close(max(SHORTEST_CLOSE, ends_at - time.monotonic()))
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
