@@ -98,8 +98,13 @@ class BatchLogger:
 
     def stats(self, run_id: str | None = None) -> Stats:
         """Counts as of now, of one run or of all."""
-        if run_id is not None:
-            return self._stats_of_run(valid_run_id(run_id))
+        # (With the lock nothing is on its way from one count to another.)
+        with self._delivery.intake.lock:
+            if run_id is not None:
+                return self._stats_of_run(valid_run_id(run_id))
+            return self._stats_of_all()
+
+    def _stats_of_all(self) -> Stats:
         accumulator = self._delivery.accumulator
         rejected = dict(accumulator.rejected)
         waiting = accumulator.waiting + len(self._delivery.intake.inbox)

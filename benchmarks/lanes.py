@@ -19,7 +19,9 @@ import tracemalloc
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
-from adp_async import BatchLimits, BatchLogger
+from adp_async import BatchLimits, Settings
+from adp_async._io.delivery import Delivery
+from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.records import Metric, encode_records
 from adp_async._sansio.throttle import Throttle
 from adp_async.writer import RunWriter
@@ -44,41 +46,52 @@ PER_REQUEST = 50
 STEP = PER_REQUEST // 2
 
 
-async def _take(*_: object, **__: object) -> None:
-    """A service that takes everything at once."""
+class _Service:
+    """Takes everything at once."""
+
+    async def post_batch(self, body: bytes, retry_token: str) -> None:
+        return
+
+    async def run_is_gone(self, run_id: str) -> bool:
+        return False
 
 
-async def _is_there(_: str) -> bool:
-    return False
+class _Delivery:
+    """A delivery in a thread of its own, as a session has it, for as long as the block takes."""
+
+    async def __aenter__(self) -> Delivery:
+        settings = Settings("ocid1.aidataplatform.oc1.iad.bench", linger=3600.0, buffer_limit=2**32)
+        limits = BatchLimits(metrics=PER_REQUEST, entities=PER_REQUEST)
+        self._delivery = Delivery(
+            settings, _Service(), throttle=Throttle(), new_token=str, limits=limits
+        )
+        self._thread = LoopThread()
+        await self._thread.run(self._delivery.open(self._thread))
+        return self._delivery
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._thread.run(self._delivery.close(10.0))
+        self._thread.stop()
 
 
-def _logger() -> BatchLogger:
-    return BatchLogger(
-        post=_take,
-        run_is_gone=_is_there,
-        throttle=Throttle(),
-        limits=BatchLimits(metrics=PER_REQUEST, entities=PER_REQUEST),
-        linger=3600.0,
-        buffer_limit=2**32,
-    )
+async def _flush(delivery: Delivery) -> None:
+    await delivery.running(delivery.flush(None))
 
 
 async def _cost(lanes: int, records: int, in_a_row: int) -> float:
     """CPU nanoseconds of a record, from the call to its delivery."""
-    log = _logger()
-    log.open()
-    writers = [RunWriter(f"run-{number}", log) for number in range(lanes)]
-    began = time.process_time_ns()
-    for first in range(0, records, in_a_row):
-        log_metric = writers[first // in_a_row % lanes].log_metric
-        for step in range(in_a_row):
-            log_metric("loss", 0.5, step)
-        if first % (PER_REQUEST * 10) == 0:
-            await asyncio.sleep(0)
-    await log.flush()
-    cost = (time.process_time_ns() - began) / records
-    assert log.stats().delivered == records
-    await log.close(10.0)
+    async with _Delivery() as delivery:
+        writers = [RunWriter(f"run-{number}", delivery.intake) for number in range(lanes)]
+        began = time.process_time_ns()
+        for first in range(0, records, in_a_row):
+            log_metric = writers[first // in_a_row % lanes].log_metric
+            for step in range(in_a_row):
+                log_metric("loss", 0.5, step)
+            if first % (PER_REQUEST * 10) == 0:
+                await asyncio.sleep(0)
+        await _flush(delivery)
+        cost = (time.process_time_ns() - began) / records
+        assert delivery.accumulator.delivered == records
     return cost
 
 
@@ -120,18 +133,18 @@ def _runs(lanes: int) -> str:
 async def _memory(lanes: int) -> tuple[float, float]:
     """Bytes of a run that has a record waiting, and of one whose records are delivered."""
     tracemalloc.start()
-    log = _logger()
-    log.open()
-    await asyncio.sleep(0)
-    before = _traced()
-    writers: list[Any] = [RunWriter(f"run-{number}", log) for number in range(lanes)]
-    for writer in writers:
-        writer.log_metric("loss", 0.5, 1)
-    await asyncio.sleep(0)
-    waiting = (_traced() - before) / lanes
-    await log.flush()
-    idle = (_traced() - before) / lanes
-    await log.close(10.0)
+    async with _Delivery() as delivery:
+        await asyncio.sleep(0.01)
+        before = _traced()
+        writers: list[Any] = [
+            RunWriter(f"run-{number}", delivery.intake) for number in range(lanes)
+        ]
+        for writer in writers:
+            writer.log_metric("loss", 0.5, 1)
+        await asyncio.sleep(0.05)
+        waiting = (_traced() - before) / lanes
+        await _flush(delivery)
+        idle = (_traced() - before) / lanes
     tracemalloc.stop()
     return waiting, idle
 

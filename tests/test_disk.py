@@ -35,7 +35,7 @@ LOG_BATCH = "log_experiment_run_batch"
 PAGE = 4096
 WAL_HEADER, FRAME = 32, 24 + PAGE
 #: What a session over a disk that fails may say about its service, and of what it recovers.
-OTHER_WARNINGS = ("batches are held back", "left behind by", "is written again")
+OTHER_WARNINGS = ("batches are held back", "left behind by", "works again")
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -90,6 +90,72 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def recoveries(
+    find: Callable[[set[Path], int], recovery.Found], folder: Path
+) -> recovery.Recoveries:
+    """Those of a session that delivers nothing."""
+    return recovery.Recoveries(
+        find,
+        make=lambda: None,  # type: ignore[arg-type,return-value]
+        bar=lambda run_ids: None,
+        thread=None,  # type: ignore[arg-type]
+        folder=folder,
+    )
+
+
+async def test_what_a_thread_finds_for_nobody(folder: Path) -> None:
+    """Whoever is cancelled while it looks holds no file of another process afterwards."""
+    path = orphan(folder, chunk(metrics(3)))
+    may_look = threading.Event()
+
+    def find(seen: set[Path], most: int) -> recovery.Found:
+        may_look.wait(5)
+        return recovery.open_orphans(folder, identity=FAKE, limit=LIMIT)
+
+    searching = asyncio.create_task(recoveries(find, folder).run())
+    await asyncio.sleep(0.01)
+    searching.cancel()
+    await asyncio.sleep(0)
+    may_look.set()
+    await asyncio.wait([searching])
+    again = open_orphan(path, identity=FAKE, limit=LIMIT)
+    assert again is not None
+    again.spool.let_go()
+
+
+async def test_a_thread_that_finds_nothing_in_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs keeps nobody from leaving."""
+    monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.0)
+    may_look = threading.Event()
+
+    def find(seen: set[Path], most: int) -> recovery.Found:
+        may_look.wait(5)
+        return recovery.Found()
+
+    searching = asyncio.create_task(recoveries(find, folder).run())
+    await asyncio.sleep(0.01)
+    searching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await searching
+    may_look.set()
+
+
+def test_an_orphan_that_breaks_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is let go: the next attempt finds it as it was."""
+    path = orphan(folder, chunk(metrics(3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "pieces", lambda _spool: int("broken"))
+        with pytest.raises(ValueError, match="broken"):
+            open_orphan(path, identity=FAKE, limit=LIMIT)
+    opened = open_orphan(path, identity=FAKE, limit=LIMIT)
+    assert opened is not None
+    opened.spool.let_go()
+
+
 # While it runs
 
 

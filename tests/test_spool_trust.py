@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -327,6 +328,47 @@ def test_who_may_have_it_still(
     assert bool(reason) == bool(words)
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "lives"),
+    [
+        ("posix", None, ""),
+        ("posix", PermissionError("another user's"), ""),
+        ("posix", ProcessLookupError("nobody's"), None),
+        ("nt", AssertionError("there it would end the process"), None),
+    ],
+)
+def test_a_system_without_proc(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    answer: BaseException | None,
+    lives: str | None,
+) -> None:
+    """macOS doesn't say when a process started, but a signal tells whether it lives."""
+
+    def kill(pid: int, signal: int) -> None:
+        assert (pid, signal) == (4711, 0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(owner_module, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(owner_module, "os", SimpleNamespace(name=name, kill=kill))
+    assert started_at(4711) == lives
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_system_without_a_boot_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Then every boot looks like the same one."""
+    place = tmp_path / "sys/kernel/random"
+    place.mkdir(parents=True)
+    if content is not None:
+        (place / "boot_id").write_bytes(content)
+    monkeypatch.setattr(owner_module, "_PROC", tmp_path)
+    assert owner_module._boot.__wrapped__() == ""
+
+
 def test_an_owner_comes_back_from_its_text() -> None:
     """Anything else is no owner."""
     assert Owner.from_text(HERE.as_text()) == HERE
@@ -468,7 +510,7 @@ async def test_locks_that_do_not_lock(folder: Path, tmp_path: Path) -> None:
 async def test_a_spool_that_was_removed_is_noticed_at_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By every commit, and it is not said to be written again while the file is gone."""
+    """By every commit, and it is not said to work again while the file is gone."""
     monkeypatch.setattr("adp_async._io.keeper.SECONDS_AFTER_FAILURE", 0.02)
     async with session_in(folder, linger=60.0) as session:
         run = session.attach_run("run")
@@ -481,7 +523,7 @@ async def test_a_spool_that_was_removed_is_noticed_at_once(
         await asyncio.sleep(0.05)
 
     assert len(warnings(caplog, "removed while it was in use")) == 1
-    assert warnings(caplog, "written again") == []
+    assert warnings(caplog, "works again") == []
     assert sorted(steps(session)) == [1, 2]
 
 

@@ -51,7 +51,7 @@ TABLE = [
     (errors.ServiceError("x", status=304, code="NotModified"), Action.HOLD),
     (errors.ServiceError("x", status=666), Action.HOLD),
     (errors.UnreadableReply("x", status=200), Action.HOLD),
-    (errors.ConfigurationError("no workspace"), Action.GIVE_UP),
+    (errors.ConfigurationError("no workspace"), Action.HOLD),
     (errors.AdpError("anything else"), Action.BACK_OFF),
 ]
 

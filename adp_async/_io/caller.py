@@ -19,12 +19,13 @@ from attrs import define, field
 from adp_async._io.log import logger
 from adp_async._sansio.arguments import checked_options, named
 from adp_async._sansio.codec import decode, encode
-from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint, url_of
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint
 from adp_async._sansio.messages import Request
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
 from adp_async._sansio.throttle import Throttle
+from adp_async._sansio.urls import url_of
 from adp_async._sansio.verdicts import is_about_the_run
 from adp_async.errors import (
     AdpError,

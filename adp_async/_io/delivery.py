@@ -79,6 +79,7 @@ class Delivery:
             board=self,
             on_settled=self._settled,
             kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
+            unit=min(1.0, settings.retry.first_backoff),
         )
         self.intake = Intake(
             self.accumulator,
@@ -99,6 +100,7 @@ class Delivery:
             clock=time.monotonic,
             max_in_flight=settings.max_in_flight,
             pulse=pulse or Pulse(),
+            lock=self.intake.lock,
         )
         self.keeper: SpoolKeeper | None = None
         #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
@@ -181,7 +183,8 @@ class Delivery:
         now = time.monotonic()
         self.intake.pull(now)
         lane = self.intake.lane(run_id)
-        count = self.accumulator.discard(lane, now, discarded(run_id, lane.unsettled))
+        with self.intake.lock:
+            count = self.accumulator.discard(lane, now, discarded(run_id, lane.unsettled))
         self.sender.wake()
         return count
 
@@ -275,6 +278,7 @@ class Delivery:
             pull=self.intake.pull,
             moved=self._moved,
             trouble=lambda: str(self.sender.trouble or ""),
+            lock=self.intake.lock,
         )
         self.sender.before_departure = keeper.before_departure
         return keeper
@@ -285,10 +289,10 @@ class Delivery:
         self.sender.wake()
 
     async def something_settled(self, seconds: float) -> None:
-        """Until all is settled, or so many *seconds* are over."""
+        """Until any record is settled, or so many *seconds* are over."""
         try:
             async with asyncio.timeout(seconds):
-                await self._waiters.all_settled()
+                await self._waiters.something_settled()
         except TimeoutError:
             return
 

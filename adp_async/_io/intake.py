@@ -74,14 +74,14 @@ class Intake:
     buffer_limit: int
     max_block: float
     overflow: Literal["block", "drop"]
+    #: Who may change what is counted here and in the lanes.  Reentrant: a signal handler, or a
+    #: finalizer, may log in the middle of it.
+    lock: threading.RLock = field(factory=threading.RLock)
     inbox: Inbox = field(factory=Inbox, init=False)
     known_keys: dict[str, str] = field(factory=dict, init=False)
     _pulled_at: float = field(default=0.0, init=False)
     #: Memory of params and tags in the inbox beyond that of metrics.
     _text_cost: int = field(default=0, init=False)
-    #: Who may change that, move records from the inbox to the lanes, or say what room is left.
-    #: Reentrant: a signal handler, or a finalizer, may log in the middle of it.
-    _lock: threading.RLock = field(factory=threading.RLock, init=False)
     _tickets: deque[_Ticket] = field(factory=deque, init=False)
     #: Memory that was promised to threads which have not used it yet.
     _promised: int = field(default=0, init=False)
@@ -100,7 +100,7 @@ class Intake:
 
     def lane(self, run_id: str) -> Lane:
         """The one lane of a run."""
-        with self._lock:
+        with self.lock:
             return self.accumulator.lane(run_id)
 
     def add_all(self, records: Sequence[AnyRecord]) -> None:
@@ -110,7 +110,7 @@ class Intake:
         extra = sum(map(cost_of, records)) - METRIC_COST * len(records)
         inbox = self.inbox
         if extra:
-            with self._lock:
+            with self.lock:
                 self._text_cost += extra
                 inbox.extend(records)
         else:
@@ -144,12 +144,12 @@ class Intake:
 
     def used(self) -> int:
         """Bytes of memory that records take."""
-        with self._lock:
+        with self.lock:
             waiting = self.accumulator.memory + len(self.inbox) * METRIC_COST
             return waiting + self._text_cost + self._promised
 
     def _open_gate(self, upto: int) -> None:
-        with self._lock:
+        with self.lock:
             room = (self.buffer_limit - self.used()) // METRIC_COST + len(self.inbox)
             self.inbox.gate = 0 if self._tickets else max(0, min(upto, room))
             if not self.lifetime.is_open:
@@ -157,7 +157,7 @@ class Intake:
 
     def close_gate(self) -> None:
         """Nothing is accepted any more; threads that wait hear it."""
-        with self._lock:
+        with self.lock:
             self.inbox.gate = -1
             self._grant()
 
@@ -189,7 +189,7 @@ class Intake:
         raise error
 
     def _drop(self, records: Sequence[AnyRecord], error: AdpError) -> None:
-        with self._lock:
+        with self.lock:
             for record in records:
                 self.accumulator.count_dropped(record.place, 1)
                 record.place = GivenUp(error)
@@ -205,13 +205,13 @@ class Intake:
     def _wait_for_room(self, records: list[AnyRecord], seconds: float) -> bool:
         """Wait for the turn of *records*, which lie outside of the buffer; whether they are in."""
         ticket = _Ticket(sum(map(cost_of, records)))
-        with self._lock:
+        with self.lock:
             self._tickets.append(ticket)
             self._grant()
         self.doorbell()
         # (A wait beyond what the system can count is one for ever.)
         ticket.is_over.wait(min(seconds, threading.TIMEOUT_MAX))
-        with self._lock:
+        with self.lock:
             if not ticket.has_room:
                 if ticket in self._tickets:
                     self._tickets.remove(ticket)
@@ -240,7 +240,7 @@ class Intake:
 
     def _take_out(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
         """Those of *records* that still lay in the inbox, and no longer do."""
-        with self._lock:
+        with self.lock:
             mine = [each for each in reversed(records) if _removed(self.inbox, each)][::-1]
             self._text_cost -= sum(map(cost_of, mine)) - METRIC_COST * len(mine)
         return mine
@@ -250,7 +250,7 @@ class Intake:
     def pull(self, now: float) -> None:
         """Move what lies in the inbox into the lanes."""
         inbox, accumulator = self.inbox, self.accumulator
-        with self._lock:
+        with self.lock:
             # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
             if self.lifetime.is_open:
                 inbox.gate = 0
@@ -265,7 +265,7 @@ class Intake:
     def room_made(self) -> None:
         """Records were settled, or moved to the disk: who waits for room looks again."""
         if self._tickets:
-            with self._lock:
+            with self.lock:
                 self._grant()
         if self._drains and self.is_low():
             drains, self._drains = self._drains, []
@@ -297,7 +297,7 @@ class Intake:
     def forked(self) -> None:
         """In a forked child: everything here belongs to the parent, who will send it."""
         # The parent's threads are gone, and one of them may have held the lock.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._tickets = deque()
         self._drains = []
         self.inbox.clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ from adp_async._sansio.records import METRIC_COST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Accumulator
@@ -37,6 +39,8 @@ SECONDS_AFTER_FAILURE: Final = 10.0
 LOW_WATER: Final = 0.5
 #: Seconds between two commits, however short the interval.
 SHORTEST_INTERVAL: Final = 0.01
+#: A spool that fails and works by turns says so once in so many seconds.
+SECONDS_BETWEEN_WARNINGS: Final = 300.0
 
 
 @define(eq=False)
@@ -64,6 +68,8 @@ class SpoolKeeper:
     pull: Callable[[float], None]
     moved: Callable[[], None]
     trouble: Callable[[], str]
+    #: Held while the lanes change: whoever counts them in another thread sees a whole.
+    lock: AbstractContextManager[object] = field(factory=nullcontext)
     journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
@@ -74,6 +80,11 @@ class SpoolKeeper:
     _under_way: _Commit | None = field(default=None, init=False)
     _next_commit: float = field(default=0.0, init=False)
     _told: str = field(default="", init=False)
+    #: Whether records are what could not be written.
+    _lacks_records: bool = field(default=False, init=False)
+    #: When a person was last told that it fails, and whether that still has to be taken back.
+    _warned_at: float = field(default=float("-inf"), init=False)
+    _is_warned: bool = field(default=False, init=False)
     #: Whose turn it is to be read back.
     _turn: int = field(default=0, init=False)
 
@@ -134,6 +145,8 @@ class SpoolKeeper:
             return  # nothing will be read from it again, so nothing is sent twice
         failure = await self._commit(partial(self.journal.collect_for, batch))
         if isinstance(failure, SpoolFull):
+            self._next_commit = 0.0  # what was delivered meanwhile makes room
+            self.wake()
             message = "its retry token cannot be written down before it leaves"
             raise NotYet(message)
 
@@ -158,8 +171,11 @@ class SpoolKeeper:
             async with asyncio.timeout(seconds):
                 await self.commit()
         except TimeoutError:
-            self._fail(SpoolError(f"{self.spool.path}: the disk did not answer in time"))
-        return self.failure is None
+            message = f"{self.spool.path}: the disk did not answer in time"
+            self._fail(SpoolError(message))
+        # A disk that takes nothing more still has what is on it.
+        is_there = self.failure is None or isinstance(self.failure, SpoolFull | SpoolLimit)
+        return is_there and not self.journal.has_unwritten
 
     def _begin(self, collect: Callable[[], Changes]) -> _Commit | None:
         assert self._under_way is None
@@ -190,20 +206,29 @@ class SpoolKeeper:
             return
         self._under_way = None
         if commit.failure is not None:
+            self._lacks_records |= bool(commit.changes.chunks)
             self.journal.failed(commit.changes)
             self._fail(commit.failure)
             return
         self._told = commit.trouble
         self.journal.committed(commit.changes)
+        # A disk that takes a token, or the end of a record, need not take the next record.
+        if self.failure is not None and (commit.changes.chunks or not self._lacks_records):
+            self._works_again()
         # Whoever waits for the commit still holds on to it, and must not to its records.
         commit.changes = Changes()
-        # (A disk that takes a token need not take the records that wait for it.)
-        if self.failure is not None and not self.journal.has_unwritten:
-            self.failure = None
+
+    def _works_again(self) -> None:
+        self.failure = None
+        self._lacks_records = False
+        if self._is_warned:
+            self._is_warned = False
             logger.warning("writing to the spool works again")
 
     def _fail(self, error: SpoolError) -> None:
-        if self.failure is None:
+        now = time.monotonic()
+        if self.failure is None and now >= self._warned_at + SECONDS_BETWEEN_WARNINGS:
+            self._warned_at, self._is_warned = now, True
             held = "; those on disk are held back meanwhile" if isinstance(error, SpoolFull) else ""
             logger.warning(
                 "the spool cannot be written, so accepted records are only in memory%s: %s",
@@ -231,7 +256,8 @@ class SpoolKeeper:
             if accumulator.cost <= self.memory_limit * LOW_WATER:
                 break
             until = self.journal.journaled_until[lane]
-            count += accumulator.spill(lane, time.monotonic(), keep=keep, journaled_until=until)
+            with self.lock:
+                count += accumulator.spill(lane, time.monotonic(), keep=keep, journaled_until=until)
         return count
 
     async def _read_back(self) -> None:
@@ -266,13 +292,22 @@ class SpoolKeeper:
         try:
             records = await self._worker.do(self._load, lane.run_id, first, last)
         except SpoolError as error:
+            if not _is_next(lane, first):
+                return
             if lane.queue:
-                return  # when those have left it is tried once more
+                # When those have left it is tried once more.
+                self.accumulator.cannot_reload(lane, time.monotonic())
+                self.moved()
+                return
             until = error.until if isinstance(error, SpoolUnreadable) else last
             logger.warning("records that are on disk can't be delivered: %s", error)
-            self.accumulator.lose_spilled(lane, until, error, time.monotonic())
+            with self.lock:
+                self.accumulator.lose_spilled(lane, until, error, time.monotonic())
         else:
-            self.accumulator.reload(lane, first, records, time.monotonic())
+            if not _is_next(lane, first):
+                return
+            with self.lock:
+                self.accumulator.reload(lane, first, records, time.monotonic())
         self.moved()
 
     def _load(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
@@ -312,6 +347,11 @@ class SpoolKeeper:
             await self.commit()
         is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)
         await self._worker.do(self.spool.close, is_all_settled)
+
+
+def _is_next(lane: Lane, first: int) -> bool:
+    """Whether what was read is still wanted: the run may have been discarded meanwhile."""
+    return bool(lane.spilled) and lane.spilled[0][0] == first
 
 
 def _memory_of(lane: Lane) -> int:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
 from adp_async._io.log import logger
 from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.dispatch import Dispatcher, Pulse
+from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, fault_of
 from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
 
     from adp_async._sansio.accumulator import Accumulator
     from adp_async._sansio.lane import Lane, RecordBatch
@@ -62,6 +64,8 @@ class Sender:
     before_departure: Callable[[RecordBatch], Awaitable[None]] | None = None
     jitter: Callable[[], float] = random.random
     pulse: Pulse = field(factory=Pulse)
+    #: Held while the lanes change: whoever counts them in another thread sees a whole.
+    lock: AbstractContextManager[object] = field(factory=nullcontext)
     requests: int = field(default=0, init=False)
     dispatcher: Dispatcher = field(init=False)
     #: The trouble of all runs that a person was told of last; and runs with one of their own.
@@ -101,7 +105,9 @@ class Sender:
                 self._wake.clear()
                 now = self.clock()
                 self.pull(now)
-                for batch in self.dispatcher.drain(now):
+                with self.lock:
+                    batches = self.dispatcher.drain(now)
+                for batch in batches:
                     self._start(batch)
                 await self._sleep(self.dispatcher.next_look(now))
                 self._raise_crash()
@@ -174,6 +180,8 @@ class Sender:
             await self.service.post_batch(batch.body, batch.retry_token)
         except AdpError as error:
             action = action_for(error)
+            if fault_of(error) is Fault.RUN:
+                self._learn(batch)  # an answer as fast as any
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
@@ -222,9 +230,10 @@ class Sender:
     def _judge(
         self, batch: RecordBatch, error: AdpError | None, action: Action, *, is_visible: bool
     ) -> None:
-        is_its_own = self.dispatcher.answered(
-            batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
-        )
+        with self.lock:
+            is_its_own = self.dispatcher.answered(
+                batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
+            )
         logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
         if error is None:
             self._all_clear(batch.lane)

@@ -186,7 +186,7 @@ class Spool:
             check_schema(path, connection, header.format)
             check_pages(path, connection)
         except BaseException:
-            if sys.version_info >= (3, 12):
+            if sys.version_info >= (3, 12):  # pragma: no cover - not in Python 3.11
                 # What is damaged is left as it is; an older Python merges the WAL into the file.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             connection.close()
@@ -287,7 +287,7 @@ class Spool:
             self._shrink()
         if not (changes.chunks or changes.sealed):
             return
-        if changes.chunks and self.size >= self.limit:
+        if changes.chunks and not changes.is_due and self.size >= self.limit:
             # The tokens of what is on disk already: only when that has left there is room again.
             with self._transaction() as connection:
                 self._insert_tokens(connection, changes)
@@ -810,7 +810,7 @@ def _after_fork_in_child() -> None:
     _open_spools.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(
         before=_before_fork,
         after_in_parent=_after_fork_in_parent,

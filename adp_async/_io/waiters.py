@@ -44,6 +44,7 @@ class Waiters:
         self._receipts: dict[int, list[asyncio.Future[None]]] = {}
         self._flushes: dict[Lane, list[_Flush]] = {}
         self._everything: list[asyncio.Future[None]] = []
+        self._anything: list[asyncio.Future[None]] = []
 
     @property
     def are_none(self) -> bool:
@@ -79,8 +80,15 @@ class Waiters:
 
     async def all_settled(self) -> None:
         """Until somebody says that nothing is left; see `nothing_left`."""
+        await self._next(self._everything)
+
+    async def something_settled(self) -> None:
+        """Until any record is settled."""
+        await self._next(self._anything)
+
+    async def _next(self, futures: list[asyncio.Future[None]]) -> None:
         future = asyncio.get_running_loop().create_future()
-        self._everything.append(future)
+        futures.append(future)
         await future
 
     def resolve(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
@@ -91,18 +99,22 @@ class Waiters:
                     _resolve(future)
         for flush in self._flushes.get(lane, ()):
             flush.look_at(lane)
+        _resolve_all(self._anything)
 
     def nothing_left(self) -> None:
         """Everything is settled."""
-        futures, self._everything = self._everything, []
-        for future in futures:
-            _resolve(future)
+        _resolve_all(self._everything)
 
     def fail(self, lane: Lane, error: AdpError) -> None:
         """Nothing of *lane* will be settled any more."""
         for flush in self._flushes.get(lane, ()):
             if not flush.done.done():
                 flush.done.set_exception(error)
+
+
+def _resolve_all(futures: list[asyncio.Future[None]]) -> None:
+    while futures:
+        _resolve(futures.pop())
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -81,7 +81,8 @@ class Accumulator:
     """The lanes of all runs: takes records in, hands out batches, and learns what became of them.
 
     *linger*: the longest a record waits for company.  *limits*: what one request may hold.
-    *kept_rejections*: how many refused records are kept by name.
+    *kept_rejections*: how many refused records are kept by name.  *unit*: of the waits after
+    refusals, see `Refusals`.
     """
 
     linger: float = 1.0
@@ -92,6 +93,7 @@ class Accumulator:
     on_settled: Callable[[Lane, Sequence[AnyRecord]], None] | None = None
     journal: Notes | None = None
     kept_rejections: int = KEPT_REJECTIONS
+    unit: float = 1.0
     #: The lanes of which there is something to do.
     lanes: dict[str, Lane] = field(factory=dict, init=False)
     #: Records in the lanes that are not in flight, and those that are.
@@ -116,7 +118,7 @@ class Accumulator:
     #: first; None while it is not known which.
     barred: frozenset[str] | None = field(default=frozenset(), init=False)
     line: Line = field(factory=Line, init=False)
-    refusals: Refusals = field(factory=Refusals, init=False)
+    refusals: Refusals = field(init=False)
     #: Every lane that somebody holds on to: *lanes*, a writer, a record.
     _held_lanes: WeakValueDictionary[str, Lane] = field(factory=WeakValueDictionary, init=False)
     _first_seq: int = field(default=0, init=False)
@@ -125,6 +127,7 @@ class Accumulator:
 
     def __attrs_post_init__(self) -> None:
         self.refused = deque(maxlen=self.kept_rejections)
+        self.refusals = Refusals(self.unit)
 
     @property
     def unsettled(self) -> int:
@@ -290,6 +293,7 @@ class Accumulator:
         batch = self._next_batch(lane, now)
         if batch is None:
             return None
+        batch.departed_at = now
         lane.in_flight += 1
         lane.barrier_in_flight = batch.is_barrier
         self.batches_in_flight += 1
@@ -312,7 +316,7 @@ class Accumulator:
         first, since = lane.head_seq, lane.times[0]
         records = lane.cut(self.limits)
         span = Span(first, first + len(records), since)
-        lane.spans.append(span)
+        lane.add_span(span)
         parts, refused = self.refusals.apart(lane, records, now)
         ranges = [(first, span.last)]
         sealed = self._sealed(lane, span, records, ranges, parts, is_whole=True)
@@ -413,12 +417,10 @@ class Accumulator:
         self._note_failure(batch, now)
         self._land(batch)
         self.waiting += len(batch.records)
-        lane.aside.append((batch, not_before))
+        lane.aside = [*lane.aside, (batch, not_before)]
         self._schedule(lane, now)
 
     def _note_failure(self, batch: RecordBatch, now: float) -> None:
-        if not batch.failures:
-            batch.first_failed_at = now
         batch.failures += 1
         batch.failed_at = now
         batch.lane.failures += 1
@@ -433,7 +435,8 @@ class Accumulator:
         batch.lane.fruitless += 1
         for part in (halves := self._parts(batch, in_halves(len(batch.records)))):
             part.failures, part.failed_at = batch.failures, batch.failed_at
-            part.first_failed_at, part.blamed = batch.first_failed_at, batch.blamed
+            part.blamed, part.evidence = batch.blamed, batch.evidence
+            part.contrasts = batch.contrasts
         self._put_back(batch, halves, now, now)
 
     def hurry(self, lane: Lane, now: float) -> None:
@@ -594,6 +597,11 @@ class Accumulator:
         self._count(records, with_text=has_text(records))
         self._schedule(lane, now)
 
+    def cannot_reload(self, lane: Lane, now: float) -> None:
+        """What `next_spilled` named can't be read: what waits before it leaves first."""
+        lane.has_gap = True
+        self._schedule(lane, now)
+
     def lose_spilled(self, lane: Lane, last: int, error: AdpError, now: float) -> None:
         """What is next on disk can't be read, up to *last*: counted as rejected.
 
@@ -622,14 +630,14 @@ class Accumulator:
         *last* is where its records on disk end, delivered ones included.
         """
         lane = self.lanes[run_id] = self.lane(run_id)
-        lane.spilled.extend(spilled)
+        lane.spilled = [*lane.spilled, *spilled]
         self.spooled += lane.spooled
         span = Span(0, 0)
         for ranges, token, records in sorted(sealed, key=itemgetter(0)):
             if not lane.spans or ranges[0][0] >= span.last:
                 span = Span(ranges[0][0], ranges[-1][1])
                 span.open = 0
-                lane.spans.append(span)
+                lane.add_span(span)
             # Parts of a batch that was taken apart share its span.
             span.last = max(span.last, ranges[-1][1])
             span.open += len(records)

@@ -89,6 +89,9 @@ class Changes:
     unreadable: list[Unreadable] = field(factory=list)
     #: *settled*, *refused* and *unreadable* are written, whatever becomes of the rest.
     is_settled: bool = False
+    #: Its chunks complete a batch that leaves and is partly on disk, where a token for a part of
+    #: it would mean nothing: they are written beyond ``spool_limit``, too.
+    is_due: bool = False
     #: What the notes were, should the commit fail.
     notes: Notes | None = None
 
@@ -190,7 +193,10 @@ class Journal:
         ends = now if batch.is_barrier else self._notes
         ends.settled, ends.refused = notes.settled, notes.refused
         ends.unreadable = notes.unreadable
-        return self._changes(now)
+        changes = self._changes(now)
+        on_disk = self.journaled_until.get(batch.lane, 0)
+        changes.is_due = batch.span.first < on_disk < batch.span.last
+        return changes
 
     def _changes(self, notes: Notes) -> Changes:
         changes = Changes(refused=notes.refused, unreadable=notes.unreadable, notes=notes)
@@ -228,6 +234,11 @@ class Journal:
         """*changes* are not on disk: their notes are kept for the next commit."""
         notes, later = changes.notes, self._notes
         assert notes is not None
+        for lane in {lane for lane, *_ in notes.took}:
+            # What is not on disk needs no token there, and must not wait for one.
+            self._written_until.pop(lane, None)
+            if lane in self.journaled_until:
+                self._written_until[lane] = self.journaled_until[lane]
         kept = Notes() if changes.is_settled else notes
         self._notes = Notes(
             notes.took + later.took,

@@ -15,7 +15,7 @@ import itertools
 import sys
 from bisect import bisect_left, bisect_right
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from attrs import define, field
 
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 #: Records that are read from the disk at once.
 RELOADED = 10_000
+
+#: In the place of what a lane mostly has none of: a container of its own is made for the first one.
+#: With twenty thousand runs the garbage collector visits each of them, again and again.
+_NOTHING: Final[list[Any]] = []
+_NO_KEYS: Final[set[str]] = set()
+_NO_TEXTS: Final[dict[type, int]] = {Param: 0, RunTag: 0}
 
 #: What records are told apart by when one of them is refused: their class and key.
 Name: TypeAlias = "tuple[type, str]"
@@ -80,14 +86,16 @@ class RecordBatch:
     ranges: list[tuple[int, int]]
     is_whole: bool = True
     is_final: bool = False
-    #: Attempts in a row that failed without a verdict on it; the first and the last of them.
+    #: Attempts in a row that failed without a verdict on it; the last of them.
     failures: int = 0
-    first_failed_at: float = 0.0
     failed_at: float = 0.0
-    #: Those since which the service is known to take something else; and of a single record, those
-    #: after something was delivered that was sent beside it.
+    #: Those since which the service is known to take something else.
     blamed: int = 0
-    alone: int = 0
+    #: How sure it is that a record is to blame: see `Dispatcher`; and how often it failed between
+    #: two batches that did not.
+    evidence: int = 0
+    contrasts: int = 0
+    departed_at: float = 0.0
 
     @property
     def run_id(self) -> str:
@@ -130,6 +138,7 @@ class Lane:
         "entry",
         "failures",
         "fruitless",
+        "has_gap",
         "head_seq",
         "held",
         "in_flight",
@@ -168,29 +177,31 @@ class Lane:
         # A deque is 600 bytes even when it is empty, which counts with ten thousand runs: what is
         # mostly empty, or short, is a list.
         #: Behind the queue: ranges of records that are only on disk, and those that came since.
-        self.spilled: list[tuple[int, int]] = []
-        self.tail: list[AnyRecord] = []
+        self.spilled: list[tuple[int, int]] = _NOTHING
+        self.tail: list[AnyRecord] = _NOTHING
+        #: What is spilled can't be read back just now.
+        self.has_gap = False
         #: Spilled records whose receipt somebody has, by their sequence number.
         self.held: dict[int, AnyRecord] = {}
         #: Records of the queue from a *marked* sequence number on came at the time beside it.
         self.marked: list[int] = []
         self.times: list[float] = []
         #: Params and tags in the queue: how many, where, and their memory.
-        self.count: dict[type, int] = {Param: 0, RunTag: 0}
-        self.text_seqs: list[int] = []
+        self.count: dict[type, int] = _NO_TEXTS
+        self.text_seqs: list[int] = _NOTHING
         self.text_cost = 0
         #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
         self.sealed: list[tuple[RecordBatch, float]] = []
         #: The same of single records that failed again and again: others go before them.
-        self.aside: list[tuple[RecordBatch, float]] = []
+        self.aside: list[tuple[RecordBatch, float]] = _NOTHING
         self.in_flight = 0
         self.barrier_in_flight = False
-        self.spans: list[Span] = []
+        self.spans: list[Span] = _NOTHING
         self.urgent_until = first_seq
         #: What was refused; such records travel apart.
         self.suspects: dict[Name, Suspect] = {}
         #: Keys of which a record was delivered: if another is refused, the key is not to blame.
-        self.proven: set[str] = set()
+        self.proven: set[str] = _NO_KEYS
         #: Attempts that failed since the last one with a verdict; the lane is in trouble then.
         self.failures = 0
         #: Batches taken apart since the last one that was delivered.
@@ -215,6 +226,16 @@ class Lane:
 
     def __repr__(self) -> str:
         return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
+
+    def add_span(self, span: Span) -> None:
+        """The records of *span* are sealed."""
+        self.spans = self.spans or []
+        self.spans.append(span)
+
+    def prove(self, keys: Iterable[str]) -> None:
+        """Records of *keys* were delivered."""
+        self.proven = self.proven or set()
+        self.proven.update(keys)
 
     # What has no end yet
 
@@ -281,6 +302,7 @@ class Lane:
         first = self.next_seq
         self.next_seq = first + len(records)
         if self.spilled:
+            self.tail = self.tail or []
             self.tail.extend(records)
         else:
             self._enqueue(records, first, now, with_text=with_text)
@@ -293,12 +315,15 @@ class Lane:
             self.times.append(now)
         self.queue.extend(records)
         if with_text:
+            self.text_seqs = self.text_seqs or []
             for seq, record in enumerate(records, first):
                 if type(record) is not Metric:
                     self._count_text(record)
                     self.text_seqs.append(seq)
 
     def _count_text(self, record: AnyRecord, sign: int = 1) -> None:
+        if self.count is _NO_TEXTS:
+            self.count = dict(_NO_TEXTS)
         self.count[type(record)] += sign
         self.text_cost += sign * (cost_of(record) - METRIC_COST)
 
@@ -410,6 +435,7 @@ class Lane:
         self._forget_marks()
         self.count = {Param: 0, RunTag: 0}
         self.text_cost = 0
+        self.has_gap = False
         self.head_seq = self.discarded_until = self.urgent_until = self.next_seq
         return here, held
 
@@ -442,7 +468,7 @@ class Lane:
         del self.times[kept:]
         self._uncount_texts(records)
         self._uncount_texts(self.tail)
-        self.spilled.append((first, upto))
+        self.spilled = [(first, upto)]
         return first, records
 
     def _spill_tail(self, upto: int) -> tuple[int, list[AnyRecord]]:
@@ -458,7 +484,7 @@ class Lane:
         if not self.spilled or len(self.queue) >= limits.entities:
             return None
         first, last = self.spilled[0]
-        if self.queue and first != self.head_seq + len(self.queue):
+        if self.queue and (self.has_gap or first != self.head_seq + len(self.queue)):
             return None  # there is a hole: what comes next has its place after the queue's end
         return first, min(last, first + RELOADED)
 
@@ -487,6 +513,7 @@ class Lane:
 
     def _passed_on_disk(self, upto: int, now: float) -> None:
         _, last = self.spilled[0]
+        self.has_gap = False
         self.spilled[:1] = [(upto, last)] if upto < last else []
         if not self.spilled and self.tail:
             # What came while the lane was on disk has its turn.

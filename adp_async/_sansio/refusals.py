@@ -43,7 +43,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 #: So many records are given up in a row for the same reason before the service is asked again,
 #: then twice as many, and so on; and the longest wait before that, in seconds.
 GIVEN_UP_AT_ONCE = 10
-LONGEST_LOOK = 30.0
+LONGEST_LOOK = 8.0
 
 
 @frozen
@@ -71,8 +71,12 @@ class Ruling:
 
 @define(eq=False)
 class Refusals:
-    """What was refused, by whom as far as one can tell, and what follows for the next batch."""
+    """What was refused, by whom as far as one can tell, and what follows for the next batch.
 
+    *unit*: what the waits here are multiples of, in seconds; that of the first back-off.
+    """
+
+    unit: float = 1.0
     #: Whether the words of a refusal name the right record; None until one of them was checked.
     _is_believed: bool | None = field(default=None, init=False)
     _accused: AnyRecord | None = field(default=None, init=False)
@@ -93,7 +97,7 @@ class Refusals:
             for record in batch.records:
                 lane.suspects.pop((type(record), record.key), None)
         if len(lane.proven) < PROVEN_KEYS:
-            lane.proven.update([record.key for record in batch.records])
+            lane.prove([record.key for record in batch.records])
 
     def _forget_gist(self, words: str) -> None:
         self._gist, self._given_up, self._allowed, self._looks = words, 0, GIVEN_UP_AT_ONCE, 0
@@ -123,7 +127,7 @@ class Refusals:
                 # One key at a time: a lane with a thousand of them asks no more often.
                 is_asked = True
                 suspect.ask_at = now + suspect.pause
-                suspect.pause = min(LONGEST_PAUSE, 2.0 * suspect.pause)
+                suspect.pause = min(LONGEST_PAUSE * self.unit, 2.0 * suspect.pause)
                 parts.append(Part(positions, is_final=True))
             else:
                 refused.append((positions, suspect.error))
@@ -151,7 +155,8 @@ class Refusals:
         if self._given_up + count > self._allowed:
             self._allowed = max(2 * self._allowed, self._given_up + count)
             self._looks += 1
-            return Ruling(look_again_at=now + min(LONGEST_LOOK, 2.0 ** (self._looks - 1)))
+            wait = self.unit * min(LONGEST_LOOK, 2.0 ** (self._looks - 1))
+            return Ruling(look_again_at=now + wait)
         self._given_up += count
         self._note(batch, ruling, error, now, is_for_key=is_for_key)
         return ruling
@@ -226,13 +231,13 @@ class Refusals:
             if suspect is None:
                 if len(lane.suspects) >= KEPT_SUSPECTS:
                     continue
-                suspect = lane.suspects[name] = Suspect(0, error, now, FIRST_PAUSE)
+                suspect = lane.suspects[name] = Suspect(0, error, now, FIRST_PAUSE * self.unit)
             suspect.error = error
             suspect.refusals += 1
             if is_for_key:
                 suspect.refusals = max(suspect.refusals, ENOUGH_REFUSALS)
-                suspect.pause = LONGEST_PAUSE
-                suspect.ask_at = max(suspect.ask_at, now + LONGEST_PAUSE)
+                suspect.pause = LONGEST_PAUSE * self.unit
+                suspect.ask_at = max(suspect.ask_at, now + suspect.pause)
 
 
 def in_halves(count: int) -> list[Part]:

@@ -41,8 +41,6 @@ class Action(enum.Enum):
 def action_for(error: AdpError) -> Action:
     """What *error*, the answer to a log-batch, calls for."""
     match error:
-        case ConfigurationError():
-            return Action.GIVE_UP  # a session's settings never change: there is no workspace
         case Throttled():
             return Action.WAIT_TURN
         case PayloadTooLarge():
@@ -55,7 +53,7 @@ def action_for(error: AdpError) -> Action:
             return Action.BACK_OFF
         case ServiceError() if error.status in VERDICTS and error.code:
             return Action.SPLIT
-        case ServiceError() | UnreadableReply():
+        case ServiceError() | UnreadableReply() | ConfigurationError():
             return Action.HOLD
         case _:
             return Action.BACK_OFF
