@@ -213,6 +213,8 @@ class Session:
     """
 
     _thread: LoopThread | None = None
+    #: The same while it opens: `close` may come in between.
+    _opening: LoopThread | None = None
 
     def __init__(
         self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
@@ -285,12 +287,14 @@ class Session:
         """
         if self._thread is not None:
             return self
-        thread = LoopThread()
+        thread = self._opening = LoopThread()
         try:
             thread.wait(self.session._open_with(lambda: thread))
         except BaseException:
             thread.stop()
             raise
+        finally:
+            self._opening = None
         self._thread = thread
         return self
 
@@ -302,6 +306,8 @@ class Session:
         """
         thread = self._thread
         if thread is None:
+            if (opening := self._opening) is not None:
+                opening.wait(self.session.close())  # it hears of that, and stops the thread
             return
         thread.check()
         self._thread = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import anyio
 
+from adp_async._io.log import logger
 from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_text
 from adp_async.errors import AdpError, BadRequest, Conflict, DeliveryError, NotFound, shown
 from adp_async.writer import RunWriter
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
     from adp_async.stats import Stats
-
-logger = logging.getLogger("adp_async")
 
 #: How a run ends.
 EndStatus = Literal["FINISHED", "FAILED", "KILLED"]

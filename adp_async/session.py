@@ -7,7 +7,6 @@ background logger, in a thread of its own).  Both share one throttle and one aut
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -17,8 +16,9 @@ import attrs
 
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
-from adp_async._io.delivery import Delivery
+from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.lifetime import Living, Why, forget, register
+from adp_async._io.log import logger
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
     from adp_async.settings import Knobs
 
 T = TypeVar("T")
-
-logger = logging.getLogger("adp_async")
 
 
 def connections(settings: Settings) -> AiohttpTransport:
@@ -109,6 +107,8 @@ class Session:
         self._delivery = self._make_delivery(settings)
         self._thread: LoopThread | None = None
         self._owns_thread = False
+        #: The task that opens it just now.
+        self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recoveries: Recoveries | None = None
         self._recovering: asyncio.Task[None] | None = None
@@ -211,10 +211,27 @@ class Session:
         """The same with a thread that is made, or that this is, as for the blocking face."""
         async with self._changing:
             if self._lifetime.why is Why.NOT_OPENED:
-                await self._open(make_thread)
+                await self._open_unless_closed(make_thread)
             elif not self._lifetime.is_open:
                 raise Closed("a closed session cannot be reopened; create a new one")
         self._check_open()
+
+    async def _open_unless_closed(self, make_thread: Callable[[], LoopThread]) -> None:
+        """`close` doesn't wait for an opening that hangs: it cancels that."""
+        task = self._opening = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._open(make_thread)
+        except asyncio.CancelledError:
+            if self._opening is task or task.uncancel():
+                raise  # not by us, or not by us alone
+            is_closed = True
+        else:
+            is_closed = False
+        finally:
+            self._opening = None
+        if is_closed:
+            raise Closed("the session was closed while it was being opened")
 
     async def _open(self, make_thread: Callable[[], LoopThread]) -> None:
         await self._auth.open()
@@ -270,6 +287,9 @@ class Session:
     async def _close_within(self, seconds: float) -> None:
         # Being cancelled was the reason to come here; it must not keep us from tidying up.
         with anyio.CancelScope(shield=True):
+            if (opening := self._opening) is not None:
+                self._opening = None
+                opening.cancel()
             async with self._changing:
                 if self._thread is not None:
                     await self._close(self._thread, seconds)
@@ -290,12 +310,17 @@ class Session:
 
     async def _close_delivery(self, seconds: float, why: Why = Why.CLOSED) -> None:
         """In the delivery thread."""
+        ends_at, recovering = time.monotonic() + seconds, self._recovering
+        if recovering is not None:
+            # It lets go of its files while this session's own records are written down.
+            asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
         try:
             await self._delivery.close(seconds, why)
         finally:
-            if self._recovering is not None:
-                self._recovering.cancel()
-                await asyncio.wait([self._recovering])
+            if recovering is not None:
+                recovering.cancel()
+                left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
+                await asyncio.wait([recovering], timeout=left)
             await self._batches.transport.close()
 
     def _forked(self) -> None:

@@ -228,7 +228,8 @@ async def test_flush_of_all_runs_ends_with_the_last() -> None:
         flush = asyncio.create_task(session.logger.flush())
         await asyncio.gather(*(run.flush() for run in runs[:-1]))
         assert not flush.done()
-        opened.set()
+        assert session._thread is not None
+        session._thread.call_soon(opened.set)
         await flush
         assert all(receipt.delivered for receipt in receipts)
         assert session._delivery._waiters.are_none

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -21,6 +22,7 @@ from adp_async._io import recovery, spool
 from adp_async._io.recovery import Recovery, open_orphan
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, SpoolError, find_spools
+from adp_async._sansio.messages import Reply
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.errors import ConnectionLost, DeliveryError
@@ -736,6 +738,167 @@ async def test_a_session_that_is_left_early_keeps_that_order(folder: Path) -> No
         await until(lambda: len(session.received("run").tags) == 2)
 
     assert session.received("run").tags == [("state", "old"), ("state", "new")]
+
+
+# Beside each other
+
+
+def holding(session: FakeSession, held: Callable[[bytes], bool]) -> threading.Event:
+    """Requests whose body is *held* are answered once the event that is returned is set."""
+    released, send = threading.Event(), session.service.send
+
+    async def hold(request: Any, *, timeout: float | None = None) -> Any:
+        while held(request.body or b"") and not released.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        return await send(request, timeout=timeout)
+
+    session.service.send = hold  # type: ignore[method-assign]
+    return released
+
+
+async def test_a_run_that_waits_for_its_predecessor_holds_no_other(folder: Path) -> None:
+    """Its tags come after those that were left behind; other runs' tags and its points don't."""
+    orphan(folder, chunk([RunTag("state", "old"), *metrics(5000)], run_id="resumed"))
+    async with session_with(folder, max_in_flight=2) as session:
+        released = holding(session, lambda body: b'"old"' in body or b'"timestamp":1000' in body)
+        for run_id in ("resumed", "other"):
+            session.add_run(run_id)
+        resumed, other = session.attach_run("resumed"), session.attach_run("other")
+        for number in range(10):
+            resumed.set_tag("state", f"new {number}")
+        resumed.log_metric("fresh", 1.0)
+        for step in range(50):
+            other.log_metric("loss", 0.5, step=step)
+        other.set_tag("state", "running")
+        async with asyncio.timeout(2):
+            await other.flush()
+        assert session.received("other").tags == [("state", "running")]
+        assert session.received("resumed").tags == []
+        released.set()
+        async with asyncio.timeout(5):
+            await resumed.flush()
+        values = [value for _, value in session.received("resumed").tags]
+        assert values[0] == "old"
+        assert values[-1] == "new 9"
+
+
+@pytest.mark.parametrize("failure", ["cut", 500, 403])
+async def test_one_orphan_in_trouble_holds_no_other(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    failure: object,
+) -> None:
+    """The service fails on one for ever: it is named, once, and the others are delivered."""
+    monkeypatch.setattr(recovery, "TIME_TO_LOOK", 0.02)
+    monkeypatch.setattr(recovery, "TROUBLE_TOLD_AFTER", 0.1)
+    bad = orphan(folder, chunk([RunTag("state", "old"), *metrics(20)], run_id="bad"))
+    await asyncio.sleep(0.002)
+    for number in range(3):
+        orphan(folder, chunk(metrics(10, 10 * number), run_id="good"))
+    async with session_with(folder) as session:
+        for run_id in ("bad", "good", "mine"):
+            session.add_run(run_id)
+        send = session.service.send
+
+        async def fail(request: Any, *, timeout: float | None = None) -> Any:
+            if b'"bad"' not in (request.body or b""):
+                return await send(request, timeout=timeout)
+            if failure == "cut":
+                raise DOWN
+            return Reply(failure, {}, b'{"code": "Odd", "message": "no"}')
+
+        session.service.send = fail  # type: ignore[method-assign]
+        mine = session.attach_run("mine")
+        mine.log_metric("loss", 0.5, step=1)
+        mine.set_tag("state", "new")
+        session.attach_run("bad").set_tag("state", "new")
+        async with asyncio.timeout(3):
+            await mine.flush()
+        await until(lambda: len(steps(session, "good")) == 30)
+        await until(lambda: any(bad.name in message for message in warnings(caplog)))
+        assert session.received("bad").tags == []
+    assert len([message for message in warnings(caplog) if bad.name in message]) == 1
+    assert bad in find_spools(folder)
+
+
+async def test_a_pipe_in_the_folder(folder: Path) -> None:
+    """What is no file, and would hang whoever opens it, holds neither tags nor orphans."""
+    folder.mkdir(mode=0o700)  # noqa: ASYNC240
+    os.mkfifo(folder / "x.spool")
+    os.mkfifo(folder / "20200101-000000-000000-1-00000000.spool")
+    orphan(folder, chunk(metrics(10)))
+    async with session_with(folder) as session:
+        session.add_run("run")
+        run = session.attach_run("run")
+        run.set_tag("state", "new")
+        run.log_param("lr", 1)
+        async with asyncio.timeout(3):
+            await run.flush()
+        await until(lambda: len(steps(session)) == 10)
+
+
+async def test_a_search_that_hangs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After some seconds nothing waits for it any more, and one line says so."""
+    monkeypatch.setattr(recovery, "LONGEST_SEARCH", 0.1)
+    monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.1)
+    released = threading.Event()
+
+    def hangs(*_: Any, **__: Any) -> Any:
+        released.wait(10.0)
+        return []
+
+    monkeypatch.setattr(recovery, "find_spools", hangs)
+    try:
+        async with session_with(folder) as session:
+            run = session.attach_run(session.add_run("run"))
+            run.set_tag("state", "new")
+            run.log_param("lr", 1)
+            await asyncio.sleep(0.02)
+            assert session.received("run").tags == []
+            async with asyncio.timeout(3):
+                await run.flush()
+            assert session.received("run").tags == [("state", "new")]
+            begin = time.monotonic()
+        assert time.monotonic() - begin < 1.0
+    finally:
+        released.set()
+    assert len([each for each in warnings(caplog) if "takes long" in each]) == 1
+
+
+async def test_the_order_of_many_orphans(folder: Path) -> None:
+    """More processes than are opened at once have died, one after the other, with one run."""
+    count = 70
+    for number in range(count):
+        orphan(folder, chunk([RunTag("state", f"{number:03}")]))
+        await asyncio.sleep(0.001)
+    async with session_with(folder) as session:
+        session.add_run("run")
+        run = session.attach_run("run")
+        run.set_tag("state", "new")
+        async with asyncio.timeout(20):
+            await run.flush()
+
+    values = [value for _, value in session.received("run").tags]
+    assert values == [*(f"{number:03}" for number in range(count)), "new"]
+
+
+async def test_orphans_that_appear_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that die while the session lives are found, each once."""
+    monkeypatch.setattr(recovery, "SEARCH_EVERY", 0.03)
+    async with session_with(folder) as session:
+        session.add_run("run")
+        await asyncio.sleep(0.02)
+        for number in range(3):
+            orphan(folder, chunk(metrics(10, 10 * number)))
+            await until(lambda: len(steps(session)) == 10 * (number + 1))  # noqa: B023
+        run = session.attach_run("run")
+        run.set_tag("state", "new")
+        await run.flush()
+        await asyncio.sleep(0.1)
+        assert steps(session) == list(range(30))
 
 
 # Two processes

@@ -16,6 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adp_async._io.log import logger
 from adp_async._io.worker import Worker
 from adp_async._sansio.signing import Signable, corrected_skew, http_date, problem_of_header
 from adp_async.auth import reason_of
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from adp_async.auth import Auth, Signer
 
 T = TypeVar("T")
-
-logger = logging.getLogger("adp_async")
 
 _CANNOT_SIGN: Final = "CannotSign"
 _THREADS: Final = 2

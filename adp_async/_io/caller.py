@@ -8,7 +8,6 @@ attempt, and the dispatcher decides what is next.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
+from adp_async._io.log import logger
 from adp_async._sansio.arguments import checked_options, named
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async.settings import Settings
-
-logger = logging.getLogger("adp_async")
 
 #: How often an operation with a retry token is asked while its reply cannot be read: at once, as a
 #: reply may be damaged on its way, and after a back-off.  A page that stays is told in seconds.

@@ -8,13 +8,14 @@ coroutine over.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
 from adp_async._io.lifetime import Lifetime, Why
+from adp_async._io.log import logger
 from adp_async._io.sender import Sender
 from adp_async._io.waiters import Waiters
 from adp_async._sansio.accumulator import (
@@ -41,14 +42,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("adp_async")
-
 #: The share of ``buffer_limit`` that refused records may take, kept until somebody is told.
 REJECTIONS_SHARE: Final = 0.1
 #: Of the time for closing, the share that is kept for writing down what is left.
 LAST_COMMIT: Final = 0.2
 #: The least that this takes, in seconds, however short the time for closing is.
 SHORTEST_COMMIT: Final = 0.25
+#: And the least that a disk gets for letting go of the file, when that took all of it.
+SHORTEST_CLOSE: Final = 0.05
 #: The sender is started again when it ends, but not more often than this within so many seconds.
 MOST_CRASHES: Final = 10
 CRASH_TIME: Final = 10.0
@@ -108,6 +109,8 @@ class Delivery:
         self._waiters = Waiters()
         self._thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
+        #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
+        self._is_over = False
         self._crash: BaseException | None = None
 
     # ------------------------------------------------------------------ any thread, any event loop
@@ -296,6 +299,7 @@ class Delivery:
     async def let_go(self, seconds: float) -> None:
         """Stop, and leave what is not settled in the spool."""
         task, self._task = self._task, None
+        self._is_over = True
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
@@ -311,26 +315,28 @@ class Delivery:
         crashes: list[float] = []
         while True:
             ended = await self._run_once()
+            if self._is_over or (self._thread is not None and self._thread.is_ending):
+                return
             now = time.monotonic()
             crashes = [*(each for each in crashes if each > now - CRASH_TIME), now]
             if len(crashes) > MOST_CRASHES:
                 break
-            _say(logging.ERROR, "delivery ended unexpectedly and starts again: %s", ended)
+            logger.error("delivery ended unexpectedly and starts again: %s", _named(ended))
         self._crash = ended
         self._shut(Why.CRASHED, f" with {type(ended).__name__}")
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
-        _say(logging.ERROR, "the sender crashed; no more records will be delivered", exc_info=ended)
+        logger.error("the sender crashed; no more records will be delivered", exc_info=ended)
 
     async def _run_once(self) -> BaseException:
-        """Until one of them ends: why it did."""
+        """Until one of them ends, or this task is cancelled: why it did."""
         runs = [self.sender.run(), *([self.keeper.run()] if self.keeper else [])]
         tasks = [asyncio.create_task(run) for run in runs]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             await _stopped(tasks)
-            raise
+            return error
         await _stopped(tasks)
         first = next(iter(done))
         if first.cancelled():
@@ -355,11 +361,14 @@ class Delivery:
         except TimeoutError:
             logger.debug("time ran out while closing; %d left", self.accumulator.unsettled)
         finally:
+            self._is_over = True
             task.cancel()
             await asyncio.wait([task])
-            await self._abandon(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
+            # Both together, however long the disk takes for the first.
+            ends_at = max(ends_at, time.monotonic() + SHORTEST_COMMIT)
+            await self._abandon(ends_at - time.monotonic())
             if self.keeper is not None:
-                await self.keeper.close(max(SHORTEST_COMMIT, ends_at - time.monotonic()))
+                await self.keeper.close(max(SHORTEST_CLOSE, ends_at - time.monotonic()))
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
@@ -390,7 +399,17 @@ class Delivery:
         """This session delivers nothing more: write down what is left, and tell who waits."""
         self.intake.pull(time.monotonic())
         left = self.accumulator.unsettled
-        is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
+        is_on_disk = False
+        try:
+            is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
+        finally:
+            self._account_for_rest(is_on_disk=is_on_disk)
+        if is_on_disk and left:
+            assert self.keeper is not None
+            message = "%d records are not delivered yet; the next session delivers them from %s"
+            logger.warning(message, left, self.keeper.spool.path)
+
+    def _account_for_rest(self, *, is_on_disk: bool) -> None:
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         end = self.kept if is_on_disk else self.lost
         for lane, count, records in self.accumulator.abandon():
@@ -402,10 +421,6 @@ class Delivery:
                 record.place = GivenUp(error)
             self._waiters.fail(lane, error)
             self._settled(lane, records)
-        if is_on_disk and left:
-            assert self.keeper is not None
-            message = "%d records are not delivered yet; the next session delivers them from %s"
-            _say(logging.WARNING, message, left, self.keeper.spool.path)
 
     def _shut(self, why: Why, detail: str = "") -> None:
         """Accept nothing more.  From any thread."""
@@ -421,14 +436,16 @@ class Delivery:
 
 
 async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel *tasks* and wait for their end, however often somebody cancels this."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    while not all(task.done() for task in tasks):
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # it was heard
 
 
-def _say(level: int, message: str, *arguments: object, **named: Any) -> None:
-    """Log, whatever the handlers of others raise."""
-    try:
-        logger.log(level, message, *arguments, **named)
-    except Exception:  # it is theirs, and must not end delivery
-        return
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__} ({error})" if str(error) else type(error).__name__

@@ -13,7 +13,6 @@ the order in which it came; code on an event loop waits no longer than the disk 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field
 
 from adp_async._io.lifetime import Why
+from adp_async._io.log import logger
 from adp_async._sansio.records import METRIC_COST, GivenUp, Metric, cost_of, take_first
 from adp_async.errors import BufferFull
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async.errors import AdpError
-
-logger = logging.getLogger("adp_async")
 
 #: `below_high_water` waits until this share of ``buffer_limit`` is taken.
 HIGH_WATER: Final = 0.5

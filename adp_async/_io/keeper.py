@@ -10,7 +10,6 @@ tried again now and then.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from adp_async._io.log import logger
 from adp_async._io.sender import NotYet
 from adp_async._io.spool_file import SpoolError, SpoolFull, SpoolLimit, SpoolUnreadable
 from adp_async._io.worker import Worker
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from adp_async._io.spool import Spool
     from adp_async._sansio.accumulator import Accumulator
     from adp_async._sansio.lane import Lane, RecordBatch
-
-logger = logging.getLogger("adp_async")
+    from adp_async._sansio.records import AnyRecord
 
 #: After a commit that failed, seconds until the next try.
 SECONDS_AFTER_FAILURE: Final = 10.0
@@ -291,7 +290,7 @@ class SpoolKeeper:
 
     async def _read(self, lane: Lane, first: int, last: int) -> None:
         try:
-            records = await self._worker.do(self.spool.load, lane.run_id, first, last)
+            records = await self._worker.do(self._load, lane.run_id, first, last)
         except SpoolError as error:
             if not _is_next(lane, first):
                 return
@@ -311,6 +310,16 @@ class SpoolKeeper:
                 self.accumulator.reload(lane, first, records, time.monotonic())
         self.moved()
 
+    def _load(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
+        """In the worker's thread."""
+        try:
+            return self.spool.load(run_id, first, last)
+        except SpoolError:
+            raise
+        except Exception as error:  # whatever it was, it must not end the keeper
+            problem = f"{self.spool.path}: reading failed with {type(error).__name__}"
+        raise SpoolError(problem)
+
     # The end
 
     async def close(self, seconds: float) -> None:
@@ -326,6 +335,9 @@ class SpoolKeeper:
             self._worker.submit(self.spool.let_go)  # when the disk answers
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
+        except Exception as error:  # it must not replace what the body raised
+            name = type(error).__name__
+            logger.warning("the spool could not be closed: %s: %s", self.spool.path, name)
         finally:
             self._worker.stop()
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adp_async._io.log import logger
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
-
-logger = logging.getLogger("adp_async")
 
 #: Seconds that calls of other threads have to end when the loop stops.
 LAST_CALLS: Final = 0.5
@@ -33,16 +31,31 @@ class LoopThread:
     def __init__(self, name: str = "adp_async") -> None:
         self.loop = asyncio.new_event_loop()
         self._pid = os.getpid()
+        #: The loop ends, and so shall what runs in it.
+        self.is_ending = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            while not self.is_ending:
+                self._run_on()
             self.loop.run_until_complete(_last_calls())
         finally:
             self.loop.close()
+
+    def _run_on(self) -> None:
+        try:
+            self.loop.run_forever()
+        except BaseException as error:
+            # What one task raised (SystemExit, KeyboardInterrupt) is its own, and whoever waits
+            # for it hears it; the others go on.
+            logger.debug("the event loop goes on after %s", type(error).__name__)
+
+    def _end(self) -> None:
+        self.is_ending = True
+        self.loop.stop()
 
     @property
     def is_here(self) -> bool:
@@ -115,7 +128,7 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop and its thread.  From another thread than its own."""
-        if self.call_soon(self.loop.stop):
+        if self.call_soon(self._end):
             self._thread.join(LONGEST_JOIN)
 
 

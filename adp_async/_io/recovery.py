@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
 from adp_async._io.caller import counted
+from adp_async._io.log import logger
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import (
     SpoolBusy,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from adp_async._io.spool_file import Identity
     from adp_async.errors import AdpError
 
-logger = logging.getLogger("adp_async")
-
 #: Memory that the records of one recovered spool may take.
 MEMORY_LIMIT = 32 * 2**20
 #: Batches of recovered records on their way at once: the session's own come first.
@@ -42,6 +41,8 @@ LONGEST_SEARCH = 5.0
 SEARCH_EVERY = 60.0
 #: Seconds between two looks at the progress of a recovery.
 TIME_TO_LOOK = 0.5
+#: Seconds for which nothing of a spool is delivered before a warning names it.
+TROUBLE_TOLD_AFTER = 5.0
 #: Spools that are opened at once: each takes two file descriptors and a lock.
 OPENED = 64
 
@@ -219,6 +220,9 @@ class Recoveries:
     _later: frozenset[str] = field(default=frozenset(), init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
     _has_searched: bool = field(default=False, init=False)
+    #: Orphans in trouble: since when, and how much was settled by then; and those told of.
+    _since: dict[Path, tuple[float, int]] = field(factory=dict, init=False)
+    _told: set[Path] = field(factory=set, init=False)
 
     @property
     def is_done(self) -> bool:
@@ -262,7 +266,9 @@ class Recoveries:
             raise
         except SpoolError as error:
             logger.warning("%s", error)
-            return Found()
+        except Exception:
+            logger.exception("records left behind in %s could not be looked for", self.folder)
+        return Found()
 
     def _start(self, found: Found) -> None:
         if found.orphans:
@@ -287,6 +293,22 @@ class Recoveries:
         waiting = [runs for path, runs in self._runs.items() if not self._done[path].is_set()]
         self.bar(self._later.union(*waiting))
 
+    def _look_at(self, recovery: Recovery) -> None:
+        """Name an orphan of which nothing is delivered; of many the 1st, the 10th, the 100th."""
+        path, now, settled = recovery.orphan.spool.path, time.monotonic(), sum(recovery.counts)
+        since, before = self._since.setdefault(path, (now, settled))
+        if recovery.trouble is None or settled > before:
+            self._since[path] = now, settled
+        elif path not in self._told and now >= since + TROUBLE_TOLD_AFTER:
+            self._told.add(path)
+            count = len(self._told)
+            if count == 1 or len(str(count)) > len(str(count - 1)):
+                message = (
+                    "%s: nothing of what was left behind there is delivered: %s; it is tried "
+                    "again, and nothing but its runs waits for it (%d such files so far)"
+                )
+                logger.warning(message, path, recovery.trouble, count)
+
     async def _deliver(self, orphan: Orphan) -> None:
         path = orphan.spool.path
         try:
@@ -294,7 +316,7 @@ class Recoveries:
             for other, runs in list(self._runs.items()):
                 if other < path and runs & self._runs[path]:
                     await self._done[other].wait()
-            recovery = Recovery(orphan, self.make())
+            recovery = Recovery(orphan, self.make(), self._look_at)
             if not await recovery.run(self.thread):
                 logger.warning("%s: some records could not be delivered; they stay there", path)
             delivered, rejected = recovery.counts

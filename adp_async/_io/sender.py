@@ -7,13 +7,13 @@ of the delivery thread, with a task for every batch in flight.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
+from adp_async._io.log import logger
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, fault_of
 from adp_async._sansio.verdicts import Action, action_for
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.lane import Lane, RecordBatch
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
-
-logger = logging.getLogger("adp_async")
 
 #: Seconds until a batch is tried again that could not leave.
 SECONDS_UNTIL_NEXT_TRY: Final = 1.0
@@ -187,7 +185,9 @@ class Sender:
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action
-        except Exception as error:
+        except BaseException as error:
+            if _is_our_end(error):
+                raise
             # What a signer, an encoder or a library raises costs this batch, and for now only.
             logger.debug("run %s: a batch could not be sent", batch.run_id, exc_info=True)
             failure = AdpError(f"the request could not be sent: {type(error).__name__}")
@@ -286,3 +286,11 @@ class Sender:
             name = f"{last.kind} {last.key!r}"
             message = "run %s: %d records refused so far, the last one %s: %s"
             logger.warning(message, lane.run_id, count, name, last.cause)
+
+
+def _is_our_end(error: BaseException) -> bool:
+    """Whether *error* ends this task, or its loop; anything else was raised by foreign code."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit)

@@ -8,7 +8,6 @@ last of them, one of the process may not).  The file itself is the subject of `s
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sqlite3
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attrs import define, field, frozen
 
+from adp_async._io.log import logger
 from adp_async._io.owner import Owner
 from adp_async._io.spool_file import (
     FORMAT,
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from adp_async._io.spool_file import FileId
     from adp_async._sansio.journal import Changes, Refused, Settled
     from adp_async._sansio.records import AnyRecord, Kind
-
-logger = logging.getLogger("adp_async")
 
 #: Refused records that are kept for a person to see.
 KEPT_REFUSED: Final = 10_000

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import logging
 import os
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from adp_async._io.log import logger
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
-
-logger = logging.getLogger("adp_async")
 
 _Future: TypeAlias = "asyncio.Future[Any] | concurrent.futures.Future[Any]"
 _Job: TypeAlias = "tuple[_Future, Callable[..., Any], tuple[Any, ...]]"
