@@ -1,0 +1,326 @@
+"""What no other test would notice if it broke, grouped by what a user would see.
+
+Each was found by breaking one line of the core and seeing all other tests pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from children import ROOT
+from test_sender import DOWN, Stage, run_virtually
+
+from adp_async._sansio.records import METRIC_COST, Metric
+from adp_async._sansio.retry import RetryPolicy
+from adp_async.errors import BadRequest, BufferFull, Closed, ConnectionLost, ServiceFault
+from adp_async.testing import FakeBlockingSession, FakeSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+LOG_BATCH = "log_experiment_run_batch"
+CUT = ConnectionLost("the line is cut")
+REFUSED = BadRequest("bad", status=400, code="INVALID_PARAMETER_VALUE")
+
+
+async def eventually(condition: Callable[[], object], within: float = 2.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 - what is looked at has no event
+            await asyncio.sleep(0.002)
+
+
+def metrics(count: int) -> list[Metric]:
+    return [Metric("loss", 0.5, 0, step) for step in range(count)]
+
+
+# A record that nobody waits for is sent within a linger
+
+
+@pytest.mark.parametrize("spool", [False, True], ids=["memory", "spool"])
+@pytest.mark.parametrize("place", ["loop", "thread"])
+async def test_after_an_idle_spell_a_metric_is_sent(
+    spool: bool, place: str, tmp_path: Path
+) -> None:
+    """Nobody flushes or awaits: the first metric after a pause wakes whoever sends."""
+    async with FakeSession(spool=tmp_path / "spool" if spool else False) as session:
+        run = session.attach_run(session.add_run())
+        for count in range(1, 5):
+            if place == "loop":
+                run.log_metric("loss", 0.5, step=count)
+            else:
+                await asyncio.to_thread(run.log_metric, "loss", 0.5, step=count)
+            await eventually(lambda: run.stats().delivered == count)  # noqa: B023
+        assert session.received(run.run_id).batches == [1] * 4
+
+
+async def test_after_an_idle_spell_a_tag_is_sent() -> None:
+    """What has a text takes another way in than a metric."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run())
+        for count in range(1, 4):
+            run.set_tag("epoch", count)
+            await eventually(lambda: run.stats().delivered == count)  # noqa: B023
+
+
+def test_after_an_idle_spell_a_blocking_session_sends() -> None:
+    """The same without an event loop of one's own."""
+    with FakeBlockingSession() as session:
+        run = session.start_run()
+        for count in range(1, 5):
+            run.log_metric("loss", 0.5, step=count)
+            deadline = time.monotonic() + 2.0
+            while run.stats().delivered < count and time.monotonic() < deadline:
+                time.sleep(0.002)
+            assert run.stats().delivered == count
+
+
+async def test_while_one_run_is_held_back_another_is_sent() -> None:
+    """A metric that comes during a long back-off of another run is seen within a linger."""
+    retry = RetryPolicy(first_backoff=600.0, max_backoff=600.0)
+    async with FakeSession(retry=retry, close_timeout=0.01) as session:
+        held, run = (session.attach_run(session.add_run()) for _ in range(2))
+        forbidden = {"code": "NotAuthorized", "message": "not yours"}
+        script = session.answer(LOG_BATCH, forbidden, status=403, times=1)
+        held.log_metric("loss", 0.5)
+        await eventually(lambda: script.given == 1)
+        for count in range(1, 4):
+            run.log_metric("loss", 0.5, step=count)
+            await eventually(lambda: run.stats().delivered == count)  # noqa: B023
+        session.logger.discard(held.run_id)
+
+
+def test_records_that_come_during_a_long_back_off_are_seen_within_a_linger() -> None:
+    """Nobody is woken by the second record and those after it, so somebody looks."""
+
+    async def scene() -> None:
+        stage = Stage(script=[ServiceFault("no", status=500)] * 20, latency=0.0)
+        stage.log("bad", *metrics(1))
+        playing = asyncio.create_task(stage.play(200.0))
+        await asyncio.sleep(100.0)
+        looks = stage.looks
+        await asyncio.sleep(10.0)
+        assert 9 <= stage.looks - looks <= 40
+        await playing
+
+    run_virtually(scene())
+
+
+# While nobody gets through
+
+
+@pytest.mark.parametrize("trouble", [DOWN, ServiceFault("no", status=503)], ids=["all", "either"])
+def test_one_batch_at_a_time_finds_out(trouble: Exception) -> None:
+    """However many runs wait, and however long an answer takes."""
+
+    async def scene() -> None:
+        stage = Stage(script=[trouble] * 1000, latency=20.0)
+        for number in range(10):
+            stage.log(f"run-{number}", *metrics(3))
+        await stage.play(300.0)
+        assert len(stage.posted) > 3
+        assert stage.most_in_flight == 1
+
+    run_virtually(scene())
+
+
+def test_after_a_verdict_the_back_off_begins_anew() -> None:
+    """A refusal is an answer, too: the next outage starts with short pauses."""
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN] * 7 + [REFUSED, DOWN], latency=0.0)
+        stage.log("one", *metrics(1))
+        playing = asyncio.create_task(stage.play(400.0))
+        await asyncio.sleep(200.0)
+        assert stage.accumulator.rejected == {"BadRequest": 1}
+        stage.log("two", *metrics(1))
+        await playing
+        failed, delivered = stage.posted[-2:]
+        assert delivered - failed <= 1.0
+
+    run_virtually(scene())
+
+
+# Memory
+
+
+async def test_params_that_found_no_room_cost_nothing() -> None:
+    """However many were refused, there is as much room as before when the buffer is empty."""
+    async with FakeSession(buffer_limit=100 * METRIC_COST) as session:
+        run = session.attach_run(session.add_run())
+        script = session.answer(LOG_BATCH, status=503)
+        for step in range(100):
+            run.log_metric("loss", 0.5, step=step)
+        await eventually(lambda: script.given)
+        for number in range(50):
+            with pytest.raises(BufferFull):
+                run.log_param(f"p{number}", "x" * 1000)
+        script.left = 0
+        async with asyncio.timeout(5):
+            await run.flush()
+            for step in range(100, 150):
+                run.log_metric("loss", 0.5, step=step)
+            await run.drain()
+            await run.flush()
+        assert run.stats().delivered == 150
+
+
+async def test_the_disk_makes_room_for_who_waits_for_it(tmp_path: Path) -> None:
+    """`drain` returns while the service is down: half of the buffer goes to the disk."""
+    knobs: dict[str, Any] = {"spool": tmp_path / "spool", "spool_interval": 0.01}
+    limit = 4000 * METRIC_COST
+    async with FakeSession(**knobs, buffer_limit=limit, close_timeout=0.01) as session:
+        session.answer(LOG_BATCH, CUT)
+        run = session.attach_run(session.add_run())
+        for step in range(3500):
+            run.log_metric("loss", 0.5, step=step)
+        async with asyncio.timeout(5):
+            await run.drain()
+        stats = run.stats()
+        assert stats.accepted == stats.undelivered == 3500
+        assert stats.spooled >= 1500
+        session.logger.discard(run.run_id)
+
+
+async def test_runs_are_read_back_in_turns(tmp_path: Path) -> None:
+    """With memory for one at a time, a run does not wait until all of another was delivered."""
+    knobs: dict[str, Any] = {"spool": tmp_path / "spool", "spool_interval": 0.01}
+    async with FakeSession(**knobs, buffer_limit=2500 * METRIC_COST) as session:
+        script = session.answer(LOG_BATCH, CUT)
+        runs = [session.attach_run(session.add_run(name)) for name in ("one", "other")]
+        for step in range(10_000):
+            for run in runs:
+                run.log_metric("loss", 0.5, step=step)
+            if step % 500 == 0:
+                await asyncio.sleep(0.005)
+        await eventually(lambda: session.logger.stats().spooled > 15_000)
+        script.left = 0
+        at_one_end: list[int] = []
+
+        def note() -> bool:
+            delivered = [run.stats().delivered for run in runs]
+            if max(delivered) > 8000 and not at_one_end:
+                at_one_end.extend(delivered)
+            return min(delivered) == 10_000
+
+        flush = asyncio.create_task(session.logger.flush())
+        await eventually(note, within=20.0)
+        await flush
+    assert min(at_one_end) > 3000
+
+
+# The end, for threads that wait
+
+
+class Waiting:
+    """A thread with one `log_metric` that finds no room; how and when it ended."""
+
+    def __init__(self, session: FakeBlockingSession) -> None:
+        run = session.start_run()
+        session.session.answer(LOG_BATCH, status=503)
+        for step in range(10):
+            run.log_metric("loss", 0.5, step=step)
+        self.run = run
+        self.error: BaseException | None = None
+        self.ended = 0.0
+        self._begins = threading.Event()
+        self.thread = threading.Thread(target=self._log)
+        self.thread.start()
+        self._begins.wait(5.0)
+        time.sleep(0.03)
+        assert self.thread.is_alive(), "there is no room"
+
+    def _log(self) -> None:
+        self._begins.set()
+        try:
+            self.run.log_metric("loss", 0.5, step=10)
+        except BaseException as error:
+            self.error = error
+        self.ended = time.monotonic()
+
+
+def test_a_thread_that_waits_when_the_session_closes_is_told() -> None:
+    """It hears so at once, not when the session has ended, and its record was not taken."""
+    session = FakeBlockingSession(
+        buffer_limit=10 * METRIC_COST, max_block=30.0, close_timeout=0.5
+    ).open()
+    waiting = Waiting(session)
+    began = time.monotonic()
+    with pytest.raises(Exception, match="10 records"):
+        session.close()
+    closed = time.monotonic()
+    waiting.thread.join(5.0)
+    assert not waiting.thread.is_alive()
+    assert isinstance(waiting.error, Closed)
+    assert closed - began > 0.4
+    assert waiting.ended - began < 0.3
+    stats = session.session.logger.stats()
+    assert (stats.accepted, stats.dropped, stats.undelivered) == (10, 10, 0)
+
+
+# Forks
+
+FORKED_WHILE_A_THREAD_LOGS = """
+    import os, signal, sys, threading, time
+    from adp_async.errors import Closed
+    from adp_async.testing import FakeBlockingSession
+
+    def child():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)  # one that hangs dies of it
+        for log in (run.log_param, run.set_tag, run.log_metric):
+            try:
+                log("key", 1.0)
+            except Closed:
+                continue
+            os._exit(2)
+        os._exit(0)
+
+    def work():
+        while not done.is_set():
+            for _ in range(50):
+                run.set_tag("tag", "x")
+            time.sleep(0.0005)  # or memory fills up
+
+    sys.setswitchinterval(1e-6)
+    done = threading.Event()
+    with FakeBlockingSession(linger=0.001) as session:
+        run = session.start_run()
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(100):
+            pid = os.fork()
+            if not pid:
+                child()
+            _, status = os.waitpid(pid, 0)
+            if status:
+                done.set()
+                sys.exit(f"a child ended with {status}")
+        done.set()
+        for thread in threads:
+            thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_never_waits_for_a_lock_of_the_parent() -> None:
+    """Forked while other threads log, it hears at once that the session is not its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FORKED_WHILE_A_THREAD_LOGS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
