@@ -111,6 +111,25 @@ def test_linger_of_the_next_batch_counts_from_its_own_first_record() -> None:
     assert accumulator.next_deadline() == 1.25
 
 
+def test_linger_of_what_stays_behind_counts_from_its_first_record() -> None:
+    """Also when more came after that before the batch was cut."""
+    accumulator = Accumulator(limits=BatchLimits(metrics=3))
+    for now in (0.0, 0.1, 0.2, 0.25, 0.5):
+        accumulator.add("run", metric(), now)
+
+    drain_one(accumulator, 0.6)
+
+    assert accumulator.next_deadline() == 1.25
+
+
+def test_a_tag_that_joins_later_does_not_postpone_the_batch(accumulator: Accumulator) -> None:
+    """However often a tag is set, the first one is not kept waiting."""
+    for now in (0.0, 0.5, 0.9):
+        accumulator.add("run", RunTag("epoch", str(now)), now)
+
+    assert accumulator.next_deadline() == 1.0
+
+
 @pytest.mark.parametrize(
     ("limits", "make"),
     [

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import hypothesis.strategies as st
 import pytest
@@ -159,6 +160,40 @@ def test_one_commit_has_the_tokens_of_the_next_batches_too(bench: Bench) -> None
     assert not any(bench.journal.collect_for(batch) for batch in batches[1:])
 
 
+@pytest.mark.parametrize("first", [0, 1], ids=["first", "second"])
+def test_parts_of_a_refused_batch_leave_with_their_tokens(bench: Bench, first: int) -> None:
+    """Whichever of them leaves first, the tokens of both replace that of the whole."""
+    bench.log(*metrics(10))
+    bench.commit()
+    (whole,) = bench.accumulator.drain(0.0)
+    bench.commit()
+    bench.accumulator.refuse(whole, BadRequest("bad", status=400), 0.0)
+    parts = [bench.accumulator.drain(0.0)[0] for _ in range(2)]
+    assert bench.journal.concerns(parts[first])
+
+    changes = bench.journal.collect_for(parts[first])
+
+    assert [(each.ranges, each.retry_token) for each in changes.sealed] == [
+        (((0, 5),), parts[0].retry_token),
+        (((5, 10),), parts[1].retry_token),
+    ]
+
+
+def test_a_renewed_token_is_written_before_its_batch_leaves(bench: Bench) -> None:
+    """The one on disk is spent: after a kill it would be refused once more, or worse, believed."""
+    bench.log(*metrics(10))
+    bench.commit()
+    (spent,) = bench.accumulator.drain(0.0)
+    bench.commit()
+    bench.accumulator.renew(spent, 0.0)
+    (renewed,) = bench.accumulator.drain(0.0)
+    assert bench.journal.concerns(renewed)
+
+    (written,) = bench.journal.collect_for(renewed).sealed
+
+    assert written.retry_token == renewed.retry_token != spent.retry_token
+
+
 def test_nothing_is_sealed_ahead_while_the_service_is_down(bench: Bench) -> None:
     """What is sealed could not be let go of when memory runs short."""
     lane = bench.log(*metrics(10_000))
@@ -282,12 +317,17 @@ def test_a_restored_lane_keeps_what_was_settled_out_of_turn(bench: Bench) -> Non
 
 def test_a_forgotten_lane_and_its_successor_share_no_number(bench: Bench) -> None:
     """What the journal still says of the old one must not meet the records of the new one."""
-    lane = bench.log(*metrics(10))
+    other = bench.log(*metrics(3), run_id="other")
+    (slow,) = bench.accumulator.drain(0.0)
+    was = ref(bench.log(*metrics(10)))
     bench.commit()
     (batch,) = bench.accumulator.drain(0.0)
-    bench.accumulator.succeed(batch, 0.0)
-    del lane, batch
+    for each in (batch, slow):
+        bench.accumulator.succeed(each, 0.0)
+    del other, slow, batch, each
     bench.commit()
+    assert bench.accumulator.next_deadline() is None
+    assert was() is None, "nobody holds it, not even the line"
     successor = bench.log(*metrics(3))
 
     assert spans(bench.commit()) == [(10, 13)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import sqlite3
 import threading
 import time
@@ -469,6 +470,38 @@ async def test_records_of_a_run_that_is_gone_are_rejected_and_kept(folder: Path)
     assert (contents.records, len(contents.rejected)) == (0, 500)
     assert "deleted" in contents.rejected[0].reason
     left.let_go()
+
+
+async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
+    """The next session sends a part with the token that it had, so none arrives twice."""
+    async with session_with(folder, linger=0.1) as session:
+        run = session.attach_run(session.add_run("run"))
+        refusal = {"code": "InvalidParameter", "message": "no"}
+        session.answer(LOG_BATCH, refusal, status=400, times=1)
+        session.answer(LOG_BATCH, times=1, after_write=True)
+        script = session.answer(LOG_BATCH, DOWN, after_write=True)
+        run.log_metrics({f"m{number}": 1.0 for number in range(100)})
+        await until(lambda: on_disk(session) == 100)
+        await until(lambda: script.given >= 2)
+        copy = folder.parent / "copy"
+        shutil.copytree(folder, copy)
+        store, sent = session.service.store, tokens(session)
+    assert len(sent) == 3
+
+    async with session_with(copy, store) as session:
+        await until(lambda: tokens(session) and len(find_spools(copy)) == 1)
+        again = tokens(session)
+
+    assert again == {body: sent[body] for body in again}
+
+
+def tokens(session: FakeSession) -> dict[bytes, set[str]]:
+    """The retry tokens that the body of each log-batch was sent with."""
+    found: dict[bytes, set[str]] = {}
+    for request in session.requests:
+        if request.operation == LOG_BATCH:
+            found.setdefault(request.body, set()).add(request.headers["opc-retry-token"])
+    return found
 
 
 async def test_a_second_kill_while_the_service_is_down(folder: Path) -> None:
