@@ -6,13 +6,14 @@ import heapq
 import itertools
 import random
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
+from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, discarded, fault_of
 from adp_async._sansio.records import DELIVERED, Metric, Param, RunTag
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import Throttle
@@ -45,9 +46,6 @@ class Post:
         return 200 if self.error is None else getattr(self.error, "status", 0)
 
 
-Answers = "Callable[[RecordBatch, float], AdpError | None]"
-
-
 @define(eq=False)
 class Play:
     """*answers* says what the service says to a batch, and when; None when it takes it."""
@@ -70,6 +68,7 @@ class Play:
     looked: int = field(default=0, init=False)
     #: Steps (or keys, of params and tags) that arrived, by run and in their order.
     arrived: dict[str, list[AnyRecord]] = field(factory=dict, init=False)
+    lanes: dict[str, Lane] = field(factory=dict, init=False)
     accepted: Counter[str] = field(factory=Counter, init=False)
     #: The longest that the oldest record of a run waited, by run, as seen when something happens.
     oldest: dict[str, float] = field(factory=dict, init=False)
@@ -77,7 +76,7 @@ class Play:
     accumulator: Accumulator = field(init=False)
     dispatcher: Dispatcher = field(init=False)
     throttle: Throttle = field(init=False)
-    _events: list[tuple[float, int, Callable[[], None]]] = field(factory=list, init=False)
+    _events: list[tuple[float, int, Callable[[], object]]] = field(factory=list, init=False)
     _numbers: Any = field(factory=itertools.count, init=False)
     _bucket: TokenBucket | None = field(default=None, init=False)
     _chance: random.Random = field(init=False)
@@ -102,7 +101,8 @@ class Play:
     # What callers do
 
     def log(self, run_id: str, *records: AnyRecord) -> Lane:
-        lane = self.accumulator.lane(run_id)
+        # Held, as whoever logs holds it.
+        lane = self.lanes[run_id] = self.accumulator.lane(run_id)
         for record in records:
             record.place = lane
         self.accepted[run_id] += len(records)
@@ -114,7 +114,7 @@ class Play:
         return self.log(run_id, *[Metric(key, 0.5, 0, first + n) for n in range(count)])
 
     def at(self, time: float, event: Callable[[], object]) -> None:
-        heapq.heappush(self._events, (time, next(self._numbers), lambda: event() and None))
+        heapq.heappush(self._events, (time, next(self._numbers), event))
 
     def every(self, pause: float, event: Callable[[], object], until: float) -> None:
         for number in range(int((until - self.now) / pause)):
@@ -146,10 +146,7 @@ class Play:
     def _look(self) -> None:
         for batch in self.dispatcher.drain(self.now):
             self.throttle.depart(self.now)
-            departed = self.now
-            self.at(
-                self.now + self.latency, lambda batch=batch, at=departed: self._answer(batch, at)
-            )
+            self.at(self.now + self.latency, partial(self._answer, batch, self.now))
         self._watch()
 
     def _watch(self) -> None:
@@ -167,9 +164,7 @@ class Play:
         else:
             error = self.answers(batch, self.now)
             self.throttle.succeeded(self.now)
-        self.posts.append(
-            Post(departed, self.now, batch.run_id, len(batch.records), error)
-        )
+        self.posts.append(Post(departed, self.now, batch.run_id, len(batch.records), error))
         if error is None:
             self.arrived.setdefault(batch.run_id, []).extend(batch.records)
         action = Action.DELIVERED if error is None else action_for(error)
@@ -177,6 +172,12 @@ class Play:
         if error is not None and self.dispatcher.doubts(batch, error):
             self.looked += 1
             is_visible = self.is_visible
+        if error is None or fault_of(error) is Fault.RUN:
+            deadline = self.accumulator.next_deadline()
+            if deadline is not None and deadline <= self.now and not self.throttle.is_paced:
+                self.dispatcher.concurrency.landed(len(batch.records), self.now)
+            else:
+                self.dispatcher.concurrency.paused()
         self.dispatcher.answered(
             batch, error, action, self.now, jitter=self._draw(), is_visible=is_visible
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, field
 
 from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.dispatch import Dispatcher, Pulse
+from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, fault_of
 from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
@@ -173,6 +173,8 @@ class Sender:
             await self.post(batch.body, batch.retry_token)
         except AdpError as error:
             action = action_for(error)
+            if fault_of(error) is Fault.RUN:
+                self._learn(batch)  # an answer as fast as any
             if action is Action.SPLIT:
                 return await self._look_at_run(batch, error)
             return error, action

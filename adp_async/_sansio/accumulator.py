@@ -274,6 +274,7 @@ class Accumulator:
         batch = self._next_batch(lane, now)
         if batch is None:
             return None
+        batch.departed_at = now
         lane.in_flight += 1
         lane.barrier_in_flight = batch.is_barrier
         self.batches_in_flight += 1
@@ -401,8 +402,6 @@ class Accumulator:
         self._schedule(lane, now)
 
     def _note_failure(self, batch: RecordBatch, now: float) -> None:
-        if not batch.failures:
-            batch.first_failed_at = now
         batch.failures += 1
         batch.failed_at = now
         batch.lane.failures += 1
@@ -417,7 +416,8 @@ class Accumulator:
         batch.lane.fruitless += 1
         for part in (halves := self._parts(batch, in_halves(len(batch.records)))):
             part.failures, part.failed_at = batch.failures, batch.failed_at
-            part.first_failed_at, part.blamed = batch.first_failed_at, batch.blamed
+            part.blamed, part.evidence = batch.blamed, batch.evidence
+            part.contrasts = batch.contrasts
         self._put_back(batch, halves, now, now)
 
     def hurry(self, lane: Lane, now: float) -> None:

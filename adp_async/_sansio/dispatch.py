@@ -10,8 +10,11 @@ So a run in trouble slows itself alone, costs one request now and then, and the 
 peace while it answers nobody.
 
 A batch that fails again and again while others get through may hold a record that the service
-cannot store.  It is halved until that is found; a record that fails alone is set aside: counted
-as rejected, with the failure as its reason.
+cannot store.  It is halved until that is found, and a record that fails alone lets others go before
+it.  It is given up, with the failure as its reason, when the service says 500 in its own words and
+chance is no explanation: were every second request to fail, one record in a million would be
+given up.  Failing between two batches that are delivered counts for two bits of that *evidence*,
+failing while the service shows the run for one; when another batch fails as well, it begins anew.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from adp_async._sansio.line import LASTING
 from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     AdpError,
@@ -46,20 +50,22 @@ LATELY: Final = 10.0
 #: Runs that are tried one right after the other when nobody gets through; and the longest pause
 #: between two of those that come after them, as a multiple of the first back-off.
 FREE_PROBES: Final = 16
-LONGEST_PROBE: Final = 5.0
+LONGEST_PROBE: Final = 1.0
 #: Seconds between two attempts for runs in trouble, all of them together; and how many requests of
 #: others leave in between at least, where the rate is limited.
 TROUBLE_PAUSE: Final = 0.1
 TROUBLE_TURNS: Final = 10.0
-#: Failures after which the back-off of a run in trouble grows beyond the policy's longest, while
-#: others get through; and how far, in seconds.
-PATIENCE: Final = 8
+#: The longest back-off, in seconds, of a run whose trouble lasts while others get through; and the
+#: pause between two attempts for such runs, all of them together.
 LONGEST_TROUBLE: Final = 900.0
-#: Failures of a batch before it is halved, and those of a record alone, the service taking others
-#: in between, before it is set aside; batches of a run that are taken apart without any success.
+LASTING_PAUSE: Final = 1.0
+#: Failures of a batch before it is halved; batches of a run that are taken apart without success.
 BEFORE_HALVING: Final = 4
-BEFORE_ASIDE: Final = 4
 FRUITLESS: Final = 14
+#: Bits of evidence against a record before it is given up, and how often it must have failed
+#: between two that did not: a service that takes nothing must not cost a record.
+ENOUGH_EVIDENCE: Final = 20
+ENOUGH_CONTRASTS: Final = 3
 #: Records of a run that others may go before; more of them, and it is the run that is in trouble.
 MOST_ASIDE: Final = 3
 
@@ -95,8 +101,12 @@ class Pulse:
     at: float = float("-inf")
     #: When another run than that did.
     other_at: float = float("-inf")
+    #: When the last batch left that was delivered; when one failed that is not suspected.
+    departed_at: float = float("-inf")
+    failed_at: float = float("-inf")
 
-    def got_through(self, run_id: str, now: float) -> None:
+    def got_through(self, run_id: str, departed: float, now: float) -> None:
+        self.departed_at = max(self.departed_at, departed)
         if run_id != self.run_id:
             self.run_id, self.other_at = run_id, self.at
         self.at = now
@@ -253,7 +263,7 @@ class Dispatcher:
         self.accumulator.wait_turn(batch, not_before, now)
 
     def _delivered(self, batch: RecordBatch, now: float) -> None:
-        self.pulse.got_through(batch.run_id, now)
+        self.pulse.got_through(batch.run_id, batch.departed_at, now)
         self.trouble = None
         self._judged()
         stricken, self._stricken = self._stricken, set()
@@ -280,8 +290,10 @@ class Dispatcher:
             batch, error, now, delay, others=others, is_visible=is_visible
         ):
             self.accumulator.back_off(batch, now + delay, now)
+        if batch.blamed < BEFORE_HALVING:
+            self.pulse.failed_at = now
         if is_its_own:
-            self._retry_at = now + self._trouble_pause(now)
+            self._retry_at = now + self._trouble_pause(lane, now)
         else:
             self._stricken.add(lane)
             self._may_be_down(fault, now, jitter, is_news=not was_troubled)
@@ -307,15 +319,16 @@ class Dispatcher:
         """Seconds that a run in trouble waits, after so many failures."""
         retry_after = getattr(error, "retry_after", None) or 0.0
         delay = self.policy.delay(attempts, jitter=jitter, retry_after=retry_after)
-        if others and attempts > PATIENCE:
+        if others and attempts > LASTING:
             longest = max(LONGEST_TROUBLE, self.policy.max_backoff)
-            longer = self.policy.max_backoff * 2.0 ** min(attempts - PATIENCE, 32)
+            longer = self.policy.max_backoff * 2.0 ** min(attempts - LASTING, 32)
             delay = max(delay, (0.5 + 0.5 * jitter) * min(longest, longer))
         return delay
 
-    def _trouble_pause(self, now: float) -> float:
+    def _trouble_pause(self, lane: Lane, now: float) -> float:
+        pause = TROUBLE_PAUSE if lane.failures <= LASTING else LASTING_PAUSE
         rate = self.throttle.rate(now)
-        return TROUBLE_PAUSE if rate is None else max(TROUBLE_PAUSE, TROUBLE_TURNS / rate)
+        return pause if rate is None else max(pause, TROUBLE_TURNS / rate)
 
     def _looks_for_record(
         self,
@@ -332,12 +345,10 @@ class Dispatcher:
         has_failed = batch.failures > 0
         is_blamed = others or is_visible or (has_failed and self.pulse.at > batch.failed_at)
         batch.blamed = batch.blamed + 1 if is_blamed else 0
-        if len(batch.records) == 1:
-            # A service that takes nothing at all must not cost a record, for however long.
-            batch.alone += is_blamed and has_failed and self.pulse.at > batch.first_failed_at
-            if batch.alone >= BEFORE_ASIDE and batch.failures + 1 >= BEFORE_HALVING + BEFORE_ASIDE:
-                accumulator.give_up(batch, error, now)
-                return True
+        self._weigh(batch, is_visible=is_visible)
+        if self._is_condemned(batch, error):
+            accumulator.give_up(batch, error, now)
+            return True
         if batch.blamed < BEFORE_HALVING:
             return False
         if len(batch.records) > 1 and lane.fruitless < FRUITLESS:
@@ -348,6 +359,24 @@ class Dispatcher:
             return True
         return False
 
+    def _weigh(self, batch: RecordBatch, *, is_visible: bool) -> None:
+        """What this failure of *batch* says, beside what became of others since the last one."""
+        if not batch.failures:
+            return
+        if self.pulse.failed_at > batch.failed_at:
+            batch.evidence = batch.contrasts = 0
+        elif self.pulse.departed_at > batch.failed_at:
+            batch.evidence += 2
+            batch.contrasts += 1
+        elif is_visible:
+            batch.evidence += 1
+
+    def _is_condemned(self, batch: RecordBatch, error: AdpError) -> bool:
+        """Whether the one record of *batch* is what the service can't store."""
+        if len(batch.records) > 1 or not _is_breakdown(error):
+            return False
+        return batch.evidence >= ENOUGH_EVIDENCE and batch.contrasts >= ENOUGH_CONTRASTS
+
     def doubts(self, batch: RecordBatch, error: AdpError) -> bool:
         """Whether the run should be looked at before *error* is judged.
 
@@ -355,6 +384,11 @@ class Dispatcher:
         """
         is_its_own_word = isinstance(error, ServiceFault) and error.code != ""
         return is_its_own_word and self.pulse.at <= batch.failed_at
+
+
+def _is_breakdown(error: AdpError) -> bool:
+    """A 500 of the service itself; a 503 says that it passes, a 502 comes from somebody else."""
+    return isinstance(error, ServiceFault) and error.status == 500 and error.code != ""
 
 
 def discarded(run_id: str, count: int) -> DeliveryError:

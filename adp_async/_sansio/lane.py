@@ -80,14 +80,16 @@ class RecordBatch:
     ranges: list[tuple[int, int]]
     is_whole: bool = True
     is_final: bool = False
-    #: Attempts in a row that failed without a verdict on it; the first and the last of them.
+    #: Attempts in a row that failed without a verdict on it; the last of them.
     failures: int = 0
-    first_failed_at: float = 0.0
     failed_at: float = 0.0
-    #: Those since which the service is known to take something else; and of a single record, those
-    #: after something was delivered that was sent beside it.
+    #: Those since which the service is known to take something else.
     blamed: int = 0
-    alone: int = 0
+    #: How sure it is that a record is to blame: see `Dispatcher`; and how often it failed between
+    #: two batches that did not.
+    evidence: int = 0
+    contrasts: int = 0
+    departed_at: float = 0.0
 
     @property
     def run_id(self) -> str:

@@ -1,7 +1,9 @@
 """The line in which lanes wait for their turn: in the order in which they become ready.
 
 Lanes in trouble (the last attempt failed) stand in a line of their own, so that they neither stop
-the others nor are forgotten.
+the others nor are forgotten.  So do new ones, of which nothing was delivered yet, and those whose
+trouble lasts: two turns of three are theirs at most, so that a thousand run ids that don't exist
+keep no run waiting that does, and none that failed once.
 """
 
 from __future__ import annotations
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 #: Of so many lanes one is in trouble, when others are ready all the time.
 SHARE_OF_TROUBLE = 8
+#: After so many failures in a row the trouble of a lane lasts.
+LASTING = 8
+#: So many new lanes, or lanes whose trouble lasts, go one after the other while others are ready.
+MOST_IN_A_ROW = 2
 
 _Entry: TypeAlias = "tuple[float, int, Lane]"
 
@@ -24,16 +30,21 @@ _Entry: TypeAlias = "tuple[float, int, Lane]"
 class Line:
     """Lanes by the time at which they are ready.  A lane stands in it once, at its last place."""
 
-    _healthy: list[_Entry] = field(factory=list, init=False)
+    _proven: list[_Entry] = field(factory=list, init=False)
+    _new: list[_Entry] = field(factory=list, init=False)
     _troubled: list[_Entry] = field(factory=list, init=False)
+    _lasting: list[_Entry] = field(factory=list, init=False)
     _entries: int = field(default=0, init=False)
     #: Healthy lanes taken since the last one in trouble.
     _in_a_row: int = field(default=0, init=False)
+    #: New ones among them since the last other one, and the same of those whose trouble lasts.
+    _new_in_a_row: int = field(default=0, init=False)
+    _lasting_in_a_row: int = field(default=0, init=False)
 
     @property
     def length(self) -> int:
         """Places in it, also those that were given up since."""
-        return len(self._healthy) + len(self._troubled)
+        return sum(map(len, (self._proven, self._new, self._troubled, self._lasting)))
 
     def put(self, lane: Lane, ready_at: float | None) -> None:
         """*lane* is ready at that time; None when it has nothing that may leave."""
@@ -42,57 +53,82 @@ class Line:
         self._entries += 1
         lane.entry = self._entries
         if ready_at is not None:
-            entries = self._troubled if lane.is_troubled else self._healthy
-            heappush(entries, (ready_at, self._entries, lane))
+            heappush(self._entries_for(lane), (ready_at, self._entries, lane))
+
+    def _entries_for(self, lane: Lane) -> list[_Entry]:
+        if lane.is_troubled:
+            return self._troubled if lane.failures <= LASTING else self._lasting
+        return self._proven if lane.delivered else self._new
 
     def clear(self) -> None:
-        self._healthy.clear()
-        self._troubled.clear()
+        for entries in (self._proven, self._new, self._troubled, self._lasting):
+            entries.clear()
 
     def first_healthy(self) -> float | None:
         """When the first lane is ready of which no attempt has failed lately."""
-        return _first(self._healthy)
+        return _earlier(_first(self._proven), _first(self._new))
 
     def first_troubled(self) -> float | None:
         """The same of those in trouble."""
-        return _first(self._troubled)
+        return _earlier(_first(self._troubled), _first(self._lasting))
 
     def first(self) -> float | None:
         """When the first lane is ready."""
-        times = [
-            each for each in (_first(self._healthy), _first(self._troubled)) if each is not None
-        ]
-        return min(times, default=None)
+        return _earlier(self.first_healthy(), self.first_troubled())
 
     def take(self, now: float, *, healthy: bool = True, troubled: bool = True) -> Lane | None:
         """The lane whose turn it is *now*, of those that may have one."""
-        is_healthy = healthy and _is_ready(self._healthy, now)
-        is_troubled = troubled and _is_ready(self._troubled, now)
-        if is_troubled and (not is_healthy or self._in_a_row >= SHARE_OF_TROUBLE):
+        entries = self._turn(now, self._proven, self._new, self._new_in_a_row) if healthy else None
+        trouble = self._trouble(now) if troubled else None
+        if trouble is not None and (entries is None or self._in_a_row >= SHARE_OF_TROUBLE):
             self._in_a_row = 0
-            return self._taken(self._troubled[0][2])
-        if is_healthy:
-            self._in_a_row += 1
-            return self._taken(self._healthy[0][2])
-        return None
+            self._lasting_in_a_row = self._lasting_in_a_row + 1 if trouble is self._lasting else 0
+            return _taken(trouble)
+        if entries is None:
+            return None
+        self._in_a_row += 1
+        self._new_in_a_row = self._new_in_a_row + 1 if entries is self._new else 0
+        return _taken(entries)
+
+    def _trouble(self, now: float) -> list[_Entry] | None:
+        return self._turn(now, self._troubled, self._lasting, self._lasting_in_a_row)
+
+    def _turn(
+        self, now: float, preferred: list[_Entry], other: list[_Entry], others_in_a_row: int
+    ) -> list[_Entry] | None:
+        """Of two lines the one whose first lane is ready and has waited longer."""
+        ready = [each for each in (preferred, other) if _is_ready(each, now)]
+        if len(ready) < 2:
+            return ready[0] if ready else None
+        return preferred if others_in_a_row >= MOST_IN_A_ROW else min(ready, key=_place)
 
     def take_proven(self, now: float) -> Lane | None:
         """The healthy lane to try when the service may be down: one that it took batches of."""
-        ready = [each for each in self._healthy if each[0] <= now and each[2].entry == each[1]]
-        if not ready:
-            return None
-        return self._taken(min(ready, key=lambda each: (not each[2].delivered, each[:2]))[2])
+        for entries in (self._proven, self._new):
+            if _is_ready(entries, now):
+                return _taken(entries)
+        return None
 
-    def _taken(self, lane: Lane) -> Lane:
-        lane.ready_at = None
-        lane.entry = 0
-        return lane
+
+def _taken(entries: list[_Entry]) -> Lane:
+    lane = entries[0][2]
+    lane.ready_at = None
+    lane.entry = 0
+    return lane
+
+
+def _place(entries: list[_Entry]) -> tuple[float, int]:
+    return entries[0][:2]
 
 
 def _first(entries: list[_Entry]) -> float | None:
     while entries and entries[0][2].entry != entries[0][1]:
         heappop(entries)  # the lane has been given another time since
     return entries[0][0] if entries else None
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return min((each for each in (one, other) if each is not None), default=None)
 
 
 def _is_ready(entries: list[_Entry], now: float) -> bool:
