@@ -315,6 +315,17 @@ def test_a_restored_lane_keeps_what_was_settled_out_of_turn(bench: Bench) -> Non
     assert (settled.until, settled.done) == (0, ((1000, 2000),))
 
 
+def test_a_restored_lane_is_not_settled_beyond_what_is_on_disk(bench: Bench) -> None:
+    """A batch that was under way is delivered before the rest has been read: that stays there."""
+    bench.accumulator.restore("run", [(10, 100)], [([(0, 10)], "token", metrics(10))], 100)
+    bench.journal.restored(bench.accumulator.lanes["run"])
+    (batch,) = bench.accumulator.drain(0.0)
+    bench.accumulator.succeed(batch, 0.0)
+
+    (settled,) = bench.commit().settled
+    assert (settled.until, settled.done) == (10, ())
+
+
 def test_a_forgotten_lane_and_its_successor_share_no_number(bench: Bench) -> None:
     """What the journal still says of the old one must not meet the records of the new one."""
     other = bench.log(*metrics(3), run_id="other")

@@ -495,6 +495,24 @@ async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
     assert again == {body: sent[body] for body in again}
 
 
+async def test_what_was_discarded_does_not_come_back(folder: Path) -> None:
+    """It is gone from the disk as well, and what was logged after that is not."""
+    async with session_with(folder, down=True) as session:
+        run = session.attach_run(session.add_run("run"))
+        for step in range(50):
+            run.log_metric("loss", 0.5, step)
+        await until(lambda: on_disk(session) == 50)
+        run.discard()
+        for step in range(50, 55):
+            run.log_metric("loss", 0.5, step)
+        store = session.service.store
+
+    async with session_with(folder, store) as session:
+        await until(lambda: len(steps(session)) >= 5)
+        await until(lambda: len(find_spools(folder)) == 1)
+        assert steps(session) == list(range(50, 55))
+
+
 def tokens(session: FakeSession) -> dict[bytes, set[str]]:
     """The retry tokens that the body of each log-batch was sent with."""
     found: dict[bytes, set[str]] = {}

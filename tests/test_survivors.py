@@ -12,15 +12,24 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import ROOT
 from test_sender import DOWN, Stage, run_virtually
 
+from adp_async._sansio.accumulator import REJECTION_COST
 from adp_async._sansio.records import METRIC_COST, Metric
 from adp_async._sansio.retry import RetryPolicy
-from adp_async.errors import BadRequest, BufferFull, Closed, ConnectionLost, ServiceFault
+from adp_async.errors import (
+    BadRequest,
+    BufferFull,
+    Closed,
+    ConnectionLost,
+    DeliveryError,
+    ServiceFault,
+)
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -174,6 +183,31 @@ async def test_params_that_found_no_room_cost_nothing() -> None:
         assert run.stats().delivered == 150
 
 
+async def test_refused_records_take_room_until_somebody_is_told() -> None:
+    """What is kept of them is a part of what the buffer may hold, and given back by a flush."""
+    limit = 100_000
+    room = []
+    async with FakeSession(buffer_limit=limit, close_timeout=0.01) as session:
+        run = session.attach_run(session.add_run())
+        for number in range(9):
+            run.log_param(f"no@way{number}", 1)
+        await eventually(lambda: run.stats().rejected == {"BadRequest": 9})
+        session.answer(LOG_BATCH, CUT)
+        for _ in range(2):
+            count = 0
+            with pytest.raises(BufferFull):
+                while True:
+                    run.log_metric("loss", 0.5)
+                    count += 1
+            room.append(count)
+            run.discard()
+            with suppress(DeliveryError):
+                await run.flush()
+    before, after = room
+    assert before <= (limit - 9 * REJECTION_COST) // METRIC_COST
+    assert after == limit // METRIC_COST
+
+
 async def test_the_disk_makes_room_for_who_waits_for_it(tmp_path: Path) -> None:
     """`drain` returns while the service is down: half of the buffer goes to the disk."""
     knobs: dict[str, Any] = {"spool": tmp_path / "spool", "spool_interval": 0.01}
@@ -216,6 +250,67 @@ async def test_runs_are_read_back_in_turns(tmp_path: Path) -> None:
         await eventually(note, within=20.0)
         await flush
     assert min(at_one_end) > 3000
+
+
+# Giving up
+
+
+async def test_what_is_in_flight_when_its_run_is_discarded_is_not_tried_again() -> None:
+    """It is dropped when its attempt fails, and whoever waits for it is told."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run())
+        service, asked, goes_on = session.service, threading.Event(), threading.Event()
+        send = service.send
+
+        async def breaks(request: Any, *, timeout: float | None = None) -> Any:
+            asked.set()
+            await eventually(goes_on.is_set)
+            raise CUT
+
+        service.send = breaks  # type: ignore[method-assign]
+        receipt = run.log_metric("loss", 0.5, step=1)
+        await eventually(asked.is_set)
+        service.send = send  # type: ignore[method-assign]
+        assert run.discard() == 0
+        goes_on.set()
+        async with asyncio.timeout(5):
+            with pytest.raises(DeliveryError, match="discarded"):
+                await receipt
+            await run.log_metric("loss", 0.5, step=2)
+        assert [metric.step for metric in session.received(run.run_id).metrics] == [2]
+        stats = run.stats()
+        assert (stats.accepted, stats.delivered, stats.dropped) == (2, 1, 1)
+
+
+async def test_discarding_makes_room() -> None:
+    """Params and metrics alike: the buffer is as empty as their receipts say."""
+    async with FakeSession(buffer_limit=200 * METRIC_COST) as session:
+        run = session.attach_run(session.add_run())
+        session.answer(LOG_BATCH, CUT)
+        for _ in range(10):
+            for step in range(50):
+                run.log_metric("loss", 0.5, step=step)
+            receipt = run.log_param("notes", "x" * 5000)
+            await asyncio.sleep(0.002)
+            assert run.discard() >= 0
+            await eventually(lambda: run.stats().undelivered == 0)
+            with pytest.raises(DeliveryError):
+                await receipt
+        assert run.stats().dropped == run.stats().accepted == 510
+
+
+async def test_a_flush_of_one_run_tells_nothing_of_another() -> None:
+    """What was refused of the other is named by the next flush of that."""
+    async with FakeSession() as session:
+        runs = [session.attach_run(session.add_run(name)) for name in ("one", "other")]
+        for run in runs:
+            run.log_param("no@way", 1)
+        await eventually(lambda: all(run.stats().rejected for run in runs))
+        for run in runs:
+            with pytest.raises(DeliveryError) as caught:
+                await run.flush()
+            assert [each.run_id for each in caught.value.rejections] == [run.run_id]
+            await run.flush()
 
 
 # The end, for threads that wait
