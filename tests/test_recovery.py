@@ -24,6 +24,7 @@ from adp_async._io.spool import Piece, Spool
 from adp_async._io.spool_file import Identity, SpoolError, find_spools
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import ConnectionLost, DeliveryError
 from adp_async.local import Fault
 from adp_async.testing import FakeSession
@@ -497,12 +498,14 @@ async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
 
 async def test_what_was_discarded_does_not_come_back(folder: Path) -> None:
     """It is gone from the disk as well, and what was logged after that is not."""
-    async with session_with(folder, down=True) as session:
+    retry = RetryPolicy(first_backoff=600.0, max_backoff=600.0)
+    async with session_with(folder, down=True, retry=retry) as session:
         run = session.attach_run(session.add_run("run"))
         for step in range(50):
             run.log_metric("loss", 0.5, step)
         await until(lambda: on_disk(session) == 50)
-        run.discard()
+        await until(lambda: session.requests and not run.stats().in_flight)
+        assert run.discard() == 50
         for step in range(50, 55):
             run.log_metric("loss", 0.5, step)
         store = session.service.store
