@@ -145,6 +145,14 @@ class Run(RunWriter):
         """Wait until the buffer is below its high-water mark."""
         self._session.call(self._run.drain(), timeout)
 
+    def discard(self) -> int:
+        """Give up what waits for this run: how many records that are, counted as dropped.
+
+        For a run that the service does not show, or fails on, and so holds for ever.  What is on
+        its way just now may still be delivered; what is logged afterwards is accepted again.
+        """
+        return self._run.discard()
+
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, then give the run its *status* and end time.
 

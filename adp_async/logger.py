@@ -275,7 +275,7 @@ class BatchLogger:
         its way just now may still be delivered; what is logged afterwards is accepted again.
         From any thread.  Raises `Closed`.
         """
-        return self._on_loop(self._discard, run_id)
+        return self._on_loop(self._discard, valid_run_id(run_id))
 
     def _discard(self, run_id: str) -> int:
         now = time.monotonic()

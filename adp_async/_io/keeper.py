@@ -342,6 +342,8 @@ class SpoolKeeper:
         try:
             records = await self._worker.do(self.spool.load, lane.run_id, first, last)
         except SpoolError as error:
+            if not _is_next(lane, first):
+                return
             if lane.queue:
                 # When those have left it is tried once more.
                 self.accumulator.cannot_reload(lane, time.monotonic())
@@ -351,6 +353,8 @@ class SpoolKeeper:
             logger.warning("records that are on disk can't be delivered: %s", error)
             self.accumulator.lose_spilled(lane, until, error, time.monotonic())
         else:
+            if not _is_next(lane, first):
+                return
             self.accumulator.reload(lane, first, records, time.monotonic())
         self.changed()
 
@@ -371,6 +375,11 @@ class SpoolKeeper:
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
         self._worker.stop()
+
+
+def _is_next(lane: Lane, first: int) -> bool:
+    """Whether what was read is still wanted: the run may have been discarded meanwhile."""
+    return bool(lane.spilled) and lane.spilled[0][0] == first
 
 
 def _memory_of(lane: Lane) -> int:

@@ -66,6 +66,9 @@ FRUITLESS: Final = 14
 #: between two that did not: a service that takes nothing must not cost a record.
 ENOUGH_EVIDENCE: Final = 20
 ENOUGH_CONTRASTS: Final = 3
+#: While more than this share of so many batches fails, a failure is no evidence.
+FAILING: Final = 0.5
+REMEMBERED: Final = 64
 #: Records of a run that others may go before; more of them, and it is the run that is in trouble.
 MOST_ASIDE: Final = 3
 
@@ -104,12 +107,22 @@ class Pulse:
     #: When the last batch left that was delivered; when one failed that is not suspected.
     departed_at: float = float("-inf")
     failed_at: float = float("-inf")
+    #: The share of batches that failed lately.
+    failing: float = 0.0
 
     def got_through(self, run_id: str, departed: float, now: float) -> None:
         self.departed_at = max(self.departed_at, departed)
+        self.failing -= self.failing / REMEMBERED
         if run_id != self.run_id:
             self.run_id, self.other_at = run_id, self.at
         self.at = now
+
+    def failed(self, batch: RecordBatch, now: float) -> None:
+        # What fails each time must not make all the others look as if they did.
+        if batch.failures < 4 * BEFORE_HALVING:
+            self.failing += (1.0 - self.failing) / REMEMBERED
+        if batch.blamed < BEFORE_HALVING:
+            self.failed_at = now
 
     def of_others(self, run_id: str) -> float:
         """When a run other than *run_id* got through."""
@@ -290,8 +303,8 @@ class Dispatcher:
             batch, error, now, delay, others=others, is_visible=is_visible
         ):
             self.accumulator.back_off(batch, now + delay, now)
-        if batch.blamed < BEFORE_HALVING:
-            self.pulse.failed_at = now
+        if fault is Fault.EITHER:
+            self.pulse.failed(batch, now)
         if is_its_own:
             self._retry_at = now + self._trouble_pause(lane, now)
         else:
@@ -363,9 +376,9 @@ class Dispatcher:
         """What this failure of *batch* says, beside what became of others since the last one."""
         if not batch.failures:
             return
-        if self.pulse.failed_at > batch.failed_at:
+        if self.pulse.failed_at > batch.failed_at or self.pulse.failing > FAILING:
             batch.evidence = batch.contrasts = 0
-        elif self.pulse.departed_at > batch.failed_at:
+        elif self.pulse.departed_at >= batch.failed_at:
             batch.evidence += 2
             batch.contrasts += 1
         elif is_visible:

@@ -1,9 +1,9 @@
 """The line in which lanes wait for their turn: in the order in which they become ready.
 
 Lanes in trouble (the last attempt failed) stand in a line of their own, so that they neither stop
-the others nor are forgotten.  So do new ones, of which nothing was delivered yet, and those whose
-trouble lasts: two turns of three are theirs at most, so that a thousand run ids that don't exist
-keep no run waiting that does, and none that failed once.
+the others nor are forgotten.  In either line two turns of three at most go to new lanes, of which
+nothing was delivered yet, and to those whose trouble lasts: so a thousand run ids that don't exist
+keep no run waiting that does, nor one that failed once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Line:
 
     def _entries_for(self, lane: Lane) -> list[_Entry]:
         if lane.is_troubled:
-            return self._troubled if lane.failures <= LASTING else self._lasting
+            is_passing = lane.delivered and lane.failures <= LASTING
+            return self._troubled if is_passing else self._lasting
         return self._proven if lane.delivered else self._new
 
     def clear(self) -> None:
