@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -354,3 +355,22 @@ async def test_a_tag_waits_for_what_it_overwrites(scene: Scene) -> None:
     async with asyncio.timeout(1):
         await scene.keeper.before_departure(second)
     assert scene.disk.written[-1].settled
+
+
+async def test_a_commit_that_failed_a_moment_ago_is_made_up_for_at_the_end(scene: Scene) -> None:
+    """Nobody has heard of its end yet: its records are written all the same."""
+    failed = threading.Event()
+
+    class Broken(Disk):
+        def commit(self, changes: Changes, last_error: str = "") -> None:
+            failed.set()
+            raise BROKEN
+
+    scene.log(10)
+    scene.keeper.spool = Broken()  # type: ignore[assignment]
+    scene.keeper.commit_soon()
+    assert failed.wait(5.0)
+    scene.keeper.spool = scene.disk  # type: ignore[assignment]
+
+    assert scene.keeper.commit_here()
+    assert len(scene.disk.rows) == 10

@@ -534,6 +534,38 @@ def test_what_may_not_leave_yet_keeps_its_turn() -> None:
     run_virtually(scene())
 
 
+def test_cancelled_it_gives_back_once_what_could_not_leave() -> None:
+    """A batch that keeps its turn waits already."""
+
+    async def scene() -> None:
+        async def write_down(batch: RecordBatch) -> None:
+            raise NotYet("full")
+
+        stage = Stage(before_departure=write_down)
+        stage.log("run", *metrics(10))
+        await stage.play(10.0)
+        accumulator = stage.accumulator
+        assert (accumulator.waiting, accumulator.in_flight) == (10, 0)
+        assert accumulator.batches_in_flight == 0
+
+    run_virtually(scene())
+
+
+def test_how_many_under_way_are_worth_it_does_not_show_while_there_is_one() -> None:
+    """A run that logs now and then tells nothing of what the service can take."""
+
+    async def scene() -> None:
+        stage = Stage(latency=0.5, linger=0.0)
+        playing = asyncio.create_task(stage.play(100.0))
+        for _ in range(90):
+            stage.log("run", *metrics(1))
+            await asyncio.sleep(1.0)
+            assert stage.sender.dispatcher.concurrency.limit == 1
+        await playing
+
+    run_virtually(scene())
+
+
 # What a person hears
 
 
@@ -558,6 +590,22 @@ def test_one_warning_for_a_trouble_that_lasts(caplog: pytest.LogCaptureFixture) 
     assert "check the credentials" in second
     assert "abc/def" in second
     assert messages(caplog, logging.INFO) == ["batches are delivered again"]
+
+
+def test_each_trouble_is_told_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """The second outage of a night is as much news as the first, and so is its end."""
+    caplog.set_level(logging.INFO, logger="adp_async")
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN, DOWN, None, None, DOWN, None])
+        stage.log("run", *metrics(4000))
+        await stage.play(600.0)
+        assert stage.accumulator.delivered == 4000
+
+    run_virtually(scene())
+
+    assert len(messages(caplog, logging.WARNING)) == 2
+    assert messages(caplog, logging.INFO) == ["batches are delivered again"] * 2
 
 
 def test_refused_records_are_told_at_1_10_100(caplog: pytest.LogCaptureFixture) -> None:
