@@ -378,17 +378,17 @@ async def test_a_commit_that_failed_a_moment_ago_is_made_up_for_at_the_end(scene
 
 async def test_the_fullest_run_goes_to_the_disk_first(scene: Scene) -> None:
     """Runs with a few records stay in memory, and need not be read back for a batch."""
-    for run_id, count in (("small", 10), ("big", 3000), ("little", 20)):
+    for run_id, count in (("small", 10), ("middle", 1200), ("big", 5000)):
         for record in (records := [Metric("loss", 0.5, 1, step) for step in range(count)]):
             record.place = scene.accumulator.lane(run_id)
         scene.accumulator.take_in(records, 0.0)
     await scene.keeper.commit()
-    scene.keeper.memory_limit = 2500 * METRIC_COST
+    scene.keeper.memory_limit = 4500 * METRIC_COST
     scene.keeper.let_go()
 
     lanes = scene.accumulator.lanes
     assert {run_id: lane.spooled for run_id, lane in lanes.items()} == {
         "small": 0,
-        "big": 2000,
-        "little": 0,
+        "middle": 0,
+        "big": 4000,
     }

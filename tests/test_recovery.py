@@ -693,6 +693,32 @@ async def test_a_recovery_that_is_over_holds_nobody() -> None:
         await before_us.wait("run")
 
 
+async def test_a_search_that_fails_holds_nobody() -> None:
+    """Nothing was found, since nobody could look: no run waits for what may be there."""
+    predecessors = Predecessors()
+    waiting = asyncio.create_task(predecessors.wait("run"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    predecessors.given_up()
+    async with asyncio.timeout(1):
+        await waiting
+
+
+async def test_a_run_that_several_processes_left_waits_for_all_of_them() -> None:
+    """What it overwrites may be in any of them."""
+    predecessors = Predecessors()
+    piece = Piece("run", ((0, 1),), (), 1)
+    predecessors.found([Orphan(None, [piece]), Orphan(None, [piece])])  # type: ignore[arg-type]
+    waiting = asyncio.create_task(predecessors.wait("run"))
+    predecessors.delivered(["run"])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    predecessors.delivered(["run"])
+    async with asyncio.timeout(1):
+        await waiting
+
+
 async def test_a_recovery_that_fails_holds_nobody(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
