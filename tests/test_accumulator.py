@@ -5,16 +5,20 @@ Time is a number.  What must hold whatever happens stands in `test_accumulator_m
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adp_async._sansio import lane as lane_module
 from adp_async._sansio.accumulator import KEPT_REJECTIONS, SMALLEST_BODY_LIMIT, Accumulator
+from adp_async._sansio.lane import Lane
+from adp_async._sansio.line import Line
 from adp_async._sansio.records import BatchLimits, GivenUp, Metric, Param, RunTag
 from adp_async._sansio.refusals import ENOUGH_REFUSALS
-from adp_async.errors import BadRequest, DeliveryError, PayloadTooLarge
+from adp_async.errors import AdpError, BadRequest, DeliveryError, PayloadTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -716,3 +720,52 @@ def test_a_lane_shows_itself(accumulator: Accumulator) -> None:
     assert repr(accumulator.lane("run")) == "<Lane run | 1200 unsettled | 1 in flight>"
     assert repr(batch.span) == "<Span 0-1000 | 1000 open>"
     assert "loss" not in repr(batch)
+
+
+def test_runs_share_what_they_have_none_of(accumulator: Accumulator) -> None:
+    """A run with a point waiting has six containers of its own, and what is shared stays empty."""
+    for number in range(3):
+        run_id = f"run-{number}"
+        accumulator.add(run_id, metric(), now=0.0)
+        accumulator.add(run_id, RunTag("a", "b"), now=0.0)
+        accumulator.add(run_id, Param("lr", "1"), now=0.0)
+        accumulator.spill(accumulator.lane(run_id), 0.0, keep=1, journaled_until=2)
+        accumulator.add(run_id, metric(), now=0.0)
+    for lane in accumulator.lanes.values():
+        accumulator.reload(lane, 1, [RunTag("a", "b")], 0.0)
+    batch = drain_one(accumulator, 5.0)
+    accumulator.succeed(batch, 5.0)
+    batch = drain_one(accumulator, 5.0)
+    accumulator.put_aside(batch, 9.0, 5.0)
+    accumulator.discard(batch.lane, 6.0, AdpError("discarded"))
+
+    assert not lane_module._NOTHING
+    assert not lane_module._NO_KEYS
+    assert list(lane_module._NO_TEXTS.values()) == [0, 0]
+    fresh = Lane("fresh", None)
+    fresh.append([metric()], 0.0, with_text=False)
+    shared = {id(lane_module._NOTHING), id(lane_module._NO_KEYS), id(lane_module._NO_TEXTS)}
+    slots = [getattr(fresh, name, None) for name in Lane.__slots__]
+    own = [each for each in slots if gc.is_tracked(each) and id(each) not in shared]
+    assert len(own) <= 6
+
+
+def test_the_work_of_a_call_does_not_grow_with_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty thousand runs with something waiting: each is given one place in the line."""
+    accumulator, put = Accumulator(), Line.put
+    puts: list[Lane] = []
+
+    def counting(self: Line, lane: Lane, ready_at: float | None) -> None:
+        puts.append(lane)
+        put(self, lane, ready_at)
+
+    monkeypatch.setattr(Line, "put", counting)
+    for turn in range(3):
+        for first in range(0, 20_000, 500):
+            batch = [metric() for _ in range(500)]
+            for number, record in enumerate(batch, first):
+                record.place = accumulator.lane(f"run-{number}")
+            accumulator.take_in(batch, now=0.1 * turn)
+            assert accumulator.next_deadline() == 1.0
+    assert len(puts) == 20_000
+    assert accumulator.line.length == 20_000

@@ -30,6 +30,7 @@ from adp_async._sansio.records import Metric, Param
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adp_async import Session
     from adp_async._sansio.records import AnyRecord
     from adp_async.local import Gateway, LocalPlatform
 
@@ -53,6 +54,8 @@ NURSERY = """
         with open(path, "ab", buffering=0) as log:
             for number in itertools.count(first):
                 run.log_metric("number", float(number), step=number)
+                if {REFUSED}:
+                    run.log_metric("acc@5", 0.5, step=-1)
                 if number % {PARAM_EVERY} == 0:
                     run.log_param(f"p{{number}}", number)
                 if number % {TAG_EVERY} == 0:
@@ -108,6 +111,8 @@ class Killer:
     folder: Path
     run_id: str
     rates: tuple[int, ...]
+    #: Whether each point has one of a refused name beside it.
+    refused: bool = False
     nursery: asyncio.subprocess.Process | None = None
     rounds: list[Round] = field(factory=list)
     next_number: int = 1
@@ -117,7 +122,8 @@ class Killer:
         return self.folder / "spool"
 
     async def start(self) -> None:
-        script = textwrap.dedent(NURSERY).format(PARAM_EVERY=PARAM_EVERY, TAG_EVERY=TAG_EVERY)
+        names = {"PARAM_EVERY": PARAM_EVERY, "TAG_EVERY": TAG_EVERY, "REFUSED": self.refused}
+        script = textwrap.dedent(NURSERY).format(**names)
         file = self.folder / "nursery.py"
         file.write_text(script)
         knobs = {"spool": self.spools, "spool_interval": INTERVAL, "linger": 0.05}
@@ -175,8 +181,14 @@ class Killer:
         session = self.platform.session(spool=self.spools)
         async with session, asyncio.timeout(300):
             own = session.logger._keeper.spool.path  # type: ignore[union-attr]
-            while find_spools(self.spools) != [own]:  # noqa: ASYNC110 - a folder
-                await asyncio.sleep(0.01)
+            while not self._is_recovered(session, own):  # noqa: ASYNC110 - a folder
+                await asyncio.sleep(0.05)
+
+    def _is_recovered(self, session: Session, own: Path) -> bool:
+        if find_spools(self.spools) == [own]:
+            return True
+        # Refused records stay in their spool until a person has seen them.
+        return self.refused and not session.logger.stats().undelivered and not self._journaled()
 
 
 def _has_content(path: Path) -> bool:
@@ -208,7 +220,9 @@ def doubles(gateway: Gateway) -> int:
     tokens: dict[int, set[str]] = {}
     for request in gateway.recorded:
         if request.operation == "log_experiment_run_batch":
-            for metric in json.loads(request.body).get("metrics", ()):
+            metrics = json.loads(request.body).get("metrics", ())
+            # A request that holds a refused name is refused as a whole.
+            for metric in metrics if all("@" not in each["key"] for each in metrics) else ():
                 tokens.setdefault(metric["step"], set()).add(request.headers["opc-retry-token"])
     return sum(len(each) - 1 for each in tokens.values())
 
@@ -222,7 +236,7 @@ def check(
     assert all(value == number for number, value in points.items())
     assert set(points) <= accepted | unsaid, "nothing was made up"
     for each in killer.rounds:
-        journaled = {number for kind, number in each.journaled if kind == "metric"}
+        journaled = {number for kind, number in each.journaled if kind == "metric"} - {-1}
         assert journaled <= set(points), "every point that was journaled arrived"
         journaled = {number for kind, number in each.journaled if kind == "param"}
         assert journaled <= set(params), "and every param"
@@ -255,21 +269,28 @@ async def kill_rounds(killer: Killer, kills: int, seed: int) -> None:
     await killer.recover()
 
 
+@pytest.mark.parametrize("refused", [False, True], ids=["all good", "a refused name"])
 async def test_killed_before_a_service_that_counts(
-    bare_platform: LocalPlatform, tmp_path: Path, pytestconfig: pytest.Config
+    bare_platform: LocalPlatform, tmp_path: Path, pytestconfig: pytest.Config, refused: bool
 ) -> None:
-    """No point arrives twice, tags take effect in their order, what was journaled is there."""
+    """No point arrives twice, tags take effect in their order, what was journaled is there.
+
+    Also where a refused name has every batch taken apart.
+    """
     begin = time.monotonic()
     gateway = bare_platform.gateway
     gateway.record = True
     killer = Killer(bare_platform, tmp_path, gateway.add_run(), rates=(100, 1500, 15_000))
-    await kill_rounds(killer, pytestconfig.getoption("kills"), seed=1)
+    killer.refused = refused
+    kills = pytestconfig.getoption("kills")
+    await kill_rounds(killer, kills if not refused else 1 + kills // 4, seed=1)
     run = gateway.received(killer.run_id)
     numbers = [metric.step for metric in run.metrics]
     tags = [int(value) for _, value in run.tags]
     points: dict[int, Any] = {metric.step: metric.value for metric in run.metrics}
     params = {int(value): int(key[1:]) for key, value in run.params}
     windows = check(killer, points, params, tags[-1])
+    assert all(metric.key == "number" for metric in run.metrics)
     twice = len(numbers) - len(set(numbers))
     say(killer, windows, twice, time.monotonic() - begin)
 

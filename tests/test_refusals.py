@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -173,7 +174,7 @@ def test_a_nameless_refusal_asks_less_and_less_often() -> None:
 
     asked = [post.departed for post in play.posts if post.error is not None]
     assert len(asked) <= 12 + 12 + HOUR / LONGEST_PAUSE
-    pauses = [after - before for before, after in zip(asked, asked[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
     assert max(pauses) <= LONGEST_PAUSE + 2.0
     assert pauses[-1] >= LONGEST_PAUSE - 1.0
     assert len(play.arrived["run"]) == 3600

@@ -297,7 +297,7 @@ class Accumulator:
         first, since = lane.head_seq, lane.times[0]
         records = lane.cut(self.limits)
         span = Span(first, first + len(records), since)
-        lane.spans.append(span)
+        lane.add_span(span)
         parts, refused = self.refusals.apart(lane, records, now)
         ranges = [(first, span.last)]
         sealed = self._sealed(lane, span, records, ranges, parts, is_whole=True)
@@ -398,7 +398,7 @@ class Accumulator:
         self._note_failure(batch, now)
         self._land(batch)
         self.waiting += len(batch.records)
-        lane.aside.append((batch, not_before))
+        lane.aside = [*lane.aside, (batch, not_before)]
         self._schedule(lane, now)
 
     def _note_failure(self, batch: RecordBatch, now: float) -> None:
@@ -611,14 +611,14 @@ class Accumulator:
         *last* is where its records on disk end, delivered ones included.
         """
         lane = self.lanes[run_id] = self.lane(run_id)
-        lane.spilled.extend(spilled)
+        lane.spilled = [*lane.spilled, *spilled]
         self.spooled += lane.spooled
         span = Span(0, 0)
         for ranges, token, records in sorted(sealed, key=itemgetter(0)):
             if not lane.spans or ranges[0][0] >= span.last:
                 span = Span(ranges[0][0], ranges[-1][1])
                 span.open = 0
-                lane.spans.append(span)
+                lane.add_span(span)
             # Parts of a batch that was taken apart share its span.
             span.last = max(span.last, ranges[-1][1])
             span.open += len(records)

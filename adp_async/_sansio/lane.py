@@ -15,7 +15,7 @@ import itertools
 import sys
 from bisect import bisect_left, bisect_right
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from attrs import define, field
 
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 #: Records that are read from the disk at once.
 RELOADED = 10_000
+
+#: In the place of what a lane mostly has none of: a container of its own is made for the first one.
+#: With twenty thousand runs the garbage collector visits each of them, again and again.
+_NOTHING: Final[list[Any]] = []
+_NO_KEYS: Final[set[str]] = set()
+_NO_TEXTS: Final[dict[type, int]] = {Param: 0, RunTag: 0}
 
 #: What records are told apart by when one of them is refused: their class and key.
 Name: TypeAlias = "tuple[type, str]"
@@ -171,8 +177,8 @@ class Lane:
         # A deque is 600 bytes even when it is empty, which counts with ten thousand runs: what is
         # mostly empty, or short, is a list.
         #: Behind the queue: ranges of records that are only on disk, and those that came since.
-        self.spilled: list[tuple[int, int]] = []
-        self.tail: list[AnyRecord] = []
+        self.spilled: list[tuple[int, int]] = _NOTHING
+        self.tail: list[AnyRecord] = _NOTHING
         #: What is spilled can't be read back just now.
         self.has_gap = False
         #: Spilled records whose receipt somebody has, by their sequence number.
@@ -181,21 +187,21 @@ class Lane:
         self.marked: list[int] = []
         self.times: list[float] = []
         #: Params and tags in the queue: how many, where, and their memory.
-        self.count: dict[type, int] = {Param: 0, RunTag: 0}
-        self.text_seqs: list[int] = []
+        self.count: dict[type, int] = _NO_TEXTS
+        self.text_seqs: list[int] = _NOTHING
         self.text_cost = 0
         #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
         self.sealed: list[tuple[RecordBatch, float]] = []
         #: The same of single records that failed again and again: others go before them.
-        self.aside: list[tuple[RecordBatch, float]] = []
+        self.aside: list[tuple[RecordBatch, float]] = _NOTHING
         self.in_flight = 0
         self.barrier_in_flight = False
-        self.spans: list[Span] = []
+        self.spans: list[Span] = _NOTHING
         self.urgent_until = first_seq
         #: What was refused; such records travel apart.
         self.suspects: dict[Name, Suspect] = {}
         #: Keys of which a record was delivered: if another is refused, the key is not to blame.
-        self.proven: set[str] = set()
+        self.proven: set[str] = _NO_KEYS
         #: Attempts that failed since the last one with a verdict; the lane is in trouble then.
         self.failures = 0
         #: Batches taken apart since the last one that was delivered.
@@ -220,6 +226,16 @@ class Lane:
 
     def __repr__(self) -> str:
         return f"<Lane {self.run_id} | {self.unsettled} unsettled | {self.in_flight} in flight>"
+
+    def add_span(self, span: Span) -> None:
+        """The records of *span* are sealed."""
+        self.spans = self.spans or []
+        self.spans.append(span)
+
+    def prove(self, keys: Iterable[str]) -> None:
+        """Records of *keys* were delivered."""
+        self.proven = self.proven or set()
+        self.proven.update(keys)
 
     # What has no end yet
 
@@ -278,6 +294,7 @@ class Lane:
         first = self.next_seq
         self.next_seq = first + len(records)
         if self.spilled:
+            self.tail = self.tail or []
             self.tail.extend(records)
         else:
             self._enqueue(records, first, now, with_text=with_text)
@@ -290,12 +307,15 @@ class Lane:
             self.times.append(now)
         self.queue.extend(records)
         if with_text:
+            self.text_seqs = self.text_seqs or []
             for seq, record in enumerate(records, first):
                 if type(record) is not Metric:
                     self._count_text(record)
                     self.text_seqs.append(seq)
 
     def _count_text(self, record: AnyRecord, sign: int = 1) -> None:
+        if self.count is _NO_TEXTS:
+            self.count = dict(_NO_TEXTS)
         self.count[type(record)] += sign
         self.text_cost += sign * (cost_of(record) - METRIC_COST)
 
@@ -440,7 +460,7 @@ class Lane:
         del self.times[kept:]
         self._uncount_texts(records)
         self._uncount_texts(self.tail)
-        self.spilled.append((first, upto))
+        self.spilled = [(first, upto)]
         return first, records
 
     def _spill_tail(self, upto: int) -> tuple[int, list[AnyRecord]]:

@@ -93,7 +93,7 @@ class Refusals:
             for record in batch.records:
                 lane.suspects.pop((type(record), record.key), None)
         if len(lane.proven) < PROVEN_KEYS:
-            lane.proven.update([record.key for record in batch.records])
+            lane.prove([record.key for record in batch.records])
 
     def _forget_gist(self, words: str) -> None:
         self._gist, self._given_up, self._allowed, self._looks = words, 0, GIVEN_UP_AT_ONCE, 0
