@@ -332,6 +332,20 @@ def test_a_batch_with_a_tag_waits_for_those_in_flight(accumulator: Accumulator) 
     assert keys(drain_one(accumulator, 2.0)) == ["stage"]
 
 
+def test_a_tag_that_was_put_aside_waits_for_those_in_flight(accumulator: Accumulator) -> None:
+    """Others go before it while it fails; it is a barrier all the same."""
+    accumulator.add("run", RunTag("state", "old"), 0.0)
+    tag = drain_one(accumulator, 1.0)
+    accumulator.put_aside(tag, 2.0, 1.0)
+    accumulator.add("run", metric(), 1.0)
+    point = drain_one(accumulator, 3.0)
+    assert keys(point) == ["loss"]
+
+    assert accumulator.drain(4.0, room=5) == []
+    accumulator.succeed(point, 4.0)
+    assert drain_one(accumulator, 4.0) is tag
+
+
 def test_nothing_overtakes_a_batch_with_a_tag(accumulator: Accumulator) -> None:
     """While a barrier is in flight, nothing else of its run leaves; other runs do."""
     accumulator.add("run", RunTag("stage", "start"), now=0.0)
