@@ -472,6 +472,52 @@ def test_failures_in_a_row_are_counted_until_one_is_judged(accumulator: Accumula
     assert [*counted, lane.failures] == [1, 2, 3, 3, 0]
 
 
+@pytest.mark.parametrize("verdict", ["give_up", "refuse", "succeed"])
+def test_whatever_is_judged_ends_the_trouble_of_its_run(
+    accumulator: Accumulator, verdict: str
+) -> None:
+    """Its next records are those of a run like any other."""
+    accumulator.add("run", metric(), 0.0)
+    accumulator.back_off(drain_one(accumulator, 1.0), 2.0, 1.0)
+    accumulator.add("run", metric(), 1.0)
+    batch = drain_one(accumulator, 2.0)
+    assert batch.lane.failures == 1
+    {
+        "give_up": lambda: accumulator.give_up(batch, REFUSED, 2.0),
+        "refuse": lambda: accumulator.refuse(batch, REFUSED, 2.0),
+        "succeed": lambda: accumulator.succeed(batch, 2.0),
+    }[verdict]()
+
+    assert batch.lane.failures == 0
+    assert len(accumulator.drain(3.0, troubled=0)) == 1
+
+
+def test_who_is_hurried_need_not_wait_out_a_back_off(accumulator: Accumulator) -> None:
+    """Neither with a batch that failed, nor with a record that was put aside."""
+    accumulator.add("one", metric(), 0.0)
+    accumulator.add("other", metric(), 0.0)
+    one, other = drain_one(accumulator, 1.0), drain_one(accumulator, 1.0)
+    accumulator.back_off(one, 100.0, 1.0)
+    accumulator.put_aside(other, 100.0, 1.0)
+    assert accumulator.next_deadline() == 100.0
+    for batch in (one, other):
+        accumulator.hurry(batch.lane, 2.0)
+
+    assert accumulator.drain(2.0, room=2) == [one, other]
+
+
+def test_a_delivery_between_them_makes_halvings_fruitful(accumulator: Accumulator) -> None:
+    """What is counted is how often a run was taken apart in vain, one after the other."""
+    add_all(accumulator, "run", metrics(8))
+    batch = drain_one(accumulator, 1.0)
+    accumulator.halve(batch, 1.0)
+    half = drain_one(accumulator, 1.0)
+    assert half.lane.fruitless == 1
+    accumulator.succeed(half, 1.0)
+
+    assert half.lane.fruitless == 0
+
+
 def test_renew_gives_a_new_token_and_keeps_the_body(accumulator: Accumulator) -> None:
     """A spent retry token is no verdict on the records."""
     accumulator.add("run", metric(), now=0.0)
