@@ -19,8 +19,10 @@ import pytest
 from children import ROOT
 from test_sender import DOWN, Stage, run_virtually
 
-from adp_async._sansio.accumulator import REJECTION_COST
+from adp_async._sansio.accumulator import REJECTION_COST, Accumulator
+from adp_async._sansio.blame import gist
 from adp_async._sansio.records import METRIC_COST, Metric
+from adp_async._sansio.refusals import ENOUGH_REFUSALS
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import (
     BadRequest,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async import Run
+    from adp_async._sansio.lane import RecordBatch
 
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -215,6 +218,16 @@ async def test_refused_records_take_room_until_somebody_is_told() -> None:
     assert after == limit // METRIC_COST
 
 
+async def test_drain_waits_until_half_of_the_buffer_is_free() -> None:
+    """Not only until there is room for a batch."""
+    async with FakeSession(buffer_limit=6000 * METRIC_COST, max_in_flight=1) as session:
+        run = session.attach_run(session.add_run())
+        for step in range(5900):
+            run.log_metric("loss", 0.5, step=step)
+        await run.drain()
+        assert 1000 < run.stats().undelivered <= 3000
+
+
 async def test_the_disk_makes_room_for_who_waits_for_it(tmp_path: Path) -> None:
     """`drain` returns while the service is down: half of the buffer goes to the disk."""
     knobs: dict[str, Any] = {"spool": tmp_path / "spool", "spool_interval": 0.01}
@@ -257,6 +270,45 @@ async def test_runs_are_read_back_in_turns(tmp_path: Path) -> None:
         await eventually(note, within=20.0)
         await flush
     assert min(at_one_end) > 3000
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("refusals", "is_bad"), [(ENOUGH_REFUSALS - 1, False), (ENOUGH_REFUSALS, True)]
+)
+def test_the_tenth_refusal_makes_a_key_bad(refusals: int, is_bad: bool) -> None:
+    """From then on a batch of it is given up as a whole; one before, it is searched."""
+    accumulator = Accumulator(linger=0.0)
+    lane = accumulator.lane("run")  # as a writer does, who holds it while nothing waits
+
+    def send(run_id: str, key: str, count: int = 1) -> RecordBatch:
+        for step in range(count):
+            accumulator.add(run_id, Metric(key, 0.5, 0, step), 0.0)
+        (batch,) = accumulator.drain(0.0)
+        return batch
+
+    for _ in range(refusals):
+        accumulator.refuse(send("run", "bad"), REFUSED, 0.0)
+        accumulator.succeed(send("other", "good"), 0.0)
+    accumulator.refuse(send("run", "bad", 4), REFUSED, 0.0)
+
+    assert accumulator.rejected.total() == refusals + (4 if is_bad else 0)
+    assert lane.unsettled == (0 if is_bad else 4)
+
+
+def test_the_same_words_with_another_code_are_another_reason() -> None:
+    """So are those with another status; what differs from record to record is not."""
+    reasons = [
+        BadRequest("'a' is wrong", status=400, code="INVALID_PARAMETER_VALUE"),
+        BadRequest("'b' is wrong", status=400, code="INVALID_PARAMETER_VALUE"),
+        BadRequest("'a' is wrong", status=400, code="MALFORMED_REQUEST"),
+        BadRequest("'a' is wrong", status=422, code="INVALID_PARAMETER_VALUE"),
+    ]
+    same, again, *others = map(gist, reasons)
+    assert same == again
+    assert same not in others
 
 
 # Giving up
