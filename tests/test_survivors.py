@@ -16,20 +16,25 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import define, field
 from children import ROOT
 from test_sender import DOWN, Stage, run_virtually
 
 from adp_async._sansio.accumulator import REJECTION_COST, Accumulator
 from adp_async._sansio.blame import gist
-from adp_async._sansio.records import METRIC_COST, Metric
-from adp_async._sansio.refusals import ENOUGH_REFUSALS
+from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.dispatch import BEFORE_HALVING, Dispatcher
+from adp_async._sansio.records import METRIC_COST, Metric, RunTag
+from adp_async._sansio.refusals import ENOUGH_REFUSALS, GIVEN_UP_AT_ONCE
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.throttle import Throttle
 from adp_async.errors import (
     BadRequest,
     BufferFull,
     Closed,
     ConnectionLost,
     DeliveryError,
+    Forbidden,
     ServiceFault,
 )
 from adp_async.testing import FakeBlockingSession, FakeSession
@@ -39,7 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async import Run
-    from adp_async._sansio.lane import RecordBatch
+    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.records import AnyRecord
 
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -164,6 +170,78 @@ def test_after_a_verdict_the_back_off_begins_anew() -> None:
     run_virtually(scene())
 
 
+def test_a_run_that_waits_is_hurried_when_another_gets_through() -> None:
+    """The outage is over: nobody waits out a back-off that grew while it lasted."""
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN] * 12, latency=0.0)
+        for run_id in ("one", "other"):
+            stage.log(run_id, *metrics(1))
+        await stage.play(600.0)
+        assert stage.accumulator.delivered == 2
+        delivered, last = stage.posted[-2:]
+        assert last - delivered <= 0.1
+
+    run_virtually(scene())
+
+
+def test_runs_in_trouble_are_tried_one_at_a_time() -> None:
+    """While their answers take long as well: the places are for the others."""
+
+    async def scene() -> None:
+        forbidden = Forbidden("not yours", status=403, code="NotAuthorized")
+        stage = Stage(script=[forbidden] * 10_000, latency=5.0)
+        for number in range(10):
+            stage.log(f"run-{number}", *metrics(1))
+        await stage.play(300.0)
+        assert len(stage.posted) > 20
+        assert stage.most_in_flight <= 2
+
+    run_virtually(scene())
+
+
+def test_a_batch_is_halved_after_so_many_failures() -> None:
+    """No sooner and no later, where the run is shown and nothing else is sent."""
+
+    async def scene() -> None:
+        broken = ServiceFault("no", status=500, code="InternalError")
+        stage = Stage(script=[broken] * 10_000)
+        stage.log("run", *metrics(2))
+        await stage.play(600.0)
+        assert stage.tokens.count(stage.tokens[0]) == BEFORE_HALVING
+
+    run_virtually(scene())
+
+
+@pytest.mark.parametrize(("is_paced", "leave"), [(False, 4), (True, 1)])
+def test_under_a_quota_one_leaves_at_a_time(is_paced: bool, leave: int) -> None:
+    """The others wait for their turn in the queue, where more can join them."""
+    accumulator, throttle = Accumulator(), Throttle()
+    dispatcher = Dispatcher(accumulator, throttle, RetryPolicy(), Concurrency(4))
+    dispatcher.concurrency.limit = 4
+    for number in range(4):
+        accumulator.add(f"run-{number}", Metric("loss", 0.5, 0, 0), 0.0)
+    if is_paced:
+        throttle.refused(departed=0.0, now=0.0, jitter=0.0, retry_after=1.0)
+    assert throttle.delay(3.0) == 0.0
+
+    assert len(dispatcher.drain(3.0)) == leave
+
+
+def test_a_new_run_waits_for_those_that_came_before() -> None:
+    """It may overtake nobody only because nothing of it was delivered yet."""
+    accumulator = Accumulator()
+    accumulator.add("old", Metric("loss", 0.5, 0, 0), 0.0)
+    (batch,) = accumulator.drain(1.0)
+    accumulator.succeed(batch, 1.0)
+    lane = batch.lane
+    accumulator.add("old", Metric("loss", 0.5, 0, 0), 1.0)
+    accumulator.add("new", Metric("loss", 0.5, 0, 0), 1.5)
+
+    assert [each.run_id for each in accumulator.drain(9.0, room=2)] == ["old", "new"]
+    assert lane.delivered == 1
+
+
 # Memory
 
 
@@ -275,27 +353,105 @@ async def test_runs_are_read_back_in_turns(tmp_path: Path) -> None:
 # Refusals
 
 
+@define(eq=False)
+class Table:
+    """An accumulator that is asked at time 0, and the service's answers to what it hands out."""
+
+    accumulator: Accumulator = field(factory=lambda: Accumulator(linger=0.0))
+    #: A writer holds its lane while nothing waits.
+    lanes: dict[str, Lane] = field(factory=dict)
+
+    def send(self, *records: AnyRecord, run_id: str = "run") -> RecordBatch:
+        self.lanes[run_id] = self.accumulator.lane(run_id)
+        for record in records:
+            self.accumulator.add(run_id, record, 0.0)
+        return self.next()
+
+    def next(self) -> RecordBatch:
+        (batch,) = self.accumulator.drain(0.0)
+        return batch
+
+    def refuse(self, batch: RecordBatch, message: str = "bad") -> None:
+        error = BadRequest(message, status=400, code="INVALID_PARAMETER_VALUE")
+        self.accumulator.refuse(batch, error, 0.0)
+
+    def succeed(self, batch: RecordBatch) -> None:
+        self.accumulator.succeed(batch, 0.0)
+
+    def refuse_often(self, key: str, times: int) -> None:
+        """Each alone, while the service takes those of another run."""
+        for _ in range(times):
+            self.refuse(self.send(Metric(key, 0.5, 0, 0)))
+            self.succeed(self.send(Metric("good", 0.5, 0, 0), run_id="other"))
+
+
 @pytest.mark.parametrize(
     ("refusals", "is_bad"), [(ENOUGH_REFUSALS - 1, False), (ENOUGH_REFUSALS, True)]
 )
 def test_the_tenth_refusal_makes_a_key_bad(refusals: int, is_bad: bool) -> None:
     """From then on a batch of it is given up as a whole; one before, it is searched."""
-    accumulator = Accumulator(linger=0.0)
-    lane = accumulator.lane("run")  # as a writer does, who holds it while nothing waits
+    table = Table()
+    table.refuse_often("loss", refusals)
+    table.refuse(table.send(*metrics(4)))
 
-    def send(run_id: str, key: str, count: int = 1) -> RecordBatch:
-        for step in range(count):
-            accumulator.add(run_id, Metric(key, 0.5, 0, step), 0.0)
-        (batch,) = accumulator.drain(0.0)
-        return batch
+    assert table.accumulator.rejected.total() == refusals + (4 if is_bad else 0)
+    assert table.lanes["run"].unsettled == (0 if is_bad else 4)
 
-    for _ in range(refusals):
-        accumulator.refuse(send("run", "bad"), REFUSED, 0.0)
-        accumulator.succeed(send("other", "good"), 0.0)
-    accumulator.refuse(send("run", "bad", 4), REFUSED, 0.0)
 
-    assert accumulator.rejected.total() == refusals + (4 if is_bad else 0)
-    assert lane.unsettled == (0 if is_bad else 4)
+def test_a_key_that_was_delivered_once_is_never_bad() -> None:
+    """However many of its values are refused after that."""
+    table = Table()
+    table.succeed(table.send(*metrics(1)))
+    table.refuse_often("loss", 3 * ENOUGH_REFUSALS)
+    table.refuse(table.send(*metrics(4)))
+
+    assert table.lanes["run"].unsettled == 4
+
+
+def test_of_many_bad_keys_one_is_asked_about() -> None:
+    """A request for each of them, again and again, is what they must not cost."""
+    table = Table()
+    for key in "abc":
+        table.refuse_often(key, ENOUGH_REFUSALS)
+    rejected = table.accumulator.rejected.total()
+    batch = table.send(*(Metric(key, 0.5, 0, 0) for key in "abc"))
+
+    assert len(batch.records) == 1
+    assert table.accumulator.rejected.total() == rejected + 2
+
+
+def test_values_that_are_named_make_no_key_suspect() -> None:
+    """The service says that it is the value: the key's next record travels with all others."""
+    table = Table()
+    for step in range(3):
+        batch = table.send(*metrics(2))
+        table.refuse(batch, "metrics[0].value is wrong")
+        if not step:  # the first time that is looked at
+            table.refuse(table.next(), "metrics[0].value is wrong")
+        table.refuse(table.next(), "metrics[0].value is wrong")
+
+    assert table.accumulator.rejected.total() == 6
+    assert not table.lanes["run"].suspects
+
+
+def test_of_a_tag_that_is_there_twice_the_first_value_is_sent_first() -> None:
+    """The words of a refusal accuse the last one, since only that was in the request."""
+    table = Table()
+    table.refuse(table.send(RunTag("state", "a"), RunTag("state", "b")), "tags[0].value is wrong")
+    first = table.next()
+    table.succeed(first)
+
+    assert [record.value for record in (*first.records, *table.next().records)] == ["a", "b"]
+
+
+def test_after_ten_in_a_row_the_service_is_asked_again() -> None:
+    """Perhaps it is somebody else who refuses everything: the same request goes once more."""
+    table = Table()
+    for number in range(GIVEN_UP_AT_ONCE + 1):
+        table.refuse(table.send(*metrics(1), run_id=f"run-{number}"))
+
+    assert table.accumulator.rejected.total() == GIVEN_UP_AT_ONCE
+    assert table.accumulator.next_deadline() == 1.0
 
 
 def test_the_same_words_with_another_code_are_another_reason() -> None:
