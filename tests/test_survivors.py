@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import define, field
 from children import ROOT
+from test_dispatch import BUSY, poisoned
 from test_sender import DOWN, Stage, run_virtually
 
+from adp_async._io.sender import NotYet
 from adp_async._sansio.accumulator import REJECTION_COST, Accumulator
 from adp_async._sansio.blame import gist
 from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.dispatch import BEFORE_HALVING, Dispatcher
+from adp_async._sansio.dispatch import BEFORE_HALVING, FRUITLESS, MOST_ASIDE, Dispatcher, Pulse
 from adp_async._sansio.records import METRIC_COST, Metric, RunTag
 from adp_async._sansio.refusals import ENOUGH_REFUSALS, GIVEN_UP_AT_ONCE
 from adp_async._sansio.retry import RetryPolicy
@@ -35,6 +37,7 @@ from adp_async.errors import (
     ConnectionLost,
     DeliveryError,
     Forbidden,
+    PayloadTooLarge,
     ServiceFault,
 )
 from adp_async.testing import FakeBlockingSession, FakeSession
@@ -171,16 +174,18 @@ def test_after_a_verdict_the_back_off_begins_anew() -> None:
 
 
 def test_a_run_that_waits_is_hurried_when_another_gets_through() -> None:
-    """The outage is over: nobody waits out a back-off that grew while it lasted."""
+    """The outage is over: nobody waits out what was asked for while it lasted."""
 
     async def scene() -> None:
-        stage = Stage(script=[DOWN] * 12, latency=0.0)
-        for run_id in ("one", "other"):
-            stage.log(run_id, *metrics(1))
-        await stage.play(600.0)
+        busy = ServiceFault("no", status=503)
+        busy.retry_after = 300.0
+        stage = Stage(script=[busy], latency=0.0)
+        stage.log("other", *metrics(1))
+        playing = asyncio.create_task(stage.play(100.0))
+        await asyncio.sleep(5.0)
+        stage.log("one", *metrics(1))
+        await playing
         assert stage.accumulator.delivered == 2
-        delivered, last = stage.posted[-2:]
-        assert last - delivered <= 0.1
 
     run_virtually(scene())
 
@@ -209,6 +214,106 @@ def test_a_batch_is_halved_after_so_many_failures() -> None:
         stage.log("run", *metrics(2))
         await stage.play(600.0)
         assert stage.tokens.count(stage.tokens[0]) == BEFORE_HALVING
+
+    run_virtually(scene())
+
+
+def test_a_run_that_fails_on_everything_is_not_taken_apart_for_ever() -> None:
+    """A thousand requests for a thousand records is what it must not cost."""
+
+    async def scene() -> None:
+        broken = ServiceFault("no", status=500, code="InternalError")
+        stage = Stage(script=[broken] * 100_000)
+        stage.log("run", *metrics(1000))
+        await stage.play(100_000.0)
+        assert FRUITLESS < len(set(stage.tokens)) <= 2 * FRUITLESS + 1
+
+    run_virtually(scene())
+
+
+def test_others_go_before_a_few_records_only() -> None:
+    """When more of a run fail than that, it is the run that is in trouble."""
+    words = [f"poison-{number}" for number in range(2 * MOST_ASIDE)]
+    play = poisoned(BUSY, *words)
+    for at, word in enumerate(words):
+        play.at(20.0 + at, lambda word=word: play.log("run", RunTag(word, "")))
+    play.every(1.0, lambda: play.log_points("other", 5), 1800.0)
+    play.run(3600.0)
+
+    assert len(play.lanes["run"].aside) == MOST_ASIDE
+    assert play.accumulator.unsettled == len(words)
+
+
+def test_a_500_of_somebody_else_costs_no_record() -> None:
+    """Without the service's code it may come from anywhere: the record is held."""
+    play = poisoned(ServiceFault("no", status=500))
+    play.every(1.0, lambda: play.log_points("run", 5), 1800.0)
+    play.every(1.0, lambda: play.log_points("other", 5), 1800.0)
+    play.at(20.0, lambda: play.log("run", RunTag("note", "poison")))
+    play.run(7200.0)
+
+    assert play.accumulator.rejected.total() == 0
+    assert play.accumulator.unsettled == 1
+
+
+def test_a_413_of_somebody_else_costs_no_record() -> None:
+    """A proxy that takes no record of that size is no verdict: it is held, and sent again."""
+
+    async def scene() -> None:
+        stage = Stage(script=[PayloadTooLarge("no", status=413)] * 5)
+        stage.log("run", *metrics(1))
+        await stage.play(600.0)
+        assert (stage.accumulator.delivered, stage.accumulator.rejected.total()) == (1, 0)
+
+    run_virtually(scene())
+
+
+def test_when_another_run_got_through_is_known_of_each() -> None:
+    """Also of the run that was the last."""
+    pulse = Pulse()
+    for now, run_id in enumerate(("a", "b", "b")):
+        pulse.got_through(run_id, float(now), float(now))
+
+    assert [pulse.of_others(run_id) for run_id in "abc"] == [2.0, 0.0, 2.0]
+
+
+def test_who_is_tried_again_keeps_nobody_from_leaving() -> None:
+    """One batch may be under way, and that of a run in trouble does not count."""
+
+    async def scene() -> None:
+        async def slow(batch: RecordBatch) -> None:
+            if batch.failures:
+                await asyncio.sleep(60.0)
+
+        forbidden = Forbidden("not yours", status=403, code="NotAuthorized")
+        stage = Stage(script=[forbidden], before_departure=slow)
+        stage.log("bad", *metrics(1))
+        playing = asyncio.create_task(stage.play(100.0))
+        await asyncio.sleep(10.0)
+        stage.log("good", *metrics(1))
+        await asyncio.sleep(5.0)
+        assert stage.accumulator.delivered == 1
+        await playing
+
+    run_virtually(scene())
+
+
+def test_who_could_not_leave_when_tried_again_is_tried_once_more() -> None:
+    """The disk did not take its token just then; nothing else stands in its way."""
+
+    async def scene() -> None:
+        obstacles = [NotYet("full")]
+
+        async def write_down(batch: RecordBatch) -> None:
+            if batch.failures and obstacles:
+                raise obstacles.pop()
+
+        forbidden = Forbidden("not yours", status=403, code="NotAuthorized")
+        stage = Stage(script=[forbidden], before_departure=write_down)
+        stage.log("run", *metrics(1))
+        await stage.play(60.0)
+        assert not obstacles
+        assert stage.accumulator.delivered == 1
 
     run_virtually(scene())
 
@@ -406,6 +511,32 @@ def test_a_key_that_was_delivered_once_is_never_bad() -> None:
     table.refuse(table.send(*metrics(4)))
 
     assert table.lanes["run"].unsettled == 4
+
+
+def test_of_a_batch_under_way_a_sample_is_looked_at() -> None:
+    """Its key turned bad meanwhile: some records are sent alone before the rest is given up."""
+    table = Table()
+    under_way = table.send(*metrics(100))
+    table.refuse_often("loss", ENOUGH_REFUSALS)
+    table.refuse(under_way)
+    sizes = []
+    while table.lanes["run"].unsettled:
+        batch = table.next()
+        sizes.append((len(batch.records), batch.is_final))
+        table.succeed(batch)
+
+    assert sizes == [(1, False)] * 3 + [(97, True)]
+
+
+def test_a_key_that_is_named_is_refused_here_from_then_on() -> None:
+    """For a minute: the service has said that it is the key."""
+    table = Table()
+    table.refuse(table.send(Metric("a", 0.5, 0, 0), Metric("b", 0.5, 0, 0)), "metrics[0].key")
+    table.refuse(table.next(), "metrics[0].key")
+    table.succeed(table.next())
+    for now, batches in ((0.0, 0), (59.0, 0), (61.0, 1)):
+        table.accumulator.add("run", Metric("a", 0.5, 0, 0), now)
+        assert len(table.accumulator.drain(now)) == batches
 
 
 def test_of_many_bad_keys_one_is_asked_about() -> None:
