@@ -18,18 +18,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import define, field
 from children import ROOT
-from test_dispatch import BUSY, poisoned
+from play import Play
+from test_dispatch import BUSY, FAULT, HOUR, poisoned
 from test_sender import DOWN, Stage, run_virtually
 
 from adp_async._io.sender import NotYet
 from adp_async._sansio.accumulator import REJECTION_COST, Accumulator
 from adp_async._sansio.blame import gist
 from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.dispatch import BEFORE_HALVING, FRUITLESS, MOST_ASIDE, Dispatcher, Pulse
+from adp_async._sansio.dispatch import (
+    BEFORE_HALVING,
+    FRUITLESS,
+    MOST_ASIDE,
+    TROUBLE_TURNS,
+    Dispatcher,
+    Pulse,
+)
 from adp_async._sansio.records import METRIC_COST, Metric, RunTag
 from adp_async._sansio.refusals import ENOUGH_REFUSALS, GIVEN_UP_AT_ONCE
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import Throttle
+from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     BadRequest,
     BufferFull,
@@ -49,6 +58,7 @@ if TYPE_CHECKING:
     from adp_async import Run
     from adp_async._sansio.lane import Lane, RecordBatch
     from adp_async._sansio.records import AnyRecord
+    from adp_async.errors import AdpError
 
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -219,16 +229,14 @@ def test_a_batch_is_halved_after_so_many_failures() -> None:
 
 
 def test_a_run_that_fails_on_everything_is_not_taken_apart_for_ever() -> None:
-    """A thousand requests for a thousand records is what it must not cost."""
+    """Where no record of it gets through, it is the run: what waits is held, not given up."""
+    play = poisoned()
+    play.every(1.0, lambda: play.log_points("other", 1), 4 * HOUR)
+    play.at(20.0, lambda: play.log("run", *(Metric("poison", 0.5, 0, n) for n in range(64))))
+    play.run(6 * HOUR)
 
-    async def scene() -> None:
-        broken = ServiceFault("no", status=500, code="InternalError")
-        stage = Stage(script=[broken] * 100_000)
-        stage.log("run", *metrics(1000))
-        await stage.play(100_000.0)
-        assert FRUITLESS < len(set(stage.tokens)) <= 2 * FRUITLESS + 1
-
-    run_virtually(scene())
+    assert 0 < play.accumulator.rejected.total() <= FRUITLESS + 1
+    assert play.accumulator.unsettled == 64 - play.accumulator.rejected.total()
 
 
 def test_others_go_before_a_few_records_only() -> None:
@@ -275,6 +283,53 @@ def test_when_another_run_got_through_is_known_of_each() -> None:
         pulse.got_through(run_id, float(now), float(now))
 
     assert [pulse.of_others(run_id) for run_id in "abc"] == [2.0, 0.0, 2.0]
+
+
+def test_what_was_delivered_late_left_before() -> None:
+    """It tells of the service as it was then, and what left last was not the last to arrive."""
+    pulse = Pulse()
+    pulse.got_through("a", 3.0, 9.0)
+    pulse.got_through("b", 1.0, 10.0)
+
+    assert pulse.departed_at == 3.0
+
+
+def test_evidence_begins_anew_when_another_fails_as_well() -> None:
+    """Then it may be the service that has a bad day, and not the record."""
+    seen: list[int] = []
+
+    def answers(batch: RecordBatch, now: float) -> AdpError | None:
+        if batch.run_id == "bad":
+            seen.append(batch.evidence)
+            return FAULT
+        return FAULT if len(seen) == 7 and not batch.failures else None
+
+    play = Play(answers)
+    play.log_points("bad", 1)
+    play.every(0.5, lambda: play.log_points("good", 1), 300.0)
+    play.run(300.0)
+
+    assert seen[6] > 4
+    assert 0 in seen[7:9]
+
+
+def test_under_a_quota_runs_in_trouble_have_one_turn_in_ten() -> None:
+    """All of them together, so that the others have the rest."""
+    accumulator, throttle = Accumulator(), Throttle()
+    dispatcher = Dispatcher(accumulator, throttle, RetryPolicy(), Concurrency(4))
+    throttle.refused(departed=0.0, now=0.0, jitter=0.0, retry_after=0.1)
+    error = Forbidden("not yours", status=403, code="NotAuthorized")
+    for number in range(2):
+        accumulator.add(f"run-{number}", Metric("loss", 0.5, 0, 0), 0.0)
+    for now in (2.0, 3.0):
+        (batch,) = dispatcher.drain(now)
+        dispatcher.answered(batch, error, Action.HOLD, now, jitter=0.0)
+    rate = throttle.rate(3.0)
+    assert rate is not None
+    again_at = 3.0 + TROUBLE_TURNS / rate
+
+    assert dispatcher.drain(again_at - 0.1) == []
+    assert len(dispatcher.drain(again_at + 0.1)) == 1
 
 
 def test_who_is_tried_again_keeps_nobody_from_leaving() -> None:
