@@ -332,6 +332,17 @@ def test_a_batch_with_a_tag_waits_for_those_in_flight(accumulator: Accumulator) 
     assert keys(drain_one(accumulator, 2.0)) == ["stage"]
 
 
+def test_a_part_with_a_tag_waits_for_the_part_before_it(accumulator: Accumulator) -> None:
+    """A refused batch is taken apart, and what was a barrier in it still is one."""
+    add_all(accumulator, "run", [metric(), RunTag("state", "best")])
+    accumulator.refuse(drain_one(accumulator, 1.0), REFUSED, 1.0)
+    (point,) = accumulator.drain(2.0, room=5)
+    assert keys(point) == ["loss"]
+
+    accumulator.succeed(point, 2.0)
+    assert keys(drain_one(accumulator, 2.0)) == ["state"]
+
+
 def test_a_tag_that_was_put_aside_waits_for_those_in_flight(accumulator: Accumulator) -> None:
     """Others go before it while it fails; it is a barrier all the same."""
     accumulator.add("run", RunTag("state", "old"), 0.0)
