@@ -364,7 +364,7 @@ def _see_to_the_end() -> None:
         register(_close_at_exit)
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     # A forked child has no business with its parent's sessions.
     os.register_at_fork(after_in_child=_open_sessions.clear)
 
@@ -408,7 +408,7 @@ def _forget_parents_sessions() -> None:
     _sessions.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(after_in_child=_forget_parents_sessions)
 
 

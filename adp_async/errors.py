@@ -7,7 +7,7 @@ status.  No message holds a record's value, a key, a token or a signature.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
 
@@ -81,8 +81,6 @@ class ServiceError(AdpError):
     answered, a proxy or a login page, *message* is the first words of its body and *content_type*
     the media type.
     """
-
-    expected_status: ClassVar[int | None] = None
 
     def __init__(
         self,

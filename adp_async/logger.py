@@ -889,5 +889,5 @@ def _interpreter_ends() -> None:
         each.interpreter_ends()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -25,7 +25,7 @@ from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.arguments import checked_options, named
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.dispatch import Pulse
-from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint, url_of
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint
 from adp_async._sansio.messages import Request
 from adp_async._sansio.names import Names
 from adp_async._sansio.records import BatchLimits
@@ -33,6 +33,7 @@ from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
 from adp_async._sansio.throttle import Throttle
+from adp_async._sansio.urls import url_of
 from adp_async._sansio.verdicts import is_about_the_run
 from adp_async.errors import (
     AdpError,
@@ -98,7 +99,6 @@ class Session:
         self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
     ) -> None:
         given: dict[str, object] = {"platform_id": platform_id, "workspace": workspace, **knobs}
-        self._given = given
         self._settings = settings = Settings.resolve(given)
         # Now: where a relative one is changes with the working folder.
         spool = settings.spool

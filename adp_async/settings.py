@@ -22,6 +22,7 @@ import attrs
 from attrs import evolve, field, frozen
 
 from adp_async._sansio import rules
+from adp_async._sansio.endpoints import API_VERSION
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.rules import shown
 from adp_async.auth import OCID, ApiKey, Auth, Signer, auth_from, misconfigured
@@ -39,9 +40,6 @@ Overflow = Literal["block", "drop"]
 
 MEBIBYTE: Final = 2**20
 GIBIBYTE: Final = 2**30
-
-#: The version of the API, the first part of every path.
-API_VERSION: Final = "20260430"
 
 #: Locks and timers take no more; on Windows that is 49 days.
 _LONGEST: Final = min(rules.LONGEST, threading.TIMEOUT_MAX)
@@ -133,7 +131,9 @@ def absolute_folder(path: str | PathLike[str]) -> Path:
     _says("\0" in path or not is_encodable, "a folder without NUL and surrogates in its name", path)
     try:
         folder = Path(path).expanduser()
-        if not folder.is_absolute() and path.startswith("~"):
+        # With an empty HOME the home would be the root of all.
+        is_nowhere = os.environ.get("HOME") == "" and (path == "~" or path.startswith("~/"))
+        if is_nowhere or (not folder.is_absolute() and path.startswith("~")):
             message = f"{path!r:.80} leads to no home folder: HOME is empty or relative"
             raise ValueError(message)
         return folder.absolute()

@@ -1,16 +1,18 @@
 """What the client costs, measured against a floor and against the real peers.
 
 ``python -m benchmarks`` runs everything and writes ``RESULTS.md``; ``python -m benchmarks.call``
-(end_to_end, mlflow, lanes, throttled, loop_delay, memory, start, direct, spool) runs one alone and
-prints its table.  ``--smoke`` makes it tiny, ``--json FILE`` keeps the numbers, ``--no-peers``
-leaves other people's packages out.  Needs ``pip install 'adp-async[test]'``; nginx is used when it
-is there (``apt-get install nginx-light``).
+(step, end_to_end, mlflow, lanes, throttled, loop_delay, memory, start, direct, spool) runs one
+alone and prints its table.  ``--smoke`` makes it tiny, ``--json FILE`` keeps the numbers,
+``--no-peers`` leaves other people's packages out.  Needs ``pip install 'adp-async[test]'``, and
+``'adp-async[peers]'`` for the other trackers of ``step``; nginx is used when it is there
+(``apt-get install nginx-light``).
 
 Every comparison is made in one run: the contenders take turns in every round, and a ratio is the
 median of the rounds' ratios, so that a machine that gets slower meanwhile cancels out.
 """
 
 NAMES = (
+    "step",
     "call",
     "end_to_end",
     "mlflow",

@@ -98,11 +98,11 @@ class Peers:
     clients: list[Any]
     given_up: int = 0
     _batches_left: int | None = None
-    _tasks: list[asyncio.Task[None]] = field(factory=list)
 
     async def feed(self) -> None:
         async with asyncio.TaskGroup() as group:
-            self._tasks = [group.create_task(self._work(each)) for each in self.clients]
+            for each in self.clients:
+                group.create_task(self._work(each))
 
     async def drain(self) -> None:
         self._batches_left = BACKLOG * len(self.clients)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, define, field
+from schemas import SCHEMAS
 
 from adp_async import entities
 from adp_async._sansio.codec import decode, encode
@@ -21,7 +22,6 @@ from adp_async._sansio.endpoints import ENDPOINTS
 from adp_async._sansio.messages import Reply
 from adp_async.api.__main__ import FAMILIES, rows
 from adp_async.api._family import Listing
-from adp_async.entities._schemas import SCHEMAS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from adp_async.local import Gateway, LocalPlatform
 
 ROOT = Path(__file__).parent.parent
+#: Of the tests' own environment: where the system is, and whether the child is measured.
+HANDED_ON = ("PATH", "HOME", "COVERAGE_PROCESS_START", "COVERAGE_FILE")
 
 
 @define
@@ -97,7 +99,7 @@ def environment(platform: LocalPlatform, **knobs: object) -> dict[str, str]:
     assert platform.directory is not None
     ours: dict[str, Any] = {"linger": 0.01, "spool": platform.directory / "spool", **knobs}
     return {
-        **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+        **{name: os.environ[name] for name in HANDED_ON if name in os.environ},
         "PYTHONPATH": str(ROOT),
         # Python 3.12 and later say so of every fork beside a thread.
         "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",

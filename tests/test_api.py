@@ -198,6 +198,21 @@ def test_every_public_entity_can_be_had() -> None:
     assert set(entities.__all__) <= set(dir(entities))
 
 
+#: Those with a name of the schema's own for them.  (Deployments' logs have them further inside.)
+PAGES = [
+    page
+    for page in (getattr(entities, name) for name in entities.__all__)
+    if isinstance(vars(page).get("items"), property) and page is not entities.DeploymentLogPage
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_items(page: Any) -> None:
+    """By whatever name the schema has for them; that is the first of its sequences."""
+    name = next(name for name, each in attrs.fields_dict(page).items() if "tuple" in str(each.type))
+    assert page(**{name: ("one", "two")}).items == ("one", "two")
+
+
 def test_an_unknown_entity_is_an_attribute_error() -> None:
     """A misspelt name fails as it does in any module."""
     with pytest.raises(AttributeError, match="Experimint"):

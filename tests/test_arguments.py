@@ -81,6 +81,26 @@ class Nowhere(tzinfo):
         raise RuntimeError("no")
 
 
+class Unread(list[str]):
+    """A list that can't be gone through."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("no")
+
+
+class Unasked(type):
+    """Of classes that won't be asked what they are."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name == "__attrs_attrs__":
+            raise RuntimeError("no")
+        return super().__getattribute__(name)
+
+
+class Unknown(metaclass=Unasked):
+    """Nobody can tell whether it is an entity."""
+
+
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 FIRST_MOMENT = datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))
 
@@ -220,6 +240,14 @@ ODD_CALLS: dict[str, tuple[Any, str]] = {
     "query of floats": (
         lambda s: s.call(GET, path={"thingId": "7"}, query={"q": ["a", 0.5]}),
         "query: 'q' is text, an int, a bool or a datetime, not float",
+    ),
+    "query that cannot be read": (
+        lambda s: s.call(GET, path={"thingId": "7"}, query={"q": Unread(["a"])}),
+        "query: 'q' cannot be read: Unread",
+    ),
+    "a class that won't be asked": (
+        lambda s: s.runs.create(tags=[Unknown()]),
+        r"tags\[0\]: one of entities of adp_async.entities is wanted, not Unknown",
     ),
     "query of half a pair": (
         lambda s: s.call(GET, path={"thingId": "7"}, query={"q": LONE}),

@@ -1,8 +1,11 @@
 """Loading what signs: every mode, and every way a configuration can be wrong."""
 
+import errno
 import logging
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +21,17 @@ from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import Signable
 from adp_async.auth import (
     ApiKey,
+    Auth,
     CustomSigner,
     DelegationToken,
     InstancePrincipal,
     ResourcePrincipal,
     SessionToken,
     WorkloadIdentity,
+    _takes_a_request,
+    _told_by,
     auth_from,
+    reason_of,
 )
 from adp_async.errors import ConfigurationError
 
@@ -848,6 +855,64 @@ def test_a_delegation_token_of_any_content(token):
         DelegationToken(token).load()
 
     assert repr(token) not in str(raised.value)
+
+
+def named_ssl_error(reason):
+    error = ssl.SSLError(1, "hush")
+    error.reason = reason
+    return error
+
+
+def test_a_signer_is_what_load_makes():
+    """`Auth` itself makes none, and its credentials are in no particular place."""
+    with pytest.raises(NotImplementedError):
+        Auth().load()
+    assert Auth().place_of_region() == "the credentials"
+    assert not Auth().is_quick(print)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] hush (_ssl.c:1)"), "SSLError"),
+        (named_ssl_error("WRONG_VERSION_NUMBER"), "WRONG_VERSION_NUMBER"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (socket.gaierror(-2, ""), "gaierror"),
+        (OSError(errno.ECONNREFUSED, "hush"), os.strerror(errno.ECONNREFUSED)),
+        (OSError(-5, "hush"), "OSError"),
+        (OSError("hush"), "OSError"),
+        (ValueError("hush"), "ValueError"),
+    ],
+    ids=repr,
+)
+def test_what_may_be_shown_of_a_foreign_error(error, reason):
+    """What the system says of it, and else its type: its own words may hold a secret."""
+    assert reason_of(error) == reason
+
+
+def test_a_long_chain_of_errors_is_cut():
+    """Ten of them tell enough."""
+    error = None
+    for number in range(12):
+        error, before = OSError(errno.ENOENT, f"hush {number}"), error
+        error.__cause__ = before
+
+    assert list(_told_by(error)) == [f"FileNotFoundError ({os.strerror(errno.ENOENT)})"] * 10
+
+
+@pytest.mark.parametrize(
+    ("value", "takes"),
+    [
+        (print, True),
+        (dict.fromkeys, True),
+        (lambda: 0, False),
+        (lambda a, b: 0, False),
+        (iter, True),
+    ],
+)
+def test_what_takes_a_request(value, takes):
+    """Built-in functions that don't say what they take are believed."""
+    assert _takes_a_request(value) == takes
 
 
 def test_reprs_hide_secrets():

@@ -8,6 +8,7 @@ import oci.auth.signers
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from adp_async._io import worker
 from adp_async._io.authenticator import Authenticator
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import http_date
@@ -25,14 +26,15 @@ class Credentials:
     def __init__(self) -> None:
         self.token = 1
         self.refreshes = 0
-        self.threads = set()
+        self.threads: set[threading.Thread] = set()
         self.busy = threading.Lock()
         self.failure = None
         self.gate = threading.Event()
         self.gate.set()
+        self.is_refreshing = threading.Event()
 
     def __call__(self, request) -> None:
-        self.threads.add(threading.current_thread().name)
+        self.threads.add(threading.current_thread())
         with self._alone():
             request.headers["authorization"] = f"token {self.token}"
 
@@ -40,9 +42,10 @@ class Credentials:
         raise AssertionError("this would skip the renewal of instance principals")
 
     def refresh_security_token(self) -> None:
-        self.threads.add(threading.current_thread().name)
+        self.threads.add(threading.current_thread())
         with self._alone():
             self.refreshes += 1
+            self.is_refreshing.set()
             assert self.gate.wait(5)
             if self.failure is not None:
                 raise self.failure
@@ -93,7 +96,7 @@ async def test_all_of_it_happens_in_one_thread(authenticator, credentials):
 
     await asyncio.gather(*calls)
 
-    assert credentials.threads == {"adp_async signer"}
+    assert [thread.name for thread in credentials.threads] == ["adp_async signer"]
 
 
 async def test_what_only_computes_signs_in_two_threads():
@@ -409,35 +412,60 @@ async def test_closing_does_not_wait_for_a_refresh(authenticator, credentials):
     """A refresh that hangs is left behind in a thread that doesn't keep the process."""
     credentials.gate.clear()
     hanging = asyncio.create_task(recover(authenticator))
-    await asyncio.sleep(0)
+    assert await asyncio.to_thread(credentials.is_refreshing.wait, 5)
 
     async with asyncio.timeout(1):
         await authenticator.close()
-    signer_threads = [t for t in threading.enumerate() if t.name == "adp_async signer"]
 
-    assert all(thread.daemon for thread in signer_threads)
+    (thread,) = credentials.threads
+    assert thread.daemon
+    assert thread.is_alive()
     credentials.gate.set()
     assert await hanging
 
 
-def test_a_loop_that_is_gone(credentials):
+def test_a_loop_that_is_gone(credentials, caplog):
     """An answer for a closed loop is dropped, and the thread goes on to its end."""
+    caplog.set_level(logging.DEBUG, "adp_async")
     authenticator = Authenticator(CustomSigner(credentials))
     credentials.gate.clear()
 
     async def leave_in_the_middle():
         await authenticator.open()
         task = asyncio.create_task(recover(authenticator))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(credentials.is_refreshing.wait, 5)
         task.cancel()
 
     asyncio.run(leave_in_the_middle())
-    thread = next(t for t in threading.enumerate() if t.name == "adp_async signer")
+    (thread,) = credentials.threads
     credentials.gate.set()
     asyncio.run(authenticator.close())
     thread.join(5)
 
     assert not thread.is_alive()
+    assert caplog.messages == ["a job was done after its event loop had been closed"]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), SystemExit(2)], ids=repr)
+def test_an_end_of_the_process_during_a_refresh(credentials, failure):
+    """It is nobody's failed refresh and comes out as it is."""
+    authenticator = Authenticator(CustomSigner(credentials))
+    authenticator._signer = credentials
+    credentials.failure = failure
+
+    with pytest.raises(type(failure)) as raised:
+        authenticator._refresh()
+
+    assert raised.value is failure
+    assert authenticator.generation == 0
+
+
+async def test_in_a_forked_child(authenticator, monkeypatch):
+    """The threads are the parent's: nothing is signed, instead of waited for for ever."""
+    monkeypatch.setattr(worker.os, "getpid", lambda: -1)
+
+    with pytest.raises(Closed, match="belongs to the parent process"):
+        await authenticator.sign(REQUEST)
 
 
 async def test_repr(authenticator):

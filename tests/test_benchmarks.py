@@ -10,21 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import NAMES
-from benchmarks._harness import Contender, Goal, Report, Samples, Table, best_floor, take_turns
+from benchmarks import NAMES, step
+from benchmarks._harness import (
+    Contender,
+    Goal,
+    Options,
+    Report,
+    Samples,
+    Table,
+    best_floor,
+    take_turns,
+)
 from benchmarks._servers import ROOT
+from benchmarks._trackers import OURS, TRACKERS, Tracker
+from benchmarks._training import cpu_of_the_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: MLflow is imported by these; its warnings, and the time it takes, are not for this process.
-WITH_MLFLOW = ("call", "memory", "mlflow")
+WITH_MLFLOW = ("call", "memory", "mlflow", "step")
 WITHOUT_MLFLOW = tuple(name for name in NAMES if name != "mlflow")
+#: Their goals are all against peers.
+NO_GOALS_ALONE = ("step",)
 
 
-def _check(printed: str, report: dict[str, Any]) -> None:
+def _check(printed: str, report: dict[str, Any], *, has_goals: bool = True) -> None:
     assert report["title"] in printed
-    assert report["goals"], "a benchmark states its goals"
+    assert bool(report["goals"]) is has_goals, "a benchmark states its goals"
     for goal in report["goals"]:
         assert goal["what"] in printed
         assert isinstance(goal["is_met"], bool)
@@ -43,7 +56,8 @@ def test_smoke(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert module.main(["--smoke", "--json", str(file), *options]) == 0
 
-    _check(capsys.readouterr().out, json.loads(file.read_text()))
+    printed = capsys.readouterr().out
+    _check(printed, json.loads(file.read_text()), has_goals=name not in NO_GOALS_ALONE)
 
 
 @pytest.mark.mlflow
@@ -129,3 +143,109 @@ def test_a_report_survives_json() -> None:
 
     assert again.text() == report.text()
     assert "0.123" in again.text()
+
+
+def _tracker(name: str) -> Tracker:
+    return next(each for each in TRACKERS if each.name == name)
+
+
+def test_a_tracker_that_is_not_installed_is_left_out_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others take part, and the report says which package is missing, once."""
+    absent = [
+        Tracker(f"absent, {way}", "peer", lambda train, place: 0.0, "no_such_module", "absent")
+        for way in ("plain", "buffered")
+    ]
+    monkeypatch.setattr(step, "TRACKERS", (*TRACKERS[:3], *absent))
+
+    contest = step.Contest.of(Options())
+
+    assert contest.trackers == list(TRACKERS[:3])
+    assert contest.left_out == ["Left out, not installed: absent."]
+
+
+def test_a_tracker_that_fails_is_left_out_and_ours_is_not() -> None:
+    """A peer that breaks costs its own row; if we break, there is no result."""
+    ours, peer = _tracker(OURS[0]), _tracker("trackio")
+    contest = step.Contest([ours, peer], [])
+
+    contest.drop(peer, step.Failed("OSError: disk full"))
+
+    assert contest.trackers == [ours]
+    assert contest.left_out == ["Left out, failed: trackio: OSError: disk full."]
+    with pytest.raises(step.Failed, match="broken"):
+        contest.drop(ours, step.Failed("broken"))
+
+
+def test_what_a_process_said_last_is_why_it_failed(tmp_path: Path) -> None:
+    """A contender that raises leaves no numbers, and its error is the reason."""
+    specification = {"tracker": "nobody", "loop": "numpy", "steps": 1, "place": {}}
+
+    said = step._run({**specification, "result": str(tmp_path / "result.json")}, tmp_path)
+
+    assert said.startswith("ValueError")
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_goal_of_a_step_is_against_the_best_other_tracker() -> None:
+    """The dearer of our faces counts, and the cheapest of the others."""
+    added = {OURS[0]: 6.0, OURS[1]: 9.0, "trackio": 45.0, "wandb, offline": 260.0}
+    trackers = [_tracker(name) for name in added]
+    rounds = step.Rounds({name: [{"added": value}] for name, value in added.items()})
+
+    (goal,) = step._goal("numpy", rounds, trackers)
+
+    assert goal.note == "trackio"
+    assert goal.measured == pytest.approx(0.2)
+    assert goal.is_met
+    assert step._goal("numpy", rounds, trackers[:2]) == []
+
+
+def test_trackers_reach_no_network() -> None:
+    """Names and addresses outside loopback are refused before anything is sent."""
+    script = """
+import socket
+from benchmarks._trackers import stay_offline
+stay_offline()
+with socket.create_server(("127.0.0.1", 0)) as server:
+    socket.create_connection(server.getsockname(), timeout=5).close()
+for reach in (
+    lambda: socket.create_connection(("192.0.2.1", 80), timeout=5),
+    lambda: socket.getaddrinfo("tracker.example", 443),
+    lambda: socket.gethostbyaddr("192.0.2.1"),
+    lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53)),
+):
+    try:
+        reach()
+    except ConnectionRefusedError as error:
+        print(error)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+
+    assert ran.stdout.count("benchmarks stay on loopback") == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_cpu_of_children_counts_while_they_run() -> None:
+    """A tracker that works in another process pays for that as well."""
+    burn = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
+    before = cpu_of_the_tree()
+    with subprocess.Popen(
+        [sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        while_it_runs = cpu_of_the_tree() - before
+        child.communicate(b"\n", timeout=30)
+    afterwards = cpu_of_the_tree() - before
+
+    assert while_it_runs > 0.15
+    assert afterwards >= while_it_runs - 0.02

@@ -10,13 +10,17 @@ import sys
 import textwrap
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import not_outlived_by
 
 import adp_async
+from adp_async import blocking
 from adp_async.auth import ApiKey
+from adp_async.blocking import AttachedRun
+from adp_async.entities import Dataset, DatasetInput
 from adp_async.errors import (
     Closed,
     ConfigurationError,
@@ -213,6 +217,69 @@ def test_threads_that_wait(session: FakeBlockingSession) -> None:
     assert len(session.session.received(run.run_id).metrics) == 160
 
 
+def test_a_handle_shows_what_it_is(session: FakeBlockingSession) -> None:
+    """The run's settings, its inputs, its rows in a notebook; whether the session is open."""
+    session.session.answer("log_experiment_run_inputs", {})
+    with session.start_run("digits") as run:
+        assert run.settings is session.session.settings
+        run.log_inputs([DatasetInput(Dataset("digits", "1", "local", "file"))])
+        assert session.session.requests[-1].operation == "log_experiment_run_inputs"
+        assert run.run_id in run._repr_html_()
+    assert session.is_open
+    session.close()
+    assert not session.is_open
+
+
+def test_finished_inside_of_its_block(session: FakeBlockingSession) -> None:
+    """A session of the run's own is closed by then, and leaving the block does nothing more."""
+    with session._start(owns_session=True, experiment="digits") as run:
+        run.finish("KILLED")
+        assert not session.is_open
+    assert status(session, run) == "KILLED"
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_an_attached_run_closes_its_session(session: FakeBlockingSession, closes: bool) -> None:
+    """By `close` or by its block, once; the run goes on."""
+    run_id = session.session.add_run()
+    with AttachedRun(session.session.attach_run(run_id), session) as run:
+        run.log_metric("loss", 0.5)
+        if closes:
+            run.close()
+            assert not session.is_open
+    assert not session.is_open
+    assert len(session.session.received(run_id).metrics) == 1
+    assert status(session, run) == "RUNNING"
+
+
+@pytest.mark.parametrize("name", ["start_run", "attach_run"])
+def test_a_function_that_fails_closes_its_session(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`start_run` and `attach_run` leave no session open that nobody could close."""
+    session = FakeBlockingSession()
+    monkeypatch.setattr(blocking, "Session", lambda *_places, **_knobs: session)
+    if name == "start_run":
+        session.session.answer("create_experiment_run", {"code": "Odd"}, status=404)
+        with pytest.raises(NotFound, match="Odd"):
+            blocking.start_run(experiment_id="1")
+    else:
+        monkeypatch.setattr(session.session, "attach_run", lambda _run_id: int("no"))
+        with pytest.raises(ValueError, match="no"):
+            blocking.attach_run("run")
+    assert not session.is_open
+
+
+def test_in_a_forked_child(session: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's thread is the parent's: whoever would wait for it is told."""
+    with monkeypatch.context() as patch:
+        patch.setattr(blocking, "os", SimpleNamespace(getpid=lambda: -1))
+        with pytest.raises(Closed, match="belongs to the parent process"):
+            session.call(session.session.runs.get("7"))
+    with pytest.raises(NotFound):
+        session.call(session.session.runs.get("7"))
+
+
 def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
     """Blocking there would never end; the error says so."""
     run = session.start_run()
@@ -220,9 +287,9 @@ def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
     async def wrong() -> list[str]:
         found = []
         receipt = run.log_metric("loss", 0.5)
-        for blocking in (run.flush, run.finish, receipt.wait, session.close):
+        for waiting in (run.flush, run.finish, receipt.wait, session.close):
             with pytest.raises(Closed) as caught:
-                blocking()
+                waiting()
             found.append(str(caught.value))
         return found
 

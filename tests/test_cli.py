@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import logging
 import os
 import re
@@ -10,18 +12,27 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 from children import not_outlived_by
 from conftest import in_background
+from rich.console import Console
 from typer.testing import CliRunner
 
 import adp_async
-from adp_async.cli import app
+from adp_async._sansio.messages import Reply
+from adp_async.cli import app, doctor
+from adp_async.cli import serve as serving
+from adp_async.cli.background import _Start
+from adp_async.cli.mistakes import in_one_line
 from adp_async.cli.serve import environment
-from adp_async.local import Fault, LocalPlatform
+from adp_async.errors import AdpError, ConfigurationError
+from adp_async.local import Fault, LocalPlatform, Quota
 from adp_async.local.identity import generate_key, write_profile
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,6 +147,47 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert result.stderr == f"adp-async: {tmp_path}/file/below: Not a directory\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "adp-async: interrupted\n"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "adp-async: /x: Permission denied\n"),
+        (OSError("odd"), 1, "adp-async: odd\n"),
+        (AdpError("two\nlines"), 1, "adp-async: two lines\n"),
+    ],
+    ids=repr,
+)
+def test_an_end_of_any_kind_is_one_line(
+    error: BaseException, code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code tells which kind, and SIGTERM has its handler back."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    @in_one_line
+    def command() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert (caught.value.exit_code, capsys.readouterr().err) == (code, told)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_start_of_the_platform_is_shown(is_terminal: bool) -> None:
+    """A line a phase where a program reads; where a person does, one that changes."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=is_terminal, width=80, highlight=False)
+    with _Start(console) as start:
+        for second, phase in enumerate(["importing MLflow", "importing MLflow", "ready"]):
+            start.show(phase, float(second))
+    shown = screen.getvalue()
+    assert "local platform started in 2.0 s" in shown
+    assert ("2 s of 3 to 40" in shown) == is_terminal
+    if not is_terminal:
+        assert shown.count("importing MLflow") == 1
+
+
 def test_the_version_is_told() -> None:
     """`--version` needs no command."""
     assert run("--version").output == f"adp-async {adp_async.__version__}\n"
@@ -225,7 +277,93 @@ def _exports(command: list[str]) -> list[str]:
     return exports
 
 
+def test_serve_has_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The platform it shows refuses what is beyond it; Ctrl-C is a good end."""
+    quotas = []
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    def shown(_console: Console, platform: LocalPlatform) -> None:
+        quotas.append(platform.gateway.quota)
+
+    monkeypatch.setattr(serving, "show", shown)
+    monkeypatch.setattr(serving, "time", SimpleNamespace(sleep=interrupted))
+    serving.serve(quota=7.0, mlflow=False)
+    assert quotas == [Quota(7.0)]
+
+
+def test_serve_ends_with_mlflow() -> None:
+    """And says why."""
+    screen = io.StringIO()
+    gone: Any = SimpleNamespace(mlflow_server=SimpleNamespace(is_running=False))
+    with pytest.raises(AdpError, match="MLflow's process ended by itself"):
+        serving.wait_for_the_end(Console(file=screen), gone)
+
+
 # ------------------------------------------------------------------ doctor
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "x.test has no address: Name or serv"),
+        (ConnectionRefusedError(111, "Connection refused"), "x.test, port 443: Connection refused"),
+        (TimeoutError(), "x.test, port 443: no answer within 10 s"),
+    ],
+    ids=repr,
+)
+def test_doctor_tells_why_there_is_no_connection(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's own words, with host and port."""
+
+    def fails(_address: object, timeout: float) -> None:
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", fails)
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    finding = doctor._network("https://x.test/a")
+    assert finding.state == "wrong"
+    assert finding.told.startswith(told)
+
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hunter2@localhost:1")
+    assert doctor._network("https://x.test/a") == doctor.Finding(
+        "network", "ok", "through the proxy that the environment names"
+    )
+
+
+def test_doctor_takes_no_config_file_for_who_reads_none() -> None:
+    """Instance principals have nothing to look for in it."""
+    given = doctor.Given(auth="instance_principal", profile="mine")
+    with pytest.raises(ConfigurationError, match="auth: instance_principal reads no config file"):
+        given.authentication()
+
+
+def test_doctor_counts_the_room_on_the_disk(
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than an outage may take is worth a word."""
+    monkeypatch.setenv("ADP_ASYNC_SPOOL_LIMIT", str(2**62))
+    result = run("doctor")
+    assert (states(result)["spool"], result.exit_code) == ("look", 0)
+    assert "An outage of hours may need more" in result.output
+
+
+def test_doctor_compares_no_clocks_without_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply may have none that can be read."""
+
+    async def undated(self: object, request: object) -> Reply:
+        return Reply(404, {"date": "the day before yesterday"})
+
+    monkeypatch.setattr("adp_async._io.transport.AiohttpTransport.send", undated)
+    given = {"platform_id": "ocid1.aidataplatform.oc1.iad.a", "endpoint": "http://localhost"}
+    finding = asyncio.run(doctor._clock(Settings.resolve(given, environ={})))
+    assert (finding.state, finding.told) == (
+        "skipped",
+        "not compared: the reply has no date that can be read",
+    )
 
 
 @pytest.mark.mlflow

@@ -23,11 +23,11 @@ from typer.testing import CliRunner
 
 from adp_async._io.owner import Owner
 from adp_async._io.spool import Spool
-from adp_async._io.spool_file import Identity, find_spools
+from adp_async._io.spool_file import Identity, SpoolBusy, find_spools
 from adp_async._sansio.journal import Changes, Refused
 from adp_async._sansio.records import Metric, Param, RunTag
-from adp_async.cli import app
-from adp_async.cli import sync as module
+from adp_async.cli import app, spools
+from adp_async.cli import sync as delivery
 from adp_async.cli.serve import environment
 from adp_async.errors import BadRequest, Rejection
 from adp_async.local import Fault, LocalPlatform
@@ -311,7 +311,7 @@ def test_a_path_of_another_place(
 )
 def test_addresses_that_are_the_same(one: str, other: str, are_same: bool) -> None:
     """As a URL means it, and no more than that."""
-    assert (module._address(one) == module._address(other)) == are_same
+    assert (delivery._address(one) == delivery._address(other)) == are_same
 
 
 @pytest.mark.usefixtures("platform")
@@ -472,7 +472,7 @@ def test_in_a_terminal_there_is_a_bar(
     orphan(folder, chunk(metrics(3000), run_id=run_id), identity=here)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
-    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    monkeypatch.setattr(delivery, "console_for", lambda file=None: console)
     platform.gateway.inject(Fault.reply(503), times=2, operation=LOG_BATCH)
     result = sync()
 
@@ -482,6 +482,99 @@ def test_in_a_terminal_there_is_a_bar(
     assert "━" in shown
     assert "batches are held back" in shown
     assert logging.getLogger("adp_async").handlers == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(-5, "0 s"), (119, "119 s"), (600, "10 min"), (7200, "2 h"), (400_000, "5 days")],
+)
+def test_how_long_it_waits(seconds: float, told: str) -> None:
+    """In the unit a person would take."""
+    assert module._duration(seconds) == told
+
+
+@pytest.mark.parametrize("answer", [None, ProcessLookupError(), PermissionError()], ids=repr)
+def test_whether_a_process_lives(
+    answer: OSError | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One of another user lives as well; one that is gone has passed the spool on."""
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (4711, 0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(os, "kill", kill)
+    path = tmp_path / "20260101-000000-000000-4711-00000000.spool"
+    is_gone = isinstance(answer, ProcessLookupError)
+    told = "in use by another process, which delivers it" if is_gone else "in use by pid 4711"
+    assert module._in_use(path, SpoolBusy("busy")) == told
+    assert module._in_use(tmp_path / "x.spool", SpoolBusy("busy")).startswith("in use by another")
+
+
+def test_an_export_leaves_out_what_cannot_be_read(folder: Path, here: Identity) -> None:
+    """What is in use and what is damaged is named on standard error; the rest is exported."""
+    orphan(folder, chunk(metrics(2)), identity=here)
+    live = Spool.create(folder, here, limit=LIMIT)
+    foreign = folder / "notes.spool"
+    foreign.write_text("not a spool at all")
+    os.utime(foreign, (0, 0))
+    result = sync("--export", "-")
+    live.close()
+
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert f"in use by pid {os.getpid()}" in result.stderr
+    assert "notes.spool is no spool" in result.stderr
+
+
+def test_nothing_to_discard(folder: Path) -> None:
+    """Nobody is asked then."""
+    result = sync("--discard")
+
+    assert (result.exit_code, result.stdout) == (0, "nothing to discard\n")
+
+
+def test_a_folder_of_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is named that leads nowhere."""
+    monkeypatch.setenv("ADP_ASYNC_SPOOL", "~nobody-of-this-name/spool")
+    result = sync("--list")
+
+    assert result.exit_code == 1
+    assert "ADP_ASYNC_SPOOL: " in result.stderr
+
+
+def test_a_long_delivery_says_how_far_it_is(
+    platform: LocalPlatform,
+    folder: Path,
+    here: Identity,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a program reads, a line now and then."""
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0.0)
+    orphan(folder, chunk(metrics(3000), run_id=run_id), identity=here)
+    result = sync()
+
+    assert result.exit_code == 0
+    assert ": 1,000 of 3,000\n" in result.stdout
+
+
+def test_in_a_terminal_what_was_rejected_is_said(
+    platform: LocalPlatform,
+    folder: Path,
+    here: Identity,
+    run_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above the bar, which only counts."""
+    orphan(folder, chunk([*metrics(2), *metrics(3, key="b@d")], run_id=run_id), identity=here)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
+    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    sync()
+
+    assert ": 3 rejected" in screen.getvalue()
 
 
 # Showing
@@ -523,7 +616,7 @@ def test_the_list_fits_a_terminal(
     orphan(folder, *changes, identity=here, error="x" * 300)
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80, no_color=True, markup=False)
-    monkeypatch.setattr(module, "console_for", lambda file=None: console)
+    monkeypatch.setattr(spools, "console_for", lambda file=None: console)
     sync("--list")
 
     lines = screen.getvalue().splitlines()
@@ -631,7 +724,7 @@ def test_the_answer_counts(
 ) -> None:
     """No is the default."""
     path = orphan(folder, chunk(metrics(3)), identity=here)
-    monkeypatch.setattr(module, "_is_somebody_there", lambda: True)
+    monkeypatch.setattr(spools, "_is_somebody_there", lambda: True)
     result = sync("--discard", input=f"{answer}\n")
 
     assert "Discard 3 records in 1 spool for good?" in result.stdout

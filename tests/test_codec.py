@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
+import enum
 import json
 import math
-from datetime import UTC, datetime, timedelta, timezone
+from collections import deque
+from datetime import UTC, date, datetime, timedelta, timezone
+from types import MappingProxyType
 from typing import Any
+from uuid import UUID
 
 import attrs
+import msgspec
 import pytest
 from api_samples import MODELS, SCHEMAS, class_of, entity, filled
 from hypothesis import given, settings
@@ -195,6 +201,51 @@ def test_a_metric_takes_whatever_float_takes() -> None:
     numpy = pytest.importorskip("numpy")
 
     assert type(Metric("m", numpy.float32(0.5), 1).value) is float
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+class Pixel(msgspec.Struct):
+    x: int
+
+
+class Stage(enum.Enum):
+    LIVE = "live"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "json_text"),
+    [
+        (Level.HIGH, b"3"),
+        (Stage.LIVE, b'"live"'),
+        (Point(1), b'{"x":1}'),
+        (Pixel(1), b'{"x":1}'),
+        (MappingProxyType({"x": MappingProxyType({})}), b'{"x":{}}'),
+        (deque([1, {2}]), b"[1,[2]]"),
+        (UUID(int=1), b'"00000000-0000-0000-0000-000000000001"'),
+        (date(2026, 1, 2), b'"2026-01-02"'),
+    ],
+)
+def test_what_has_one_obvious_spelling_is_written(value: object, json_text: bytes) -> None:
+    """Whatever type it is of."""
+    assert encode({"a": [value]}) == b'{"a":[' + json_text + b"]}"
+
+
+@pytest.mark.parametrize(
+    "value", [range(2), b"x", bytearray(b"x"), memoryview(b"x"), msgspec.Raw(b"1"), ..., 1j]
+)
+def test_what_has_no_spelling_is_refused(value: object) -> None:
+    """By its type, and with the place it stands at."""
+    told = rf"the body\.a\[1\]: a {type(value).__name__} cannot be written as JSON"
+    with pytest.raises(TypeError, match=told):
+        encode({"a": [0, value]})
 
 
 def test_moments_are_written_in_utc() -> None:

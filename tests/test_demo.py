@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +18,8 @@ from adp_async.cli import demo
 from adp_async.cli.demo import TAGS, Bounds, Ledger, ServerRun, differences
 from adp_async.cli.plot import Line, Plot
 from adp_async.entities import runs
+from adp_async.errors import ConfigurationError
+from adp_async.testing import FakeBlockingSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,6 +159,64 @@ def test_the_dataset_is_named_by_its_content(training: Training) -> None:
 
     assert [each.tags[0].value for each in inputs] == ["training", "testing"]
     assert len({each.dataset.digest for each in inputs}) == 2
+
+
+@pytest.fixture
+def session() -> Iterator[FakeBlockingSession]:
+    with FakeBlockingSession() as session:
+        yield session
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_training_is_watched(session: FakeBlockingSession, is_terminal: bool) -> None:
+    """Live in a terminal, no oftener than ten times a second; elsewhere in two lines."""
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=is_terminal, width=120, no_color=True)
+    ledger = Ledger(points={"test/accuracy": [(9, 0.875)]}, calls=1234)
+    with session.start_run() as run, demo._Watch(console, Bounds(points=5000)) as watch:
+        watch.update(ledger, run, 0.2)
+        shown = watch._progress.tasks[0].description
+        ledger.points["test/accuracy"].append((10, 0.5))
+        watch.update(ledger, run, 0.25)
+        assert watch._progress.tasks[0].description == shown
+        watch.say("waiting until the server has everything")
+
+    assert shown == ("training, 87.5% right" if is_terminal else "training")
+    assert ("training a classifier" in screen.getvalue()) != is_terminal
+    assert "waiting until the server has everything" in screen.getvalue()
+
+
+def test_refused_points_do_not_end_the_demo(session: FakeBlockingSession) -> None:
+    """They are named, and the comparison with the server finds what is missing."""
+    screen = StringIO()
+    with session.start_run() as run:
+        run.log_metric("b@d", 0.5)
+        demo._flush(Console(file=screen, width=400), run)
+
+    assert screen.getvalue().startswith("refused: ")
+    assert "b@d" in screen.getvalue()
+
+
+def test_the_demo_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That brings what it learns with."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.delitem(sys.modules, "adp_async.cli.training", raising=False)
+    with pytest.raises(
+        ConfigurationError, match=r"needs sklearn.*pip install 'adp-async\[local\]'"
+    ):
+        demo._load_training(Console(file=StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("directory", "told"),
+    [(None, "`adp-async demo --keep`"), ("a b", "`adp-async serve --directory 'a b'`")],
+)
+def test_the_demo_says_how_to_come_back(directory: str | None, told: str) -> None:
+    """To the page it has just shown."""
+    screen = StringIO()
+    demo._show_how_to_keep(Console(file=screen), None if directory is None else Path(directory))
+
+    assert told in screen.getvalue()
 
 
 # ------------------------------------------------------------------ the whole of it

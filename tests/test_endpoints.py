@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from adp_async._sansio import endpoints
-from adp_async._sansio.endpoints import ENDPOINTS, Endpoint, Scope, place, url_of
+from adp_async._sansio import endpoints, urls
+from adp_async._sansio.endpoints import ENDPOINTS, Endpoint, Scope
+from adp_async._sansio.urls import place, url_of
 from adp_async.errors import ConfigurationError
 
 PLATFORM = "ocid1.aidataplatform.oc1.iad.one"
@@ -201,4 +202,4 @@ def test_a_naive_datetime_is_refused_by_name() -> None:
 
 def test_examples_in_the_docstrings() -> None:
     """The examples say what happens."""
-    assert doctest.testmod(endpoints).failed == 0
+    assert doctest.testmod(urls).failed == 0

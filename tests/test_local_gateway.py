@@ -254,6 +254,40 @@ async def test_failed_call_leaves_its_token_free(bare_client: SignedClient) -> N
     assert (first.status, second.status) == (404, 200)
 
 
+async def test_a_call_that_breaks_leaves_its_token_free() -> None:
+    """Whoever waits for the same call is cancelled with it, and the next one is a first one."""
+    tokens = RetryTokens()
+    may_go = asyncio.Event()
+
+    async def breaks() -> Answer:
+        await may_go.wait()
+        raise RuntimeError("the backend is gone")
+
+    async def works() -> Answer:
+        return Answer(200, b"{}")
+
+    first = asyncio.create_task(tokens.answer("t", b"same", breaks, now=0.0))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(tokens.answer("t", b"same", works, now=0.0))
+    await asyncio.sleep(0)
+    may_go.set()
+
+    with pytest.raises(RuntimeError, match="the backend is gone"):
+        await first
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    assert len(tokens) == 0
+    assert (await tokens.answer("t", b"same", works, now=0.0)).status == 200
+
+
+async def test_the_quota_can_be_asked_for(bare_platform: LocalPlatform) -> None:
+    """As it was set; at first there is none."""
+    gateway = bare_platform.gateway
+    assert gateway.quota is None
+    gateway.quota = Quota(rate=5, burst=2)
+    assert gateway.quota == Quota(rate=5, burst=2)
+
+
 async def test_token_under_way_is_waited_for(
     bare_platform: LocalPlatform,
     bare_client: SignedClient,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,8 @@ from children import not_outlived_by
 import adp_async.local
 from adp_async.errors import ConfigurationError
 from adp_async.local import LocalPlatform, MlflowServerError
+from adp_async.local.identity import KeyFile
+from adp_async.local.mlflow_server import MlflowServer
 
 if TYPE_CHECKING:
     from conftest import SignedClient
@@ -227,6 +230,59 @@ async def test_cancelled_start_leaves_no_process(
 
     assert platform.mlflow_server is not None
     assert not platform.mlflow_server.is_running
+
+
+@pytest.mark.parametrize("name", ["adp_async.local.quota", None])
+def test_a_fault_of_our_own_is_not_a_missing_extra(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No advice to install something then."""
+
+    def fails(module: str) -> None:
+        raise ModuleNotFoundError("no module", name=name)
+
+    monkeypatch.setattr("importlib.import_module", fails)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        _ = adp_async.local.Gateway
+    assert caught.value.name == name
+
+
+async def test_a_key_file_with_another_key(tmp_path: Path) -> None:
+    """Only RSA signs for OCI."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (tmp_path / "key.pem").write_bytes(pem)
+    with pytest.raises(TypeError, match="holds no RSA key"):
+        KeyFile.load_or_write(tmp_path / "key.pem")
+
+
+async def test_mlflow_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed when its time is up; until then it shows that it runs."""
+    fake_mlflow(
+        monkeypatch,
+        tmp_path,
+        """
+        import signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("ready", flush=True)
+        time.sleep(60)
+        """,
+    )
+    monkeypatch.setattr("adp_async.local.mlflow_server._SECONDS_TO_END", 0.05)
+    server = MlflowServer(tmp_path)
+    await server.start()
+    process = server._process
+    assert process is not None
+    assert repr(server) == f"<MlflowServer {server.url} | running>"
+    await server.stop()
+    assert process.returncode == -signal.SIGKILL
+    assert repr(server) == f"<MlflowServer {server.url} | stopped>"
 
 
 def test_mlflow_ends_with_a_killed_parent(tmp_path: Path) -> None:

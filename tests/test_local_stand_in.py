@@ -147,6 +147,15 @@ async def test_experiments_by_id_and_name(store: StandIn) -> None:
     assert (await ask(store, "get_experiment_by_id")).status == 400
 
 
+async def test_an_experiment_needs_a_name(store: StandIn) -> None:
+    """A refusal as the service's, and none is made."""
+    before = len(store.experiments)
+
+    assert (await ask(store, "create_experiment", name="")).status == 400
+    assert len(store.experiments) == before
+    assert store.runs[store.add_run("r")].run_id == "r"
+
+
 async def test_everything_else_is_501(store: StandIn) -> None:
     """It never makes up a success."""
     answer = await ask(store, "create_registered_model", name="m")

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec.structs import replace
 
+from adp_async import logger as logger_module
 from adp_async._sansio.records import METRIC_COST
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import (
+    AdpError,
     BadRequest,
     BufferFull,
     Closed,
@@ -273,6 +275,66 @@ async def test_drain() -> None:
             run.log_metric("loss", 0.5, step=step)
         await asyncio.gather(run.drain(), session.logger.drain())
         assert 0 < run.stats().undelivered <= 1000
+
+
+# Giving up, forgetting ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("from_a_thread", [False, True])
+@pytest.mark.parametrize("of_the_run", [False, True])
+async def test_discarding_a_run(from_a_thread: bool, of_the_run: bool) -> None:
+    """What waits for it is dropped and counted, and what comes later is delivered."""
+    async with FakeSession() as session:
+        run, other = attach(session), attach(session)
+        answering = session.answer(LOG_BATCH, {"code": "NotFound"}, status=404)
+        receipts = [run.log_metric("loss", 0.5, step=step) for step in range(7)]
+        await eventually(lambda: answering.given > 0)
+        discard = run.discard if of_the_run else lambda: session.logger.discard(run.run_id)
+        assert (await asyncio.to_thread(discard) if from_a_thread else discard()) == 7
+        answering.left = 0
+        with pytest.raises(AdpError, match=run.run_id):
+            await receipts[0]
+        run.log_metric("loss", 0.5, step=7)
+        other.log_metric("loss", 0.5)
+        await session.logger.flush()
+        assert [metric.step for metric in session.received(run.run_id).metrics] == [7]
+        assert (run.stats().dropped, session.logger.stats().dropped) == (7, 7)
+        assert total(run.stats()) == run.stats().accepted == 8
+    with pytest.raises(Closed):
+        run.discard()
+
+
+async def test_writers_of_idle_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there are too many; those of busy runs stay, until there are twice as many."""
+    monkeypatch.setattr(logger_module, "KEPT_WRITERS", 5)
+    async with FakeSession(linger=60.0) as session:
+        logger, run_ids = session.logger, [session.add_run() for _ in range(11)]
+        logger._most_writers = 5
+        kept = []
+        for number, run_id in enumerate(run_ids):
+            logger.log_metric(run_id, "loss", 0.5)
+            logger.take_in(time.monotonic())
+            if number == 8:
+                await logger.flush()
+            kept.append(len(logger._writers))
+        await logger.flush()
+        assert kept == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 2]  # the tenth is busy
+        assert [len(session.received(each).metrics) for each in run_ids] == [1] * 11
+
+
+async def test_closing_says_both_what_was_refused_and_what_was_left() -> None:
+    """One error counts both; nothing of it was asked for before."""
+    session = FakeSession(close_timeout=0.1, max_in_flight=1)
+    await session.open()
+    run, other = attach(session), attach(session)
+    session.answer(LOG_BATCH, {"code": "Bad", "message": "no"}, status=400, times=1)
+    run.log_metric("loss", 0.5)
+    await eventually(lambda: run.stats().rejected)
+    session.answer(LOG_BATCH, status=503)
+    other.log_metrics({"loss": 0.5, "accuracy": 0.9})
+    with pytest.raises(DeliveryError) as caught:
+        await session.close()
+    assert (caught.value.rejected, caught.value.undelivered) == (1, 2)
 
 
 # Overflow -----------------------------------------------------------------------------------------

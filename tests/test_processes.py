@@ -338,7 +338,7 @@ WORKERS = """
             pool.close()
             pool.join()
         for process in processes:
-            process.join(30)
+            process.join()  # the test's own limit is the only one, and says where it hangs
         return [process.exitcode for process in processes]
 
     async def asynchronous(context, run_id, in_a_thread):
@@ -379,7 +379,8 @@ async def test_multiprocessing(
     """
     run_id = bare_platform.gateway.add_run()
     child = await start(bare_platform, tmp_path, WORKERS, run_id, method, kind)
-    codes = await child.ends_well(60)
+    # Six processes import all of it, which takes a busy machine a minute.
+    codes = await child.ends_well(180)
     if (method, kind) != ("fork", "in a thread"):
         # Python's own: a child that an executor's thread has forked can't end well.
         assert codes == "[0, 0, 3]\n"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adp_async._sansio import records
 from adp_async._sansio.records import (
     DELIVERED,
     METRIC_COST,
@@ -22,7 +23,7 @@ from adp_async._sansio.records import (
     encode_records,
     spell,
 )
-from adp_async.errors import DeliveryError
+from adp_async.errors import Closed, DeliveryError
 
 LIMITS = BatchLimits()
 
@@ -115,6 +116,37 @@ async def test_a_record_can_be_awaited_after_its_end() -> None:
 
     await record
     await record
+
+
+async def test_a_record_that_no_session_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for nothing: whoever waits for it is told, by either way of waiting."""
+    monkeypatch.setattr(records, "_LOOKS", 3)
+    record = Metric("loss", 0.5, 1, 2)
+
+    with pytest.raises(Closed, match="no session has taken this record"):
+        record.wait(timeout=5)
+    with pytest.raises(Closed, match="no session has taken this record"):
+        await record
+    assert (record.done, record.delivered) == (False, False)
+
+
+def test_a_record_that_is_just_being_encoded() -> None:
+    """Its place is away for that moment, and looked for until it is back."""
+
+    class Encoded:
+        """A record as another thread sees it."""
+
+        wait = records.Record.wait
+        looks = iter([None, None, DELIVERED])
+
+        @property
+        def place(self) -> object:
+            return next(self.looks)
+
+    record = Encoded()
+    record.wait(timeout=5)  # type: ignore[misc, arg-type]
+
+    assert next(record.looks, "all used") == "all used"
 
 
 def test_memory_is_counted() -> None:

@@ -90,6 +90,48 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_what_a_thread_finds_for_nobody(folder: Path) -> None:
+    """Whoever is cancelled while it looks holds no file of another process afterwards."""
+    path = orphan(folder, chunk(metrics(3)))
+    found = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(recovery.found_by(found))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    opened = open_orphan(path, identity=FAKE, limit=LIMIT)
+    assert opened is not None
+    found.set_result([opened])
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    again = open_orphan(path, identity=FAKE, limit=LIMIT)
+    assert again is not None
+    again.spool.let_go()
+
+
+async def test_a_thread_that_finds_nothing_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs keeps nobody from leaving."""
+    monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.0)
+    waiting = asyncio.create_task(recovery.found_by(asyncio.get_running_loop().create_future()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+def test_an_orphan_that_breaks_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is let go: the next attempt finds it as it was."""
+    path = orphan(folder, chunk(metrics(3)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "pieces", lambda _spool: int("broken"))
+        with pytest.raises(ValueError, match="broken"):
+            open_orphan(path, identity=FAKE, limit=LIMIT)
+    opened = open_orphan(path, identity=FAKE, limit=LIMIT)
+    assert opened is not None
+    opened.spool.let_go()
+
+
 # While it runs
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adp_async._sansio.codec import decode
-from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
+from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply, Request
 from adp_async._sansio.replies import EMPTY_REPLIES, SILENT_OPERATIONS, read_reply
 from adp_async.entities import RunPage
 from adp_async.errors import (
@@ -388,3 +388,11 @@ def test_text_called_html_is_a_page() -> None:
     assert not is_taken(200, b"It works!", "op", "text/html")
     assert is_taken(200, b'{"a":1}', "op", "text/html")
     assert is_taken(200, b"It works!", "op", "text/plain")
+
+
+def test_neither_headers_nor_bodies_in_a_repr() -> None:
+    """They hold signatures and what was logged."""
+    hush = {"authorization": "Signature hush"}
+
+    assert repr(Request("POST", "https://x/a", hush, b"hush")) == "<Request POST https://x/a>"
+    assert repr(Reply(200, hush, b"hush")) == "<Reply 200>"

@@ -120,7 +120,11 @@ async def test_a_create_that_fails() -> None:
                 pytest.fail("there is no run")
 
 
-@pytest.mark.parametrize("answer", [{}, {"run": {"info": {}}}, b"<html>"], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"run": {"info": {}}}, {"run": {"info": {"run_id": "a\nb"}}}, b"<html>"],
+    ids=repr,
+)
 async def test_a_create_whose_reply_makes_no_sense(answer: object) -> None:
     """A 200 without a run's id can't be used, and says so."""
     async with FakeSession() as session:

@@ -608,6 +608,24 @@ async def test_the_service_is_down(bare_platform: LocalPlatform) -> None:
         assert not caught.value.maybe_applied
 
 
+async def test_unreadable_until_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create whose replies are not the service's is asked for no longer than the call's time."""
+    monkeypatch.setattr("random.random", lambda: 0.5)
+    async with FakeSession(retry=RetryPolicy(first_backoff=50.0, max_backoff=60.0)) as session:
+        session.answer("create_experiment_run", b"<html>Sign in")
+        with pytest.raises(UnreadableReply, match="Sign in"):
+            await session.runs.create(experiment_id="0", timeout=1.0)
+        assert len(session.requests) == 2  # at once, and not after half a minute
+
+
+async def test_entered_while_it_is_open() -> None:
+    """Opening what is open does nothing."""
+    session = FakeSession()
+    async with session:
+        assert await session.open() is session
+        assert await session.runs.get(session.add_run())
+
+
 async def test_throttled_calls_are_not_counted() -> None:
     """429s are limited by the call's time, not by the number of attempts."""
     async with FakeSession(retry=QUICK["retry"]) as session:

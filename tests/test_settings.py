@@ -15,7 +15,7 @@ from adp_async import Session
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import ApiKey, CustomSigner, InstancePrincipal
 from adp_async.errors import ConfigurationError
-from adp_async.settings import Knobs, Settings, variable_of
+from adp_async.settings import Knobs, Settings, absolute_folder, variable_of
 
 PLATFORM = "ocid1.aidataplatform.oc1.iad.aaaaaaaaplatform"
 
@@ -572,6 +572,15 @@ def test_no_region_at_all():
 def test_base_url(endpoint, prefix, base):
     """Slashes come out right, and a version that came along with the endpoint goes."""
     assert resolve(endpoint=endpoint, path_prefix=prefix).base_url == base
+
+
+@pytest.mark.parametrize("home", ["", "relative", "./here"])
+def test_a_home_that_is_no_folder(home, monkeypatch):
+    """It leads nowhere, and the working folder is not taken in its place."""
+    monkeypatch.setenv("HOME", home)
+
+    with pytest.raises(ValueError, match="'~/spool' leads to no home folder: HOME is empty or rel"):
+        absolute_folder("~/spool")
 
 
 def test_repr_hides_secrets():

@@ -60,6 +60,104 @@ def steps(records: list[AnyRecord]) -> list[int]:
     return [record.step for record in records]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE refused SET reason = x'ff'",
+        "UPDATE refused SET run_id = ''",
+        "UPDATE refused SET refused_at = 'soon'",
+        "UPDATE refused SET reason = 'another'",
+        "UPDATE refused SET body = x'00'",
+        "UPDATE refused SET body = x'c1', checksum = checksum_of(x'c1', run_id, kind, key, reason)",
+        "UPDATE refused SET body = x'90', checksum = checksum_of(x'90', run_id, kind, key, reason)",
+    ],
+)
+def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
+    """It isn't shown, and isn't sent again; what lies beside it is."""
+    rejection = Rejection("run", "metric", "loss", 7, BadRequest("no", status=400))
+    refused = Changes(refused=[Refused(rejection, Metric("loss", 0.5, 1, 7))])
+    path = orphan(tmp_path, refused)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.create_function("checksum_of", 5, spool_module._checksum_of)
+        connection.execute(damage)
+    spool = Spool.open(path, limit=LIMIT)
+    spool.commit(refused)
+    shown = len(spool.contents().rejected)
+    again = spool.requeue_refused()
+    spool.let_go()
+    assert (shown, again) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "runs"),
+    [
+        ("UPDATE chunks SET run_id = '' WHERE run_id = 'a'", ["b"]),
+        ("UPDATE chunks SET metrics = 'many', accepted_at = 'soon' WHERE run_id = 'a'", ["b"]),
+        ("UPDATE chunks SET metrics = 0 WHERE run_id = 'a'", ["b"]),
+        ("INSERT INTO runs VALUES ('a', 'much')", ["a", "b"]),
+        ("INSERT INTO runs VALUES (x'ff', 1)", ["a", "b"]),
+    ],
+)
+def test_a_damaged_count(tmp_path: Path, damage: str, runs: list[str]) -> None:
+    """The list shows what can be told of the others."""
+    path = orphan(tmp_path, chunk(metrics(3), run_id="a"), chunk(metrics(3), run_id="b"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(damage)
+    spool = Spool.open(path, limit=LIMIT)
+    shown = [run.run_id for run in spool.contents().runs]
+    spool.let_go()
+    assert sorted(shown) == runs
+
+
+def test_waiting_records_beside_damaged_ones(tmp_path: Path) -> None:
+    """An export has all that can be read."""
+    path = orphan(tmp_path, chunk(metrics(3)), chunk(metrics(3, 3), 3), chunk(metrics(3, 6), 6))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE chunks SET body = x'c1' WHERE first = 3")
+    spool = Spool.open(path, limit=LIMIT)
+    left = [record for _, record in spool.waiting()]
+    spool.let_go()
+    assert steps(left) == [0, 1, 2, 6, 7, 8]
+
+
+@pytest.mark.parametrize("token", ["", "two words", "\n", "x" * 65], ids=repr)
+def test_a_damaged_token(tmp_path: Path, token: str) -> None:
+    """What is no retry token is sent with a new one."""
+    path = orphan(tmp_path, chunk(metrics(3)), sealed(0, 2, "token"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE sealed SET token = ?", (token,))
+    spool = Spool.open(path, limit=LIMIT)
+    (piece,) = spool.pieces()
+    spool.let_go()
+    assert (piece.sealed, piece.spilled) == ((), ((0, 3),))
+
+
+def test_an_owner_that_cannot_be_taken_out(spool: Spool, caplog: Any) -> None:
+    """The file is let go all the same; that its process ended says the same later."""
+    caplog.set_level("DEBUG", "adp_async")
+    spool._connection.execute("DROP TABLE meta")
+    spool.let_go()
+    assert "names its owner until that ends" in caplog.text
+    with pytest.raises(sqlite3.ProgrammingError):
+        spool._connection.execute("SELECT 1")
+
+
+def test_removed_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the process that had it: then there is nothing left to deliver."""
+    path = orphan(tmp_path, chunk(metrics(3)))
+    connect = spool_module.connect
+
+    def connect_late(late: Path) -> sqlite3.Connection:
+        connection = connect(late)
+        remove(late)
+        return connection
+
+    monkeypatch.setattr(spool_module, "connect", connect_late)
+    with pytest.raises(SpoolBusy, match="was removed by another process"):
+        Spool.open(path, limit=LIMIT)
+    assert find_spools(tmp_path) == []
+
+
 # Records as bytes
 
 int64 = st.integers(-(2**63), 2**63 - 1)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -325,6 +326,47 @@ def test_who_may_have_it_still(
 
     assert words in reason
     assert bool(reason) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "lives"),
+    [
+        ("posix", None, ""),
+        ("posix", PermissionError("another user's"), ""),
+        ("posix", ProcessLookupError("nobody's"), None),
+        ("nt", AssertionError("there it would end the process"), None),
+    ],
+)
+def test_a_system_without_proc(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    answer: BaseException | None,
+    lives: str | None,
+) -> None:
+    """macOS doesn't say when a process started, but a signal tells whether it lives."""
+
+    def kill(pid: int, signal: int) -> None:
+        assert (pid, signal) == (4711, 0)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(owner_module, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(owner_module, "os", SimpleNamespace(name=name, kill=kill))
+    assert started_at(4711) == lives
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_system_without_a_boot_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Then every boot looks like the same one."""
+    place = tmp_path / "sys/kernel/random"
+    place.mkdir(parents=True)
+    if content is not None:
+        (place / "boot_id").write_bytes(content)
+    monkeypatch.setattr(owner_module, "_PROC", tmp_path)
+    assert owner_module._boot.__wrapped__() == ""
 
 
 def test_an_owner_comes_back_from_its_text() -> None:

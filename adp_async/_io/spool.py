@@ -188,7 +188,7 @@ class Spool:
             check_schema(path, connection, header.format)
             check_pages(path, connection)
         except BaseException:
-            if sys.version_info >= (3, 12):
+            if sys.version_info >= (3, 12):  # pragma: no cover - not in Python 3.11
                 # What is damaged is left as it is; an older Python merges the WAL into the file.
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
             connection.close()
@@ -812,7 +812,7 @@ def _after_fork_in_child() -> None:
     _open_spools.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
     os.register_at_fork(
         before=_before_fork,
         after_in_parent=_after_fork_in_parent,

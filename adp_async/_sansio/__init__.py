@@ -90,7 +90,7 @@ The modules
 -----------
 
 ======================  ============================================================================
-`endpoints`             the operations, one row each, and the URLs they become
+`endpoints`, `urls`     the operations, one row each; a call's arguments sorted, and its URL
 `codec`                 entities to JSON and back: the one place that knows names on the wire
 `messages`, `replies`   a request and a reply as values; who answered, and what it means
 `texts`                 texts from outside, fit to be shown: printable, short, without values

@@ -222,10 +222,7 @@ def _converted(value: Any) -> Any:
     if scalar is not value:
         return _plain(scalar)
     # Dataclasses, structs, plain enums, UUIDs, dates, ...
-    built_in = msgspec.to_builtins(value, builtin_types=(*_RAW, datetime), str_keys=True)
-    if type(built_in) is kind:
-        raise _unwritable_type(value)
-    return _plain(built_in)
+    return _plain(msgspec.to_builtins(value, builtin_types=(*_RAW, datetime), str_keys=True))
 
 
 def _plain_text(text: str) -> str:

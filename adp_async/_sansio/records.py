@@ -181,29 +181,17 @@ class GivenUp(Verdict):
 DELIVERED: Final = Verdict()
 
 
-class _Nowhere:
-    """The place of a record that no logger has taken."""
-
-    def wait(self, record: Record) -> Generator[Any, None, None]:
-        raise Closed("no session has taken this record")
-
-    def wait_blocking(self, record: Record, timeout: float | None) -> None:
-        raise Closed("no session has taken this record")
-
-    def verdict(self, record: Record) -> None:
-        return None
-
-
-_NOWHERE: Final = _Nowhere()
+#: How often a place is looked for, before the record has none.
+_LOOKS = 20_000_000
 
 
 def _at(record: Any) -> Place:
     # None is only for the tenth of a millisecond in which another thread encodes its batch.  Who
     # looks just then may have to hand the interpreter over first, which takes 5 ms a thread.
-    for _ in range(20_000_000):
+    for _ in range(_LOOKS):
         if (place := record.place) is not None:
             return place  # type: ignore[no-any-return]
-    return _NOWHERE
+    raise Closed("no session has taken this record")
 
 
 # The body of a log-batch request.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from adp_async._sansio.arguments import checked_texts
-from adp_async._sansio.endpoints import place
+from adp_async._sansio.urls import place
 from adp_async.errors import UnreadableReply
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from adp_async._sansio import endpoints
 from adp_async._sansio.codec import decode
-from adp_async._sansio.endpoints import place
+from adp_async._sansio.urls import place
 from adp_async.api._family import CallOptions, Family, Listing, keys
 from adp_async.entities.registered_models import (
     PermissionPage,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import adp_async
-from adp_async.cli.mistakes import in_one_line
+from adp_async.cli.mistakes import check_exclusive, in_one_line
 
 app = typer.Typer(
     help="Experiment tracking on Oracle AI Data Platform.",
@@ -178,16 +178,16 @@ def sync_command(
     from the endpoint, platform and workspace of the settings. Records that the service refused
     stay until they are sent --again, or discarded.
     """
-    from adp_async.cli import sync
+    from adp_async.cli import spools, sync
     from adp_async.cli.doctor import Given
 
-    sync.check_exclusive(list=show, export=export is not None, discard=discard, again=again)
+    check_exclusive(list=show, export=export is not None, discard=discard, again=again)
     if show:
-        raise typer.Exit(sync.list_spools(path))
+        raise typer.Exit(spools.list_spools(path))
     if export is not None:
-        raise typer.Exit(sync.export(path, export))
+        raise typer.Exit(spools.export(path, export))
     if discard:
-        raise typer.Exit(sync.discard(path, is_sure=yes))
+        raise typer.Exit(spools.discard(path, is_sure=yes))
     given = Given(auth=auth, config_file=config_file, profile=profile)
     wish = sync.Wish(path, again=again, anywhere=to_recorded_endpoint, timeout=timeout)
     raise typer.Exit(sync.sync(wish, given))

@@ -219,7 +219,6 @@ class _Watch:
     def __init__(self, console: Console, bounds: Bounds) -> None:
         self._console = console
         self._bounds = bounds
-        self._latest: dict[str, float] = {}
         self._seen = 0.0
         self._progress = Progress(
             SpinnerColumn(),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-__all__ = ["Terminated", "in_one_line"]
+__all__ = ["Terminated", "check_exclusive", "in_one_line"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -61,3 +61,10 @@ def _fail(message: str) -> NoReturn:
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise Terminated
+
+
+def check_exclusive(**chosen: bool) -> None:
+    """Raise unless at most one thing is asked for."""
+    names = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
+    if len(names) > 1:
+        raise AdpError(f"{' and '.join(names)} don't go together")

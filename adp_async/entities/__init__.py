@@ -197,10 +197,9 @@ _FAMILIES = (
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        for family in _FAMILIES:
-            module = importlib.import_module(f"{__name__}.{family}")
-            if hasattr(module, name):
-                return globals().setdefault(name, getattr(module, name))
+        modules = (importlib.import_module(f"{__name__}.{family}") for family in _FAMILIES)
+        entity = next(getattr(module, name) for module in modules if hasattr(module, name))
+        return globals().setdefault(name, entity)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)
 

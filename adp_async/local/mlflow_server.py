@@ -30,6 +30,8 @@ logger = logging.getLogger("adp_async")
 _SCRIPT = Path(__file__).with_name("mlflow_process.py")
 _NEEDED = ("mlflow", "uvicorn")
 _POLL = 0.05
+#: Seconds in which it may end by itself; then it is killed.
+_SECONDS_TO_END = 5.0
 
 
 class MlflowServerError(AdpError):
@@ -158,9 +160,9 @@ def _environment(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     _signal(process, signal.SIGTERM)
     try:
-        process.wait(5.0)
+        process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        logger.debug("MLflow did not end in 5 s and is killed")
+        logger.debug("MLflow did not end in time and is killed")
     # The leader may be gone while something it started is not.
     _signal(process, signal.SIGKILL)
     process.wait()

@@ -1,7 +1,7 @@
-"""Where each schema of the API is in Python; nothing imports this, people and tests read it.
+"""Where each schema of the API is in Python.
 
-A name is an entity of this package.  Other schemas have no class of their own: their fields are
-the arguments of a method, or the one field they hold is what a method returns.
+A name is an entity of `adp_async.entities`.  Other schemas have no class of their own: their
+fields are the arguments of a method, or the one field they hold is what a method returns.
 """
 
 from __future__ import annotations

@@ -1,0 +1,344 @@
+"""What lies on disk, by hand: the spools shown, exported and discarded.
+
+A spool that a running process has open is its own business, and left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TextIO
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.prompt import Confirm
+from rich.table import Table
+from rich.text import Text
+
+from adp_async._io.spool import Contents, Spool
+from adp_async._io.spool_file import (
+    SpoolBusy,
+    SpoolElsewhere,
+    SpoolError,
+    SpoolForeign,
+    default_spool_folder,
+    find_spools,
+    remove,
+)
+from adp_async._sansio.records import KINDS, Metric, spell
+from adp_async._sansio.texts import printable
+from adp_async.errors import ConfigurationError
+from adp_async.settings import absolute_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from adp_async._io.spool import RunRow
+    from adp_async._sansio.records import AnyRecord
+
+__all__ = [
+    "NO_LIMIT",
+    "console_for",
+    "counted",
+    "discard",
+    "export",
+    "in_use",
+    "list_spools",
+    "look_at",
+    "say",
+    "short_name",
+    "spools_at",
+    "usual_folder",
+]
+
+#: A spool that is only emptied never grows.
+NO_LIMIT: Final = 2**62
+_SHOWN_RUNS: Final = 12
+_NAME = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-\d+-(\d+)-[0-9a-f]+\.spool")
+
+
+def spools_at(path: Path | None) -> list[Path]:
+    """The spools that are meant: one file, those of a folder, or those of the usual one."""
+    if path is None:
+        return find_spools(usual_folder())
+    if path.is_dir():
+        return find_spools(path)
+    if not path.exists():
+        raise SpoolError(f"{path}: there is no such file or folder")
+    return [path]
+
+
+def usual_folder() -> Path:
+    """The folder that sessions of this user spool to.  Raises `ConfigurationError`."""
+    named = os.environ.get("ADP_ASYNC_SPOOL", "").strip()
+    is_switch = named.lower() in ("", "on", "off", "true", "false", "yes", "no", "1", "0")
+    if is_switch:
+        return default_spool_folder()
+    try:
+        return absolute_folder(named)
+    except ValueError as error:
+        raise ConfigurationError(f"ADP_ASYNC_SPOOL: {error}") from None
+
+
+def console_for(file: TextIO | None = None) -> Console:
+    """A console whose lines are not folded when a program reads them."""
+    console = Console(file=file, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console
+
+
+# Showing -----------------------------------------------------------------------------------------
+
+
+def list_spools(path: Path | None) -> int:
+    """Say what lies there."""
+    console = console_for()
+    paths = spools_at(path)
+    for each in paths:
+        _show(console, look_at(each))
+    if not paths:
+        say(console, f"nothing lies in {path or usual_folder()}")
+    return 0
+
+
+def say(console: Console, message: str) -> None:
+    """Print *message*, of which parts may come from a file or the service, as one paragraph."""
+    console.print(Text(printable(message, 2000)), soft_wrap=True)
+
+
+def look_at(path: Path) -> Contents:
+    """What lies in *path*, or why that can't be said."""
+    try:
+        spool = Spool.open(path, limit=NO_LIMIT)
+    except SpoolBusy as error:
+        return Contents(path, None, trouble=in_use(path, error))
+    except SpoolError as error:
+        return Contents(path, None, trouble=str(error))
+    try:
+        return spool.contents()
+    except SpoolError as error:
+        return Contents(path, None, trouble=str(error))
+    finally:
+        spool.let_go()
+
+
+def in_use(path: Path, error: SpoolBusy) -> str:
+    """Who has the spool open, as far as its name or *error* tells."""
+    if isinstance(error, SpoolElsewhere):
+        return str(error).removeprefix(f"{path.absolute()} is ")
+    found = _NAME.fullmatch(path.name)
+    if found is not None and _is_alive(pid := int(found[7])):
+        return f"in use by pid {pid}"
+    return "in use by another process, which delivers it"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _show(console: Console, contents: Contents) -> None:
+    console.print(Text(printable(contents.path.name, 2000), style="bold"), soft_wrap=True)
+    facts = [(name, printable(value, 2000)) for name, value in _facts(contents)]
+    if not console.is_terminal:
+        for name, value in facts:
+            console.print(Text(f"  {name:<10}  {value}"), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(name, Text(value))
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
+    if contents.identity is not None:
+        yield "platform", contents.identity.platform_id
+        yield "workspace", contents.identity.workspace or "none"
+        yield "endpoint", contents.identity.endpoint
+        yield "waiting", _waiting(contents)
+        yield from (("run", _run(run)) for run in contents.runs[:_SHOWN_RUNS])
+        if (more := len(contents.runs) - _SHOWN_RUNS) > 0:
+            yield "", f"and {counted(more, 'run')} more"
+    if contents.rejected:
+        last = contents.rejected[-1]
+        yield "rejected", counted(len(contents.rejected), "record")
+        yield "the last", f"{last.kind} {last.key!r} of run {last.run_id}: {last.reason}"
+    if contents.last_error:
+        yield "last error", contents.last_error
+    if contents.trouble:
+        yield "state", contents.trouble.removeprefix(f"{contents.path} ")
+
+
+def _waiting(contents: Contents) -> str:
+    if not contents.runs:
+        return "nothing"
+    age = time.time() - min(run.oldest for run in contents.runs)
+    runs = counted(len(contents.runs), "run")
+    return f"{counted(contents.records, 'record')} of {runs}, the oldest {_duration(age)} old"
+
+
+def _run(run: RunRow) -> str:
+    counts = {"metric": run.metrics, "param": run.params, "tag": run.tags}
+    told = ", ".join(counted(count, kind) for kind, count in counts.items() if count)
+    return f"{run.run_id}  {told}"
+
+
+def counted(count: int, what: str) -> str:
+    """*count* of *what*, in the plural where it is one.
+
+    >>> counted(1, "run"), counted(2000, "record")
+    ('1 run', '2,000 records')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    """*seconds* in the unit that a person would take.
+
+    >>> [_duration(each) for each in (5, 600, 7200, 400_000)]
+    ['5 s', '10 min', '2 h', '5 days']
+    """
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
+
+
+def short_name(path: Path) -> str:
+    """A spool's name as a person reads it."""
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        return printable(path.name, 2000)
+    year, month, day, hour, minute, second, pid = found.groups()
+    return f"{year}-{month}-{day} {hour}:{minute}:{second} pid {pid}"
+
+
+# Exporting ---------------------------------------------------------------------------------------
+
+
+def export(path: Path | None, target: Path) -> int:
+    """Write every record that waits or was rejected as a line of JSON; nothing is removed."""
+    problems = console_for(sys.stderr)
+    exported = failed = 0
+    with _written(target) as file:
+        for each in spools_at(path):
+            try:
+                exported += _export(each, file)
+            except SpoolBusy as error:
+                say(problems, f"{each.name}: {in_use(each, error)}")
+            except SpoolError as error:
+                failed += 1
+                say(problems, str(error))
+    problems.print(f"{counted(exported, 'record')} exported")
+    return 1 if failed else 0
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[TextIO]:
+    if str(target) == "-":
+        yield sys.stdout
+        return
+    # What was logged is its owner's business alone, and no file is overwritten.
+    descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        yield file
+
+
+def _export(path: Path, file: TextIO) -> int:
+    count = 0
+    spool = Spool.open(path, limit=NO_LIMIT)
+    try:
+        for line in _lines(spool):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    finally:
+        spool.let_go()
+    return count
+
+
+def _lines(spool: Spool) -> Iterator[dict[str, object]]:
+    identity = spool.identity
+    where = {"platform_id": identity.platform_id, "workspace": identity.workspace}
+    for run_id, record in spool.waiting():
+        yield {**where, "run_id": run_id, **_fields(record), "state": "waiting"}
+    for row in spool.contents().rejected:
+        told = {"state": "rejected", "reason": row.reason}
+        yield {**where, "run_id": row.run_id, **_fields(row.record), **told}
+
+
+def _fields(record: AnyRecord) -> dict[str, object]:
+    fields: dict[str, object] = {"kind": KINDS[type(record)], "key": record.key}
+    if isinstance(record, Metric):
+        value = spell(record.value)
+        return {**fields, "value": value, "timestamp": record.timestamp, "step": record.step}
+    return {**fields, "value": record.value}
+
+
+# Discarding --------------------------------------------------------------------------------------
+
+
+def discard(path: Path | None, *, is_sure: bool) -> int:
+    """Remove what lies there, after a question; what is in use, or no spool, stays."""
+    console = console_for()
+    found = [look_at(each) for each in spools_at(path)]
+    removable = [each for each in found if _may_go(console, each)]
+    if not removable:
+        console.print("nothing to discard")
+        return 0
+    for each in removable:
+        _show(console, each)
+    if not is_sure and not _is_confirmed(removable):
+        console.print("nothing was discarded")
+        return 1
+    for each in removable:
+        _discard(each.path)
+    console.print(f"{counted(len(removable), 'spool')} discarded")
+    return 0
+
+
+def _may_go(console: Console, contents: Contents) -> bool:
+    try:
+        Spool.open(contents.path, limit=NO_LIMIT).let_go()
+    except (SpoolBusy, SpoolForeign) as error:
+        say(console, f"stays: {error}")
+        return False
+    except SpoolError:
+        return True
+    return True
+
+
+def _is_confirmed(spools: list[Contents]) -> bool:
+    if not _is_somebody_there():
+        raise ConfigurationError("nobody is there to ask: --yes discards without a question")
+    records = sum(each.records + len(each.rejected) for each in spools)
+    question = f"Discard {counted(records, 'record')} in {counted(len(spools), 'spool')} for good?"
+    return Confirm.ask(question, default=False)
+
+
+def _is_somebody_there() -> bool:
+    return sys.stdin.isatty()
+
+
+def _discard(path: Path) -> None:
+    try:
+        spool = Spool.open(path, limit=NO_LIMIT)
+    except SpoolBusy:
+        raise
+    except SpoolError:
+        remove(path)  # nobody can read it
+    else:
+        spool.discard()
