@@ -115,6 +115,25 @@ def test_linger_of_the_next_batch_counts_from_its_own_first_record() -> None:
     assert accumulator.next_deadline() == 1.25
 
 
+def test_linger_of_what_stays_behind_counts_from_its_first_record() -> None:
+    """Also when more came after that before the batch was cut."""
+    accumulator = Accumulator(limits=BatchLimits(metrics=3))
+    for now in (0.0, 0.1, 0.2, 0.25, 0.5):
+        accumulator.add("run", metric(), now)
+
+    drain_one(accumulator, 0.6)
+
+    assert accumulator.next_deadline() == 1.25
+
+
+def test_a_tag_that_joins_later_does_not_postpone_the_batch(accumulator: Accumulator) -> None:
+    """However often a tag is set, the first one is not kept waiting."""
+    for now in (0.0, 0.5, 0.9):
+        accumulator.add("run", RunTag("epoch", str(now)), now)
+
+    assert accumulator.next_deadline() == 1.0
+
+
 @pytest.mark.parametrize(
     ("limits", "make"),
     [
@@ -313,6 +332,31 @@ def test_a_batch_with_a_tag_waits_for_those_in_flight(accumulator: Accumulator) 
     assert keys(drain_one(accumulator, 2.0)) == ["stage"]
 
 
+def test_a_part_with_a_tag_waits_for_the_part_before_it(accumulator: Accumulator) -> None:
+    """A refused batch is taken apart, and what was a barrier in it still is one."""
+    add_all(accumulator, "run", [metric(), RunTag("state", "best")])
+    accumulator.refuse(drain_one(accumulator, 1.0), REFUSED, 1.0)
+    (point,) = accumulator.drain(2.0, room=5)
+    assert keys(point) == ["loss"]
+
+    accumulator.succeed(point, 2.0)
+    assert keys(drain_one(accumulator, 2.0)) == ["state"]
+
+
+def test_a_tag_that_was_put_aside_waits_for_those_in_flight(accumulator: Accumulator) -> None:
+    """Others go before it while it fails; it is a barrier all the same."""
+    accumulator.add("run", RunTag("state", "old"), 0.0)
+    tag = drain_one(accumulator, 1.0)
+    accumulator.put_aside(tag, 2.0, 1.0)
+    accumulator.add("run", metric(), 1.0)
+    point = drain_one(accumulator, 3.0)
+    assert keys(point) == ["loss"]
+
+    assert accumulator.drain(4.0, room=5) == []
+    accumulator.succeed(point, 4.0)
+    assert drain_one(accumulator, 4.0) is tag
+
+
 def test_nothing_overtakes_a_batch_with_a_tag(accumulator: Accumulator) -> None:
     """While a barrier is in flight, nothing else of its run leaves; other runs do."""
     accumulator.add("run", RunTag("stage", "start"), now=0.0)
@@ -437,6 +481,52 @@ def test_failures_in_a_row_are_counted_until_one_is_judged(accumulator: Accumula
     accumulator.succeed(drain_one(accumulator, 4.0), 4.0)
 
     assert [*counted, lane.failures] == [1, 2, 3, 3, 0]
+
+
+@pytest.mark.parametrize("verdict", ["give_up", "refuse", "succeed"])
+def test_whatever_is_judged_ends_the_trouble_of_its_run(
+    accumulator: Accumulator, verdict: str
+) -> None:
+    """Its next records are those of a run like any other."""
+    accumulator.add("run", metric(), 0.0)
+    accumulator.back_off(drain_one(accumulator, 1.0), 2.0, 1.0)
+    accumulator.add("run", metric(), 1.0)
+    batch = drain_one(accumulator, 2.0)
+    assert batch.lane.failures == 1
+    {
+        "give_up": lambda: accumulator.give_up(batch, REFUSED, 2.0),
+        "refuse": lambda: accumulator.refuse(batch, REFUSED, 2.0),
+        "succeed": lambda: accumulator.succeed(batch, 2.0),
+    }[verdict]()
+
+    assert batch.lane.failures == 0
+    assert len(accumulator.drain(3.0, troubled=0)) == 1
+
+
+def test_who_is_hurried_need_not_wait_out_a_back_off(accumulator: Accumulator) -> None:
+    """Neither with a batch that failed, nor with a record that was put aside."""
+    accumulator.add("one", metric(), 0.0)
+    accumulator.add("other", metric(), 0.0)
+    one, other = drain_one(accumulator, 1.0), drain_one(accumulator, 1.0)
+    accumulator.back_off(one, 100.0, 1.0)
+    accumulator.put_aside(other, 100.0, 1.0)
+    assert accumulator.next_deadline() == 100.0
+    for batch in (one, other):
+        accumulator.hurry(batch.lane, 2.0)
+
+    assert accumulator.drain(2.0, room=2) == [one, other]
+
+
+def test_a_delivery_between_them_makes_halvings_fruitful(accumulator: Accumulator) -> None:
+    """What is counted is how often a run was taken apart in vain, one after the other."""
+    add_all(accumulator, "run", metrics(8))
+    batch = drain_one(accumulator, 1.0)
+    accumulator.halve(batch, 1.0)
+    half = drain_one(accumulator, 1.0)
+    assert half.lane.fruitless == 1
+    accumulator.succeed(half, 1.0)
+
+    assert half.lane.fruitless == 0
 
 
 def test_renew_gives_a_new_token_and_keeps_the_body(accumulator: Accumulator) -> None:

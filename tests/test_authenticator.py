@@ -508,3 +508,23 @@ async def test_instance_principals_renew_in_every_call():
 
     assert ['keyId="ST$token2"' in keys[0], 'keyId="ST$token3"' in keys[1]] == [True, True]
     assert federation.forced == 1
+
+
+async def test_a_signature_that_failed_renews_nothing(authenticator, credentials):
+    """Nobody has refused anything: a new token would not help, and might be asked for for ever."""
+    error = NotAuthenticated("no", code="CannotSign")
+
+    assert not await authenticator.recover(error, generation=0, server_date=None)
+    assert credentials.refreshes == 0
+
+
+async def test_two_corrections_in_a_row_are_taken_back_together(authenticator):
+    """The last time that was known to be right is the one before both."""
+    for ahead in (3600, 7200):
+        generation = authenticator.generation
+        assert await recover(authenticator, generation, http_date(NOW + ahead))
+        assert authenticator.skew == ahead
+
+    authenticator.refused(authenticator.skew)
+
+    assert authenticator.skew == 0.0

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import hypothesis.strategies as st
 import pytest
@@ -159,6 +160,56 @@ def test_one_commit_has_the_tokens_of_the_next_batches_too(bench: Bench) -> None
     assert not any(bench.journal.collect_for(batch) for batch in batches[1:])
 
 
+@pytest.mark.parametrize("first", [0, 1], ids=["first", "second"])
+def test_parts_of_a_refused_batch_leave_with_their_tokens(bench: Bench, first: int) -> None:
+    """Whichever of them leaves first, the tokens of both replace that of the whole."""
+    bench.log(*metrics(10))
+    bench.commit()
+    (whole,) = bench.accumulator.drain(0.0)
+    bench.commit()
+    bench.accumulator.refuse(whole, BadRequest("bad", status=400), 0.0)
+    parts = [bench.accumulator.drain(0.0)[0] for _ in range(2)]
+    assert bench.journal.concerns(parts[first])
+
+    changes = bench.journal.collect_for(parts[first])
+
+    assert [(each.ranges, each.retry_token) for each in changes.sealed] == [
+        (((0, 5),), parts[0].retry_token),
+        (((5, 10),), parts[1].retry_token),
+    ]
+
+
+def test_parts_of_a_batch_whose_records_could_not_be_written(bench: Bench) -> None:
+    """The token of the whole may be on disk without them: those of all parts replace it."""
+    bench.log(*metrics(5))
+    bench.commit()
+    bench.log(*metrics(5, 5))
+    (whole,) = bench.accumulator.drain(0.0)
+    bench.journal.failed(bench.journal.collect_for(whole))  # beyond ``spool_limit``
+    bench.accumulator.refuse(whole, BadRequest("bad", status=400), 0.0)
+    parts = [bench.accumulator.drain(0.0)[0] for _ in range(2)]
+
+    changes = bench.journal.collect_for(parts[1])
+
+    written = {each.retry_token for each in changes.sealed}
+    assert written >= {part.retry_token for part in parts}
+
+
+def test_a_renewed_token_is_written_before_its_batch_leaves(bench: Bench) -> None:
+    """The one on disk is spent: after a kill it would be refused once more, or worse, believed."""
+    bench.log(*metrics(10))
+    bench.commit()
+    (spent,) = bench.accumulator.drain(0.0)
+    bench.commit()
+    bench.accumulator.renew(spent, 0.0)
+    (renewed,) = bench.accumulator.drain(0.0)
+    assert bench.journal.concerns(renewed)
+
+    (written,) = bench.journal.collect_for(renewed).sealed
+
+    assert written.retry_token == renewed.retry_token != spent.retry_token
+
+
 def test_nothing_is_sealed_ahead_while_the_service_is_down(bench: Bench) -> None:
     """What is sealed could not be let go of when memory runs short."""
     lane = bench.log(*metrics(10_000))
@@ -252,6 +303,42 @@ def test_a_half_failed_commit_keeps_the_other_half(bench: Bench) -> None:
     assert (len(again.settled), spans(again)) == (0, [(1000, 1010)])
 
 
+def test_a_failed_commit_keeps_what_was_refused(bench: Bench) -> None:
+    """A person sees it when the disk works again, once."""
+    bench.log(*metrics(1))
+    (batch,) = bench.accumulator.drain(0.0)
+    bench.accumulator.refuse(batch, BadRequest("no", status=400), 0.0)
+    bench.journal.failed(bench.journal.collect())
+
+    (refused,) = bench.commit().refused
+    assert refused.rejection.key == "loss"
+    assert not bench.journal.collect()
+
+
+def test_notes_of_what_was_delivered_are_forgotten(bench: Bench) -> None:
+    """To the last record: there is nothing left that waits for the disk."""
+    bench.log(*metrics(10))
+    bench.log(*metrics(10, 10))
+    bench.journal.failed(bench.journal.collect())
+    assert bench.journal.has_unwritten
+
+    deliver_all(bench)
+    bench.journal.prune()
+
+    assert not bench.journal.has_unwritten
+
+
+def test_a_lane_that_is_lost_altogether_is_forgotten(bench: Bench) -> None:
+    """Nothing of it is on disk, and the journal holds on to no lane without records."""
+    lane = bench.log(*metrics(10))
+    bench.commit()
+    spill(bench, lane)
+    bench.accumulator.lose_spilled(lane, 10, SpoolError("damaged"), 0.0)
+
+    assert [(each.first, each.last) for each in bench.commit().unreadable] == [(0, 10)]
+    assert lane not in bench.journal.journaled_until
+
+
 def test_settled_while_the_commit_is_under_way(bench: Bench) -> None:
     """The rows are on disk the moment they are no longer needed: the next commit says so."""
     lane = bench.log(*metrics(10))
@@ -280,14 +367,30 @@ def test_a_restored_lane_keeps_what_was_settled_out_of_turn(bench: Bench) -> Non
     assert (settled.until, settled.done) == (0, ((1000, 2000),))
 
 
-def test_a_forgotten_lane_and_its_successor_share_no_number(bench: Bench) -> None:
-    """What the journal still says of the old one must not meet the records of the new one."""
-    lane = bench.log(*metrics(10))
-    bench.commit()
+def test_a_restored_lane_is_not_settled_beyond_what_is_on_disk(bench: Bench) -> None:
+    """A batch that was under way is delivered before the rest has been read: that stays there."""
+    bench.accumulator.restore("run", [(10, 100)], [([(0, 10)], "token", metrics(10))], 100)
+    bench.journal.restored(bench.accumulator.lanes["run"])
     (batch,) = bench.accumulator.drain(0.0)
     bench.accumulator.succeed(batch, 0.0)
-    del lane, batch
+
+    (settled,) = bench.commit().settled
+    assert (settled.until, settled.done) == (10, ())
+
+
+def test_a_forgotten_lane_and_its_successor_share_no_number(bench: Bench) -> None:
+    """What the journal still says of the old one must not meet the records of the new one."""
+    other = bench.log(*metrics(3), run_id="other")
+    (slow,) = bench.accumulator.drain(0.0)
+    was = ref(bench.log(*metrics(10)))
     bench.commit()
+    (batch,) = bench.accumulator.drain(0.0)
+    for each in (batch, slow):
+        bench.accumulator.succeed(each, 0.0)
+    del other, slow, batch, each
+    bench.commit()
+    assert bench.accumulator.next_deadline() is None
+    assert was() is None, "nobody holds it, not even the line"
     successor = bench.log(*metrics(3))
 
     assert spans(bench.commit()) == [(10, 13)]
@@ -406,6 +509,33 @@ def test_text_records_are_counted_across_the_disk(bench: Bench) -> None:
         bench.accumulator.succeed(batches[0], 0.0)
     assert sizes == [100, 100, 50]
     assert (lane.count[Param], lane.text_cost, bench.accumulator.cost) == (0, 0, 0)
+
+
+def test_text_records_that_are_not_on_disk_yet_are_counted_once(bench: Bench) -> None:
+    """They stay in memory behind the hole, and are counted when they have their turn again."""
+    lane = bench.log(*metrics(10))
+    bench.commit()
+    bench.log(*(RunTag(f"t{number}", "v" * 100) for number in range(30)))
+    spill(bench, lane)
+    assert (lane.count[RunTag], lane.text_cost, len(lane.tail)) == (0, 0, 30)
+
+    assert len(deliver_all(bench)) == 40
+    assert (lane.count[RunTag], lane.text_cost, bench.accumulator.cost) == (0, 0, 0)
+
+
+def test_what_is_spilled_twice_has_its_place_once(bench: Bench) -> None:
+    """Of what came since only as much goes to the disk as has been written there."""
+    lane = bench.log(*metrics(20))
+    bench.commit()
+    spill(bench, lane)
+    bench.log(*metrics(10, 20))
+    bench.commit()
+    bench.log(*metrics(5, 30))
+    assert spill(bench, lane) == 10
+    assert (lane.spooled, len(lane.tail), lane.unsettled) == (30, 5, 35)
+
+    steps = [record.step for record in deliver_all(bench)]  # type: ignore[union-attr]
+    assert steps == list(range(35))
 
 
 def test_a_suspect_read_back_travels_apart(bench: Bench) -> None:

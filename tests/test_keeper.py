@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -354,3 +355,40 @@ async def test_a_tag_waits_for_what_it_overwrites(scene: Scene) -> None:
     async with asyncio.timeout(1):
         await scene.keeper.before_departure(second)
     assert scene.disk.written[-1].settled
+
+
+async def test_a_commit_that_failed_a_moment_ago_is_made_up_for_at_the_end(scene: Scene) -> None:
+    """Nobody has heard of its end yet: its records are written all the same."""
+    failed = threading.Event()
+
+    class Broken(Disk):
+        def commit(self, changes: Changes, last_error: str = "") -> None:
+            failed.set()
+            raise BROKEN
+
+    scene.log(10)
+    scene.keeper.spool = Broken()  # type: ignore[assignment]
+    scene.keeper.commit_soon()
+    assert failed.wait(5.0)
+    scene.keeper.spool = scene.disk  # type: ignore[assignment]
+
+    assert scene.keeper.commit_here()
+    assert len(scene.disk.rows) == 10
+
+
+async def test_the_fullest_run_goes_to_the_disk_first(scene: Scene) -> None:
+    """Runs with a few records stay in memory, and need not be read back for a batch."""
+    for run_id, count in (("small", 10), ("middle", 1200), ("big", 5000)):
+        for record in (records := [Metric("loss", 0.5, 1, step) for step in range(count)]):
+            record.place = scene.accumulator.lane(run_id)
+        scene.accumulator.take_in(records, 0.0)
+    await scene.keeper.commit()
+    scene.keeper.memory_limit = 4500 * METRIC_COST
+    scene.keeper.let_go()
+
+    lanes = scene.accumulator.lanes
+    assert {run_id: lane.spooled for run_id, lane in lanes.items()} == {
+        "small": 0,
+        "middle": 0,
+        "big": 4000,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -25,6 +26,7 @@ from adp_async._io.spool_file import Identity, SpoolError, find_spools
 from adp_async._sansio.messages import Reply
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import ConnectionLost, DeliveryError
 from adp_async.local import Fault
 from adp_async.testing import FakeSession
@@ -534,6 +536,58 @@ async def test_records_of_a_run_that_is_gone_are_rejected_and_kept(folder: Path)
     assert (contents.records, len(contents.rejected)) == (0, 500)
     assert "deleted" in contents.rejected[0].reason
     left.let_go()
+
+
+async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
+    """The next session sends a part with the token that it had, so none arrives twice."""
+    async with session_with(folder, linger=0.1) as session:
+        run = session.attach_run(session.add_run("run"))
+        refusal = {"code": "InvalidParameter", "message": "no"}
+        session.answer(LOG_BATCH, refusal, status=400, times=1)
+        session.answer(LOG_BATCH, times=1, after_write=True)
+        script = session.answer(LOG_BATCH, DOWN, after_write=True)
+        run.log_metrics({f"m{number}": 1.0 for number in range(100)})
+        await until(lambda: on_disk(session) == 100)
+        await until(lambda: script.given >= 2)
+        copy = folder.parent / "copy"
+        shutil.copytree(folder, copy)
+        store, sent = session.service.store, tokens(session)
+    assert len(sent) == 3
+
+    async with session_with(copy, store) as session:
+        await until(lambda: tokens(session) and len(find_spools(copy)) == 1)
+        again = tokens(session)
+
+    assert again == {body: sent[body] for body in again}
+
+
+async def test_what_was_discarded_does_not_come_back(folder: Path) -> None:
+    """It is gone from the disk as well, and what was logged after that is not."""
+    retry = RetryPolicy(first_backoff=600.0, max_backoff=600.0)
+    async with session_with(folder, down=True, retry=retry) as session:
+        run = session.attach_run(session.add_run("run"))
+        for step in range(50):
+            run.log_metric("loss", 0.5, step)
+        await until(lambda: on_disk(session) == 50)
+        await until(lambda: session.requests and not run.stats().in_flight)
+        assert run.discard() == 50
+        for step in range(50, 55):
+            run.log_metric("loss", 0.5, step)
+        store = session.service.store
+
+    async with session_with(folder, store) as session:
+        await until(lambda: len(steps(session)) >= 5)
+        await until(lambda: len(find_spools(folder)) == 1)
+        assert steps(session) == list(range(50, 55))
+
+
+def tokens(session: FakeSession) -> dict[bytes, set[str]]:
+    """The retry tokens that the body of each log-batch was sent with."""
+    found: dict[bytes, set[str]] = {}
+    for request in session.requests:
+        if request.operation == LOG_BATCH:
+            found.setdefault(request.body, set()).add(request.headers["opc-retry-token"])
+    return found
 
 
 async def test_a_second_kill_while_the_service_is_down(folder: Path) -> None:

@@ -23,6 +23,7 @@ from adp_async.errors import (
     BadRequest,
     Conflict,
     ConnectionFailed,
+    Forbidden,
     NotAuthenticated,
     NotFound,
     PayloadTooLarge,
@@ -473,6 +474,28 @@ def test_a_spent_token_is_replaced() -> None:
     run_virtually(scene())
 
 
+@pytest.mark.parametrize(
+    ("is_gone", "parts"),
+    [(False, True), (True, False), (DOWN, False)],
+    ids=["shown", "not shown", "cannot be asked"],
+)
+def test_a_batch_is_taken_apart_where_the_run_is_shown(
+    is_gone: bool | AdpError, parts: bool
+) -> None:
+    """While nothing else is sent, only that tells a bad record from a service that is down."""
+
+    async def scene() -> None:
+        broken = ServiceFault("no", status=500, code="InternalError")
+        stage = Stage(script=[broken] * 10_000, is_gone=is_gone)
+        stage.log("run", *metrics(2))
+        await stage.play(3600.0)
+        assert (len(set(stage.tokens)) > 1) is parts
+        assert stage.asked > 0
+        assert stage.accumulator.unsettled == 2
+
+    run_virtually(scene())
+
+
 def test_a_batch_leaves_when_it_is_written_down() -> None:
     """With a spool the retry token is on disk before the request leaves."""
 
@@ -540,6 +563,38 @@ def test_what_may_not_leave_yet_keeps_its_turn() -> None:
     run_virtually(scene())
 
 
+def test_cancelled_it_gives_back_once_what_could_not_leave() -> None:
+    """A batch that keeps its turn waits already."""
+
+    async def scene() -> None:
+        async def write_down(batch: RecordBatch) -> None:
+            raise NotYet("full")
+
+        stage = Stage(before_departure=write_down)
+        stage.log("run", *metrics(10))
+        await stage.play(10.0)
+        accumulator = stage.accumulator
+        assert (accumulator.waiting, accumulator.in_flight) == (10, 0)
+        assert accumulator.batches_in_flight == 0
+
+    run_virtually(scene())
+
+
+def test_how_many_under_way_are_worth_it_does_not_show_while_there_is_one() -> None:
+    """A run that logs now and then tells nothing of what the service can take."""
+
+    async def scene() -> None:
+        stage = Stage(latency=0.5, linger=0.0)
+        playing = asyncio.create_task(stage.play(100.0))
+        for _ in range(90):
+            stage.log("run", *metrics(1))
+            await asyncio.sleep(1.0)
+            assert stage.sender.dispatcher.concurrency.limit == 1
+        await playing
+
+    run_virtually(scene())
+
+
 # What a person hears
 
 
@@ -564,6 +619,41 @@ def test_one_warning_for_a_trouble_that_lasts(caplog: pytest.LogCaptureFixture) 
     assert "check the credentials" in second
     assert "abc/def" in second
     assert messages(caplog, logging.INFO) == ["batches are delivered again"]
+
+
+def test_each_trouble_is_told_anew(caplog: pytest.LogCaptureFixture) -> None:
+    """The second outage of a night is as much news as the first, and so is its end."""
+    caplog.set_level(logging.INFO, logger="adp_async")
+
+    async def scene() -> None:
+        stage = Stage(script=[DOWN, DOWN, None, None, DOWN, None])
+        stage.log("run", *metrics(4000))
+        await stage.play(600.0)
+        assert stage.accumulator.delivered == 4000
+
+    run_virtually(scene())
+
+    assert len(messages(caplog, logging.WARNING)) == 2
+    assert messages(caplog, logging.INFO) == ["batches are delivered again"] * 2
+
+
+def test_a_run_in_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is tried, and that it is over as well."""
+    caplog.set_level(logging.INFO, logger="adp_async")
+
+    async def scene() -> None:
+        forbidden = Forbidden("not yours", status=403, code="NotAuthorized")
+        stage = Stage(script=[forbidden] * 15)
+        stage.log("run", *metrics(10))
+        await stage.play(36_000.0)
+        assert stage.accumulator.delivered == 10
+
+    run_virtually(scene())
+
+    (warning,) = messages(caplog, logging.WARNING)
+    assert "run run" in warning
+    assert "1 such runs" in warning
+    assert messages(caplog, logging.INFO) == ["run run: its records are delivered again"]
 
 
 def test_refused_records_are_told_at_1_10_100(caplog: pytest.LogCaptureFixture) -> None:

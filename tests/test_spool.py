@@ -26,12 +26,13 @@ from adp_async._io.spool_file import (
     FORMAT,
     SpoolBusy,
     SpoolError,
+    SpoolLimit,
     SpoolNewer,
     SpoolUnreadable,
     find_spools,
     remove,
 )
-from adp_async._sansio.journal import Changes, Chunk, Refused, Unreadable
+from adp_async._sansio.journal import Changes, Chunk, Refused, Sealed, Unreadable
 from adp_async._sansio.packing import DAMAGED, pack, unpack
 from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.errors import BadRequest, Rejection
@@ -207,6 +208,7 @@ def changed(at: int, value: object) -> list[object]:
         [changed(3, None)],
         [changed(3, False)],
         [changed(3, "7")],
+        [changed(3, 2**63)],
         [METRIC, METRIC[:3]],
         [[*METRIC, 1]],
         [["p", "key", 5]],
@@ -216,6 +218,7 @@ def changed(at: int, value: object) -> list[object]:
         [["x", "key", "value"]],
         [[["p"], "key", "value"]],
         [["p", "key"]],
+        [["p", "key", "value", "of", "more"]],
         [[]],
         [5],
         {"loss": METRIC},
@@ -299,6 +302,15 @@ def test_a_spool_in_use_is_busy(spool: Spool) -> None:
     """Nobody opens it while its session lives, not even one of the same process."""
     with pytest.raises(SpoolBusy, match="in use"):
         Spool.open(spool.path, limit=LIMIT)
+
+
+def test_a_spool_that_is_locked_is_busy(tmp_path: Path) -> None:
+    """Also when nobody is named as its owner: it is no news that a process has it."""
+    path = orphan(tmp_path, chunk(metrics(5)))
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SpoolBusy, match="in use by a running process"):
+            Spool.open(path, limit=LIMIT)
 
 
 def test_looking_at_a_spool_of_this_process_leaves_its_lock(spool: Spool) -> None:
@@ -450,6 +462,22 @@ def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
     spool.let_go()
 
 
+def test_at_the_limit_tokens_are_written(spool: Spool) -> None:
+    """Those of records that are on disk: only when these have left there is room again."""
+    spool.commit(chunk(metrics(10)))
+    spool.limit = 1
+    with pytest.raises(SpoolLimit):
+        spool.commit(
+            Changes(
+                chunks=[Chunk("run", 10, metrics(5, 10))],
+                sealed=[Sealed("run", ((0, 10),), "token")],
+            )
+        )
+    (piece,) = spool.pieces()
+    assert [(ranges, token) for ranges, token, _ in piece.sealed] == [(((0, 10),), "token")]
+    assert (piece.spilled, piece.last) == ((), 10)
+
+
 def test_the_file_shrinks_when_its_records_are_gone(spool: Spool) -> None:
     """Free pages are given back beyond a few that are kept for what comes next."""
     text = "x" * 6000
@@ -572,6 +600,40 @@ def test_what_is_left_of_a_run(spool: Spool) -> None:
         (20, "token-a", list(range(20, 30)))
     ]
     assert piece.last == 100
+
+
+def test_what_is_settled_is_said_again_and_again(spool: Spool) -> None:
+    """Each time as a whole: spans that were written before are not in the way."""
+    spool.commit(chunk(metrics(20)))
+    spool.commit(settled(0, (5, 8)))
+    spool.commit(settled(0, (5, 8), (9, 10)))
+    spool.commit(settled(8, (9, 10)))
+    (piece,) = spool.pieces()
+    assert piece.spilled == ((8, 9), (10, 20))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE sealed SET token = 'two' || char(10) || 'lines'", "UPDATE sealed SET token = ''"],
+    ids=["line end", "empty"],
+)
+def test_a_damaged_token_costs_no_record(spool: Spool, change: str) -> None:
+    """It could not be sent: the records are, as if they had not been under way."""
+    spool.commit(chunk(metrics(10)))
+    spool.commit(sealed(0, 10, "token"))
+    spool._connection.execute(change)
+    (piece,) = spool.pieces()
+    assert (piece.sealed, piece.spilled) == ((), ((0, 10),))
+
+
+def test_a_batch_that_cannot_be_read_whole_is_no_batch(spool: Spool) -> None:
+    """With fewer records its token would stand for another request."""
+    spool.commit(chunk(metrics(5)))
+    spool.commit(chunk(metrics(5, 5), 5))
+    spool.commit(sealed(0, 10, "token"))
+    spool._connection.execute("UPDATE chunks SET body = x'00' WHERE first = 5")
+    (piece,) = spool.pieces()
+    assert (piece.sealed, piece.spilled) == ((), ((0, 10),))
 
 
 def test_counts_leave_out_what_is_settled(spool: Spool) -> None:
@@ -793,6 +855,15 @@ def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:
     assert steps([record for _, record in spool.waiting()]) == [0, 2]
 
 
+def test_a_refused_row_that_says_something_else_is_damaged(spool: Spool) -> None:
+    """Its checksum is about the run, the key and the reason, too."""
+    spool.commit(Changes(refused=[refusal(1), refusal(2)]))
+    spool._connection.execute("UPDATE refused SET run_id = 'another' WHERE rowid = 1")
+    contents = spool.contents()
+    assert [each.record.step for each in contents.rejected] == [2]  # type: ignore[union-attr]
+    assert contents.trouble
+
+
 def test_a_spool_that_says_not_whose_records(spool: Spool) -> None:
     """It is damaged, and no other error than that comes out."""
     spool.commit(chunk(metrics(3)))
@@ -831,6 +902,17 @@ def test_of_a_run_that_is_through_as_well(spool: Spool) -> None:
     spool.commit(Changes(refused=[refusal(51)]))
     spool.requeue_refused()
     assert steps([record for _, record in spool.waiting()]) == [51]
+
+
+def test_of_a_run_whose_rows_are_damaged(spool: Spool) -> None:
+    """How far it was settled still counts: what is sent once more comes behind that."""
+    spool.commit(chunk(metrics(10)))
+    spool.commit(settled(5))
+    spool.commit(Changes(refused=[refusal(50)]))
+    spool._connection.execute("UPDATE chunks SET body = x'00'")
+    assert spool.take() == 1
+    spool.requeue_refused()
+    assert steps([record for _, record in spool.waiting()]) == [50]
 
 
 def test_a_failure_in_the_middle_moves_none(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from odd import (
 
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.values import (
+    KNOWN_KEYS,
     pairs_of,
     valid_int64,
     valid_key,
@@ -92,6 +93,15 @@ def test_a_long_key_is_not_shown_in_full() -> None:
 def test_any_other_key_is_taken_as_it_is(key: str) -> None:
     """Which characters it likes is the service's business; it tells for each record."""
     assert valid_key(key, kind="metric", run_id="run", limits=LIMITS) == key
+
+
+def test_so_many_good_keys_are_remembered_and_no_more() -> None:
+    """Whoever makes a key of a user's id pays with time, not with memory."""
+    known = {str(number): str(number) for number in range(KNOWN_KEYS - 1)}
+    for key in ("last", "one too many"):
+        assert valid_key(key, kind="metric", run_id="run", limits=LIMITS, known=known) == key
+    assert len(known) == KNOWN_KEYS
+    assert "last" in known
 
 
 def test_a_subclass_of_str_becomes_a_plain_one() -> None:
