@@ -257,7 +257,7 @@ async def test_logging_in_the_middle_of_taking_in(monkeypatch: pytest.MonkeyPatc
 def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk's thread, too, may run finalizers: with memory full it doesn't wait for itself."""
     knobs: Any = {"spool": tmp_path / "spool", "spool_interval": 0.01, "max_block": 5.0}
-    with FakeBlockingSession(buffer_limit=100 * METRIC_COST, **knobs) as session:
+    with FakeBlockingSession(buffer_limit=4000 * METRIC_COST, **knobs) as session:
         run = session.start_run()
         commit, late = Spool.commit, iter(range(20))
 
@@ -269,7 +269,7 @@ def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(Spool, "commit", interrupted)
         script = session.session.answer(LOG_BATCH, status=503)
         began = time.monotonic()
-        for step in range(1000):
+        for step in range(20_000):
             run.log_metric("loss", 0.5, step=step)
         assert time.monotonic() - began < 4.0
         script.left = 0
