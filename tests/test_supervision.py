@@ -123,7 +123,7 @@ async def test_a_log_that_raises(
 async def test_a_log_that_raises_while_leaving(tmp_path: Path) -> None:
     """What has to be said at the end costs neither the end nor the body's own error."""
     mistake = KeyError("the body's own")
-    with disturbed(logging.DEBUG, _handler), pytest.raises(KeyError) as caught:
+    with disturbed(logging.DEBUG, _handler), pytest.raises(KeyError) as caught:  # noqa: PT012
         async with (
             FakeSession(spool=tmp_path / "spool", close_timeout=0.1) as session,
             session.start_run() as run,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adp_async._io.spool import Spool
 from adp_async._sansio.records import METRIC_COST
 from adp_async.errors import BufferFull, Closed, DeliveryError
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 LOG_BATCH = "log_experiment_run_batch"
 
@@ -250,3 +252,44 @@ async def test_logging_in_the_middle_of_taking_in(monkeypatch: pytest.MonkeyPatc
         received = session.received(run.run_id)
     assert sorted(metric.key for metric in received.metrics) == ["late", "later", "loss"]
     assert received.tags == [("interrupted", "yes")]
+
+
+def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk's thread, too, may run finalizers: with memory full it doesn't wait for itself."""
+    knobs: Any = {"spool": tmp_path / "spool", "spool_interval": 0.01, "max_block": 5.0}
+    with FakeBlockingSession(buffer_limit=4000 * METRIC_COST, **knobs) as session:
+        run = session.start_run()
+        commit, late = Spool.commit, iter(range(20))
+
+        def interrupted(*arguments: Any) -> Any:
+            if (step := next(late, None)) is not None:
+                run.log_metric("late", 0.5, step=step)
+            return commit(*arguments)
+
+        monkeypatch.setattr(Spool, "commit", interrupted)
+        script = session.session.answer(LOG_BATCH, status=503)
+        began = time.monotonic()
+        for step in range(20_000):
+            run.log_metric("loss", 0.5, step=step)
+        assert time.monotonic() - began < 4.0
+        script.left = 0
+        run.flush(timeout=10.0)
+        assert run.stats().dropped == 0
+
+
+def test_a_finalizer_in_the_middle_of_making_room() -> None:
+    """It may interrupt whoever holds the lock, or waits for its turn, and log."""
+    with FakeBlockingSession(buffer_limit=10 * METRIC_COST, max_block=5.0) as session:
+        run = session.start_run()
+        script = session.session.answer(LOG_BATCH, status=503)
+        for step in range(10):
+            run.log_metric("loss", 0.5, step=step)
+        intake = session.session._intake
+        began = time.monotonic()
+        with intake.lock:
+            run.log_metric("late", 0.5, step=0)
+            run.log_metric("late", 0.5, step=1)
+        assert time.monotonic() - began < 1.0
+        script.left = 0
+        run.flush(timeout=5.0)
+        assert len(session.session.received(run.run_id).metrics) == 12

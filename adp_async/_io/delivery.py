@@ -18,6 +18,7 @@ from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
 from adp_async._io.sender import Sender
 from adp_async._io.waiters import Waiters
+from adp_async._io.worker import is_worker_here
 from adp_async._sansio.accumulator import (
     KEPT_REJECTIONS,
     REJECTION_COST,
@@ -86,7 +87,7 @@ class Delivery:
             self.lifetime,
             doorbell=self._ring,
             spills=self._spills,
-            is_here=self._is_here,
+            is_here=self._is_ours,
             buffer_limit=settings.buffer_limit,
             max_block=settings.max_block,
             overflow=settings.overflow,
@@ -143,6 +144,9 @@ class Delivery:
 
     def _is_here(self) -> bool:
         return self._thread is not None and self._thread.is_here
+
+    def _is_ours(self) -> bool:
+        return self._is_here() or is_worker_here()
 
     # ------------------------------------------------------------------ in the delivery thread
 

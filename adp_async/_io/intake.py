@@ -47,6 +47,26 @@ class Inbox(deque["AnyRecord"]):
     gate: int
 
 
+class _Bell:
+    """An Event whose wait may be interrupted by whoever sets it, in the same thread.
+
+    (`threading.Event` has a lock within, which a signal handler would wait for for ever.)
+    """
+
+    __slots__ = ("_silence",)
+
+    def __init__(self) -> None:
+        self._silence = threading.Lock()
+        self._silence.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        return self._silence.acquire(timeout=seconds)
+
+    def set(self) -> None:
+        """Once."""
+        self._silence.release()
+
+
 class _Ticket:
     """A thread that waits for room for *needed* bytes."""
 
@@ -55,7 +75,7 @@ class _Ticket:
     def __init__(self, needed: int) -> None:
         self.needed = needed
         self.has_room = False
-        self.is_over = threading.Event()
+        self.is_over = _Bell()
 
 
 @define(eq=False, repr=False)
@@ -63,7 +83,7 @@ class Intake:
     """Takes records from any thread, and hands them to one.
 
     *doorbell* wakes the delivery thread, *spills* says whether a spool takes the overflow,
-    *is_here* whether this is the delivery thread, which must never wait for itself.
+    *is_here* whether this is a thread of ours, which must never wait for itself.
     """
 
     accumulator: Accumulator
@@ -85,6 +105,7 @@ class Intake:
     _tickets: deque[_Ticket] = field(factory=deque, init=False)
     #: Memory that was promised to threads which have not used it yet.
     _promised: int = field(default=0, init=False)
+    _is_granting: bool = field(default=False, init=False)
     _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
     _is_told: bool = field(default=False, init=False)
 
@@ -162,8 +183,10 @@ class Intake:
             self._grant()
 
     def _overflow(self, records: Sequence[AnyRecord]) -> None:
-        if self.is_here():
-            return  # a handler or finalizer in the delivery thread: waiting would be for itself
+        # A handler or finalizer in a thread of ours, or in the middle of what makes room: waiting
+        # would be for itself.
+        if self.is_here() or self.lock._is_owned():  # type: ignore[attr-defined]
+            return
         may_wait = _may_wait()
         is_for_drop = self.overflow == "drop" and all(type(each) is Metric for each in records)
         if self.spills():
@@ -220,29 +243,37 @@ class Intake:
             self._promised -= ticket.needed
             if not self.lifetime.is_open:
                 return False
-            self._text_cost += ticket.needed - METRIC_COST * len(records)
+            extra = ticket.needed - METRIC_COST * len(records)
+            self._text_cost += extra
             self.inbox.extend(records)
             return True
 
     def _grant(self) -> None:
-        """Let those who wait have the room there is, the first of them first."""
-        tickets = self._tickets
-        while tickets:
-            first = tickets[0]
-            limit = max(self.buffer_limit, first.needed)
-            if self.lifetime.is_open and self.used() + first.needed > limit:
-                return
-            tickets.popleft()
-            if self.lifetime.is_open:
-                first.has_room = True
-                self._promised += first.needed
-            first.is_over.set()
+        """Let those who wait have the room there is, the first of them first.  Under the lock."""
+        if self._is_granting:
+            return  # this interrupts it, in its own thread
+        self._is_granting = True
+        try:
+            while self._tickets:
+                first = self._tickets[0]
+                limit = max(self.buffer_limit, first.needed)
+                if self.lifetime.is_open and self.used() + first.needed > limit:
+                    return
+                self._tickets.popleft()
+                if self.lifetime.is_open:
+                    first.has_room = True
+                    self._promised += first.needed
+                first.is_over.set()
+        finally:
+            self._is_granting = False
 
     def _take_out(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
         """Those of *records* that still lay in the inbox, and no longer do."""
         with self.lock:
             mine = [each for each in reversed(records) if _removed(self.inbox, each)][::-1]
-            self._text_cost -= sum(map(cost_of, mine)) - METRIC_COST * len(mine)
+            # In two steps: a finalizer may log in the middle of a sum.
+            extra = sum(map(cost_of, mine)) - METRIC_COST * len(mine)
+            self._text_cost -= extra
         return mine
 
     # The delivery thread
@@ -299,6 +330,7 @@ class Intake:
         # The parent's threads are gone, and one of them may have held the lock.
         self.lock = threading.RLock()
         self._tickets = deque()
+        self._is_granting = False
         self._drains = []
         self.inbox.clear()
         self.inbox.gate = -1

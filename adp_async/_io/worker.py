@@ -21,6 +21,14 @@ _Future: TypeAlias = "asyncio.Future[Any] | concurrent.futures.Future[Any]"
 _Job: TypeAlias = "tuple[_Future, Callable[..., Any], tuple[Any, ...]]"
 
 
+_here = threading.local()
+
+
+def is_worker_here() -> bool:
+    """Whether this thread is a worker's: finalizers may run in it, and log."""
+    return getattr(_here, "is_worker", False)
+
+
 class Worker:
     """Does its jobs one after the other, in the order they came; *threads* at a time.
 
@@ -59,6 +67,7 @@ class Worker:
             self._jobs.put(None)
 
     def _work(self) -> None:
+        _here.is_worker = True
         while (job := self._jobs.get()) is not None:
             future, function, arguments = job
             if not future.cancelled():
