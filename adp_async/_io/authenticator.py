@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 _CANNOT_SIGN: Final = "CannotSign"
 _THREADS: Final = 2
+#: Seconds that a fork waits for signatures under way, and they for the fork.
+_LONGEST_FORK: Final = 1.0
 #: The largest body that is hashed on the event loop: 0.05 ms.
 _SMALL_BODY: Final = 16 * 1024
 #: Two readings of a clock are no further apart, in seconds.
@@ -206,7 +209,8 @@ class Authenticator:
             given = dict(signable.headers)
             # The signer itself, never its do_request_sign: only the call renews instance
             # principals.
-            returned = signer(signable)
+            with _signing:
+                returned = signer(signable)
             problem = _problem_of_signature(signable, given, returned)
             if not problem:
                 return signable.signed(request)
@@ -235,6 +239,58 @@ def _is_seen(future: asyncio.Future[bool]) -> None:
     """The tasks that waited may have been cancelled; its exception is logged elsewhere."""
     if not future.cancelled():
         future.exception()
+
+
+class _Signing:
+    """Lets no process fork in the middle of a signature.
+
+    A child inherits the locks of OpenSSL, and nobody to release those that another thread held:
+    its own first signature would never end.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._signatures = 0
+        self._is_forking = False
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._is_forking:
+                self._changed.wait(_LONGEST_FORK)
+            self._signatures += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._signatures -= 1
+            if self._is_forking:
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        """Wait for those under way; not for one that renews a token, which can take minutes."""
+        with self._changed:
+            self._is_forking = True
+            self._changed.wait_for(lambda: not self._signatures, _LONGEST_FORK)
+
+    def after_fork(self) -> None:
+        with self._changed:
+            self._is_forking = False
+            self._changed.notify_all()
+
+
+_signing = _Signing()
+
+
+def _after_fork_in_child() -> None:
+    global _signing
+    _signing = _Signing()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+    os.register_at_fork(
+        before=lambda: _signing.before_fork(),
+        after_in_parent=lambda: _signing.after_fork(),
+        after_in_child=_after_fork_in_child,
+    )
 
 
 class _RefreshFailed(Exception):
