@@ -14,10 +14,10 @@ import pytest
 
 from adp_async._sansio import lane as lane_module
 from adp_async._sansio.accumulator import KEPT_REJECTIONS, SMALLEST_BODY_LIMIT, Accumulator
-from adp_async._sansio.lane import Lane
+from adp_async._sansio.lane import Lane, Suspect
 from adp_async._sansio.line import Line
 from adp_async._sansio.records import BatchLimits, GivenUp, Metric, Param, RunTag
-from adp_async._sansio.refusals import ENOUGH_REFUSALS
+from adp_async._sansio.refusals import ENOUGH_REFUSALS, PROVEN_KEYS
 from adp_async.errors import AdpError, BadRequest, DeliveryError, PayloadTooLarge
 
 if TYPE_CHECKING:
@@ -840,3 +840,65 @@ def test_the_work_of_a_call_does_not_grow_with_the_runs(monkeypatch: pytest.Monk
             assert accumulator.next_deadline() == 1.0
     assert len(puts) == 20_000
     assert accumulator.line.length == 20_000
+
+
+# One odd value costs one value
+
+
+class Odd(str):
+    """Text of a kind that the encoder does not take; `log_*` make it plain before."""
+
+
+def test_a_record_that_cannot_be_encoded_is_given_up_alone(accumulator: Accumulator) -> None:
+    """Whatever slipped in costs itself: its neighbours are sealed and sent."""
+    odd = RunTag("note", Odd("x"))
+    add_all(accumulator, "run", [metric(), odd, metric(step=1)])
+
+    requests = deliver_everything(accumulator, 1.0)
+
+    assert requests == 2
+    assert accumulator.delivered == 2
+    assert accumulator.rejected == {"AdpError": 1}
+    assert accumulator.cost == accumulator.waiting == 0
+    with pytest.raises(DeliveryError, match="cannot be written as JSON"):
+        odd.wait()
+
+
+def test_a_lane_of_which_all_is_refused_here_is_no_probe(accumulator: Accumulator) -> None:
+    """Whether the service answers is found out with a batch, of the next run that has one."""
+    lane = accumulator.lane("bad")
+    add_all(accumulator, "bad", metrics(3, key="bad@key"))
+    name = (Metric, "bad@key")
+    lane.suspects = {name: Suspect(ENOUGH_REFUSALS, REFUSED, 1e9, 60.0)}
+    accumulator.add("good", metric(), now=0.5)
+
+    batch = accumulator.probe(5.0, healthy=True, troubled=False)
+
+    assert batch is not None
+    assert batch.run_id == "good"
+    assert accumulator.rejected == {"BadRequest": 3}
+
+
+def test_what_is_lost_on_disk_needs_no_journal(accumulator: Accumulator) -> None:
+    """It is counted, and who waits for it hears why."""
+    lane = accumulator.lane("run")
+    add_all(accumulator, "run", records := metrics(5))
+    accumulator.spill(lane, 0.0, keep=0, journaled_until=5)
+    assert accumulator.spooled == 5
+
+    accumulator.lose_spilled(lane, 5, BadRequest("damaged", status=400), 1.0)
+
+    assert accumulator.spooled == accumulator.unsettled == 0
+    assert accumulator.rejected == {"BadRequest": 5}
+    assert all(record.done for record in records)
+
+
+def test_a_lane_remembers_so_many_good_keys(accumulator: Accumulator) -> None:
+    """Beyond that no key is condemned any more, since it may have been good."""
+    lane = accumulator.lane("run")
+    lane.prove([f"k{number}" for number in range(PROVEN_KEYS)])
+    accumulator.add("run", metric("late"), now=0.0)
+    accumulator.succeed(drain_one(accumulator, 1.0), 1.0)
+
+    assert len(lane.proven) == PROVEN_KEYS
+    assert "late" not in lane.proven

@@ -1,0 +1,100 @@
+"""An event loop in a thread of its own, and who waits for it from elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adp_async._io.loop_thread import LoopThread
+from adp_async.errors import Closed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def thread() -> Iterator[LoopThread]:
+    thread = LoopThread("a loop of the test")
+    yield thread
+    thread.stop()
+
+
+async def forty_two() -> int:
+    await asyncio.sleep(0)
+    return 42
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+def test_a_thread_waits_for_what_the_loop_does(thread: LoopThread) -> None:
+    """It gets the result, the error, or `TimeoutError` when time runs out."""
+
+    async def fail() -> None:
+        raise KeyError("its own")
+
+    assert thread.wait(forty_two()) == 42
+    with pytest.raises(KeyError, match="its own"):
+        thread.wait(fail())
+    with pytest.raises(TimeoutError):
+        thread.wait(for_ever(), 0.01)
+    assert not thread.is_here
+
+
+async def test_an_event_loop_awaits_it(thread: LoopThread) -> None:
+    """From its own loop as well, which is not made to wait for itself."""
+
+    async def there() -> tuple[bool, int]:
+        return thread.is_here, await thread.run(forty_two())
+
+    assert await thread.run(there()) == (True, 42)
+    waiting = asyncio.create_task(thread.run(for_ever()))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+def test_its_own_thread_may_not_block_for_it(thread: LoopThread) -> None:
+    """That would never end; the error says so."""
+
+    async def block() -> None:
+        thread.wait(forty_two())
+
+    with pytest.raises(Closed, match="would block"):
+        thread.wait(block())
+
+
+def test_after_its_end_nobody_waits(thread: LoopThread) -> None:
+    """Whoever waits then hears that it is closed, and callbacks are refused."""
+    waits: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            thread.wait(for_ever())
+        except Closed as error:
+            waits.append(error)
+
+    other = threading.Thread(target=wait)
+    other.start()
+    while len(asyncio.all_tasks(thread.loop)) == 0:
+        pass
+    thread.stop()
+    other.join(5)
+    assert "while this call waited" in str(waits[0])
+    with pytest.raises(Closed, match="is closed"):
+        thread.wait(forty_two())
+    assert not thread.call_soon(print)
+    thread.stop()
+
+
+def test_a_loop_that_ends_just_now(thread: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was alive a moment ago, and takes nothing any more."""
+    thread.stop()
+    monkeypatch.setattr(LoopThread, "is_alive", True)
+    with pytest.raises(Closed, match="is closed"):
+        thread.wait(forty_two())
