@@ -176,6 +176,24 @@ async def test_a_disk_that_fails_by_turns_is_said_once_in_a_while(
     assert scene.said == ["fails", "works", "fails"]
 
 
+async def test_a_hold_that_begins_later_is_said_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spool that takes no more records delivers what it has, until no token can be written."""
+    scene.disk.records = LIMIT
+    scene.log(10)
+    await scene.keeper.commit()
+    assert scene.said == ["fails"]
+    assert "held back" not in scene.caplog.text
+
+    monkeypatch.setattr(scene.keeper, "_warned_at", -SECONDS_BETWEEN_WARNINGS)
+    for error in [LIMIT, FULL, FULL]:
+        scene.disk.records = error
+        await scene.keeper.commit()
+    assert scene.said == ["fails", "fails"]
+    assert "held back" in scene.caplog.text
+
+
 @pytest.mark.parametrize("error", [FULL, LIMIT, BROKEN])
 async def test_what_is_not_on_disk_waits_for_no_token(scene: Scene, error: SpoolError) -> None:
     """A batch whose records could not be written leaves: nobody will send it a second time."""

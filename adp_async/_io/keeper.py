@@ -85,6 +85,8 @@ class SpoolKeeper:
     #: When a person was last told that it fails, and whether that still has to be taken back.
     _warned_at: float = field(default=float("-inf"), init=False)
     _is_warned: bool = field(default=False, init=False)
+    #: Whether that person knows that batches are held back.
+    _is_hold_said: bool = field(default=False, init=False)
     #: Whose turn it is to be read back.
     _turn: int = field(default=0, init=False)
 
@@ -220,19 +222,20 @@ class SpoolKeeper:
 
     def _works_again(self) -> None:
         self.failure = None
-        self._lacks_records = False
+        self._lacks_records = self._is_hold_said = False
         if self._is_warned:
             self._is_warned = False
             logger.warning("writing to the spool works again")
 
     def _fail(self, error: SpoolError) -> None:
         now = time.monotonic()
-        if self.failure is None and now >= self._warned_at + SECONDS_BETWEEN_WARNINGS:
-            self._warned_at, self._is_warned = now, True
-            held = "; those on disk are held back meanwhile" if isinstance(error, SpoolFull) else ""
+        holds = isinstance(error, SpoolFull)
+        is_news = self.failure is None or (holds and not self._is_hold_said)
+        if is_news and now >= self._warned_at + SECONDS_BETWEEN_WARNINGS:
+            self._warned_at, self._is_warned, self._is_hold_said = now, True, holds
             logger.warning(
                 "the spool cannot be written, so accepted records are only in memory%s: %s",
-                held,
+                "; those on disk are held back meanwhile" if holds else "",
                 error,
             )
         self.failure = error

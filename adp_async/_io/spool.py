@@ -17,6 +17,7 @@ import weakref
 import zlib
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from attrs import define, field, frozen
@@ -28,7 +29,9 @@ from adp_async._io.spool_file import (
     Identity,
     SpoolBusy,
     SpoolError,
+    SpoolFull,
     SpoolLimit,
+    SpoolReserve,
     SpoolUnreadable,
     as_ours,
     check_folder,
@@ -39,6 +42,7 @@ from adp_async._io.spool_file import (
     check_schema,
     connect,
     file_id,
+    has_room,
     is_still,
     lay_out,
     new_name,
@@ -51,7 +55,7 @@ from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async._sansio.signing import check_retry_token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from adp_async._io.spool_file import FileId
@@ -281,20 +285,62 @@ class Spool:
             changes.is_settled = True  # no file is left that could say otherwise
             raise SpoolError(f"{self.path} was removed while it was in use")
         if changes.settled or changes.refused or changes.unreadable or last_error:
-            with self._transaction() as connection:
-                self._settle(connection, changes, last_error)
+            self._make_room_for(partial(self._commit_ends, changes, last_error))
             changes.is_settled = True
             self._shrink()
-        if not (changes.chunks or changes.sealed):
-            return
-        if changes.chunks and not changes.is_due and self.size >= self.limit:
-            # The tokens of what is on disk already: only when that has left there is room again.
-            with self._transaction() as connection:
-                self._insert_tokens(connection, changes)
-            raise SpoolLimit(f"{self.path} has reached spool_limit, {self.limit} bytes")
+        if changes.chunks or changes.sealed:
+            self._make_room_for(partial(self._commit_records, changes))
+
+    def _commit_ends(self, changes: Changes, last_error: str) -> None:
         with self._transaction() as connection:
-            self._insert(connection, changes)
+            self._settle(connection, changes, last_error)
+
+    def _commit_records(self, changes: Changes) -> None:
+        now = time.time()
+        rows = [_chunk_row(each.run_id, each.first, each.records, now) for each in changes.chunks]
+        obstacle = None if changes.is_due else self._obstacle(rows)
+        with self._transaction() as connection:
+            if obstacle is None:
+                self._insert(connection, rows)
+            # The tokens of what is on disk already: only when that has left there is room again.
             self._insert_tokens(connection, changes)
+        if obstacle is not None:
+            raise obstacle
+
+    def _make_room_for(self, commit: Callable[[], None]) -> None:
+        """*commit*, and when the disk has no room for it, once more after making some."""
+        try:
+            commit()
+        except (SpoolFull, SpoolReserve):
+            if not self._fold():
+                raise
+            commit()
+
+    def _obstacle(self, rows: Sequence[tuple[Any, ...]]) -> SpoolLimit | None:
+        """Why the spool may not take *rows* of chunks."""
+        if not rows:
+            return None
+        if self.size >= self.limit:
+            return SpoolLimit(f"{self.path} has reached spool_limit, {self.limit} bytes")
+        if has_room(self.path, sum(len(body) for *_, body, _, _ in rows)):
+            return None
+        return SpoolReserve(f"{self.path}: the disk is full")
+
+    def _fold(self) -> bool:
+        """Give back what the file and its WAL do not need; whether there was any."""
+        with self._lock:
+            connection = self._connection
+            try:
+                free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+                if not free and not os.stat(f"{self.path}-wal").st_size:
+                    return False
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                if free:
+                    connection.executescript("PRAGMA incremental_vacuum")
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except (OSError, sqlite3.Error) as error:
+                logger.debug("%s cannot be made smaller: %s", self.path, error)
+        return True
 
     def _settle(self, connection: sqlite3.Connection, changes: Changes, last_error: str) -> None:
         for lost in changes.unreadable:
@@ -340,13 +386,8 @@ class Spool:
         rows = [(run_id, first, last) for first, last in settled.done]
         connection.executemany("INSERT INTO done VALUES (?, ?, ?)", rows)
 
-    def _insert(self, connection: sqlite3.Connection, changes: Changes) -> None:
-        now = time.time()
-        self._insert_rows(
-            connection,
-            "chunks",
-            (_chunk_row(each.run_id, each.first, each.records, now) for each in changes.chunks),
-        )
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._insert_rows(connection, "chunks", rows)
 
     def _insert_tokens(self, connection: sqlite3.Connection, changes: Changes) -> None:
         connection.executemany(

@@ -40,6 +40,10 @@ _CACHE_KIB: Final = 2048
 _PAGE_BYTES: Final = 4096
 #: The WAL's usual size: a larger one is moved into the file less often, and that is what costs.
 _WAL_BYTES: Final = 16 * 2**20
+#: What stays free of a disk for the tokens and ends of the records that are on it already: as much
+#: as the largest batch, and of a very small disk this part.
+_RESERVED_BYTES: Final = 2**20
+_RESERVED_PART: Final = 8
 #: A file that is younger and looks like no spool yet may be in the making.
 _SECONDS_IN_THE_MAKING: Final = 60.0
 _MAGIC: Final = b"SQLite format 3\0"
@@ -91,7 +95,11 @@ class SpoolFull(SpoolError):
 
 
 class SpoolLimit(SpoolError):
-    """The spool is as large as it may be."""
+    """The spool is as large as it may be: it takes no more records."""
+
+
+class SpoolReserve(SpoolLimit):
+    """All that is free of the disk is kept for what has to follow the records that are on it."""
 
 
 class SpoolUnreadable(SpoolError):
@@ -453,6 +461,26 @@ def as_ours(path: Path) -> Iterator[None]:
         if name.startswith("SQLITE_CORRUPT"):
             raise SpoolError(f"{path} is damaged, and left untouched: {error}") from error
         raise SpoolError(f"{path}: {error} ({name or type(error).__name__})") from error
+
+
+def has_room(path: Path, size: int) -> bool:
+    """Whether the disk of *path* takes *size* bytes of records, and what has to follow them.
+
+    That is the tokens of their batches and their ends, without which nothing on a full disk could
+    leave it; and moving the WAL into the file, which makes room and needs some.
+    """
+    if not hasattr(os, "statvfs"):
+        return True
+    try:
+        disk = os.statvfs(path)
+        wal = os.stat(f"{path}-wal").st_size
+    except OSError:
+        return True  # writing says what is wrong
+    if not disk.f_blocks:
+        return True  # some file systems do not know how large they are
+    blocks = disk.f_bavail if _user() else disk.f_bfree
+    reserved = min(_RESERVED_BYTES, disk.f_blocks * disk.f_frsize // _RESERVED_PART)
+    return blocks * disk.f_frsize >= wal + 3 * size + reserved
 
 
 def remove(path: Path) -> None:
