@@ -835,12 +835,16 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
     run, other = attach(session), attach(session)
     mistake = RuntimeError("a mistake of ours")
 
+    is_logged = False
+
     def crash(now: float) -> None:
-        raise mistake
+        if is_logged:  # before, the thread would crash between two calls of this one
+            raise mistake
 
     session._delivery.sender.pull = crash
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     lingering = other.log_metric("loss", 0.5)
+    is_logged = True
     results = await asyncio.wait_for(
         asyncio.gather(*receipts, run.flush(), lingering, return_exceptions=True), 2.0
     )
