@@ -844,9 +844,12 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
     session._delivery.sender.pull = crash
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     lingering = other.log_metric("loss", 0.5)
+    flush = asyncio.ensure_future(run.flush())
+    await asyncio.sleep(0)  # it waits
     is_logged = True
+    session._delivery.intake.doorbell()
     results = await asyncio.wait_for(
-        asyncio.gather(*receipts, run.flush(), lingering, return_exceptions=True), 2.0
+        asyncio.gather(*receipts, flush, lingering, return_exceptions=True), 2.0
     )
     for result in results:
         assert isinstance(result, DeliveryError)
