@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -837,11 +838,16 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
 
     is_logged = False
 
+    is_replaced = threading.Event()
+
     def crash(now: float) -> None:
+        is_replaced.set()
         if is_logged:  # before, the thread would crash between two calls of this one
             raise mistake
 
     session._delivery.sender.pull = crash
+    session._delivery.intake.doorbell()
+    assert await asyncio.to_thread(is_replaced.wait, 5)  # no call of the real one is under way
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
     lingering = other.log_metric("loss", 0.5)
     flush = asyncio.ensure_future(run.flush())
