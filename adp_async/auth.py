@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, Protocol, Type
 
 from attrs import evolve, field, frozen
 
-from adp_async._sansio.rules import shown
-from adp_async.errors import ConfigurationError
+from adp_async._sansio.rules import OCID, shown
+from adp_async.errors import ConfigurationError, misconfigured
 
 if TYPE_CHECKING:
     import configparser
@@ -53,7 +53,6 @@ DEFAULT_PROFILE: Final = "DEFAULT"
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 # Patterns are compiled when first asked for: an import waits for none of them.
-OCID: Final = r"(?a)(?=ocid)[\w-]+[.:](?:[\w-]*[.:]){3,}[\w-]+"
 _FINGERPRINT: Final = r"(?:[0-9a-f]{2}:){15}[0-9a-f]{2}"
 _MODE: Final = r"[A-Za-z_ -]{1,40}"
 # Of a header: tokens are base64 and dots, some services add others.
@@ -81,11 +80,6 @@ class Signer(Protocol):
     """
 
     def __call__(self, request: Any, /) -> object: ...
-
-
-def misconfigured(setting: str, problem: str, *, looked: str, fix: str) -> ConfigurationError:
-    """The error that names a setting, what is wrong, where it was looked for, and the fix."""
-    return ConfigurationError(f"{setting}: {problem} (looked in {looked}). {fix}")
 
 
 def reason_of(error: BaseException) -> str:

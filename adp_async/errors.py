@@ -252,6 +252,11 @@ class ConfigurationError(AdpError):
     """A setting is missing or wrong; names it, where it was looked for, and the fix."""
 
 
+def misconfigured(setting: str, problem: str, *, looked: str, fix: str) -> ConfigurationError:
+    """The error that names a setting, what is wrong, where it was looked for, and the fix."""
+    return ConfigurationError(f"{setting}: {problem} (looked in {looked}). {fix}")
+
+
 class Closed(AdpError):
     """Used before opening, after closing, in a forked child or on another event loop."""
 

@@ -29,6 +29,7 @@ import adp_async
 from adp_async import RetryPolicy, Session
 from adp_async._io.spool_file import SpoolError, check_folder, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
+from adp_async._knobs import absolute_folder, found_in, variables_of
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import parse_http_date
 from adp_async._sansio.texts import printable
@@ -45,7 +46,7 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, absolute_folder, found_in, variables_of
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
