@@ -326,7 +326,7 @@ def test_an_empty_config_file(home):
     """An empty file has no profile at all."""
     (home / "config").touch()
 
-    with pytest.raises(ConfigurationError, match=r"'DEFAULT' does not exist.*has: none at all"):
+    with pytest.raises(ConfigurationError, match=r"'DEFAULT' does not exist.*has: no profile"):
         ApiKey(home / "config").load()
 
 
@@ -339,9 +339,9 @@ def test_a_directory_is_no_config_file(home):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"pass_phrase=hidden", "a valid INI file: line 1 stands before the first"),
+        (b"pass_phrase=hidden", "a valid INI file: line 1 comes before the first"),
         (b"[DEFAULT]\nhidden\n", "a valid INI file: line 2 is not key=value"),
-        (b"[D]\na=b\n\n[P]\na=b\n[P]\nhidden=1", "a valid INI file: line 6 begins a profile"),
+        (b"[D]\na=b\n\n[P]\na=b\n[P]\nhidden=1", "a valid INI file: line 6 repeats a profile"),
         (b"[P]\r\nhidden=1\r\nhidden = 2", "a valid INI file: line 3 repeats a key"),
         (b"[DEFAULT]\nuser=hidden\xff", "UTF-8 text at line 2"),
         ("[DEFAULT]\nuser=hidden\u0107".encode("cp1250"), "UTF-8 text at line 2"),

@@ -545,5 +545,5 @@ def test_a_thread_that_goes_on_at_the_end() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stdout) == (0, "")
-    told = "records are dropped: the session takes no calls: the interpreter is ending\n"
+    told = "records are dropped: the session cannot be used: the interpreter is ending\n"
     assert done.stderr in ("", told)

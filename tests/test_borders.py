@@ -102,14 +102,20 @@ SIGNERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a line end behind": (writing("authorization", f"{SECRET}\r"), "'authorization' holds a line"),
     "a NUL": (writing("x-token", f"{SECRET}\0"), "'x-token' holds a line end or another control"),
     "a surrogate": (writing("x-token", f"{SECRET}\udcff"), "'x-token' holds"),
-    "a name with a space": (writing("x token", SECRET), "a header has a name that is not one"),
-    "a name with a line end": (writing(f"x\n{SECRET}", ""), "a header has a name that is not one"),
-    "a name of bytes": (writing(b"authorization", SECRET), "a header has a name that is not one"),
-    "an empty name": (writing("", SECRET), "a header has a name that is not one"),
-    "no authorization": (writing("authorization", ""), "wrote no header 'authorization'"),
-    "another header": (replacing({"x-signature": SECRET}), "wrote no header 'authorization'"),
-    "headers returned": (lambda _: {"authorization": SECRET}, "wrote no header 'authorization'"),
-    "no headers": (replacing(None), "left NoneType in the place of the headers"),
+    "a name with a space": (writing("x token", SECRET), "a header has an invalid name"),
+    "a name with a line end": (writing(f"x\n{SECRET}", ""), "a header has an invalid name"),
+    "a name of bytes": (writing(b"authorization", SECRET), "a header has an invalid name"),
+    "an empty name": (writing("", SECRET), "a header has an invalid name"),
+    "no authorization": (writing("authorization", ""), "did not set the header 'authorization'"),
+    "another header": (
+        replacing({"x-signature": SECRET}),
+        "did not set the header 'authorization'",
+    ),
+    "headers returned": (
+        lambda _: {"authorization": SECRET},
+        "did not set the header 'authorization'",
+    ),
+    "no headers": (replacing(None), "left NoneType in place of the headers"),
     "a coroutine function": (coroutine, "is a coroutine function"),
     "not callable so": (lambda: None, "failed with TypeError"),
 }
@@ -380,7 +386,7 @@ async def test_a_correction_that_does_not_help_is_taken_back(
         await session.runs.get(run_id)
         dates = [parse_http_date(request.headers["date"]) for request in session.requests]
     assert [round((date or 0) - time.time(), -3) for date in dates] == [0, 7000] * 3 + [0]
-    assert caplog.text.count("the clock differs") == 1, "said once, however often it was tried"
+    assert caplog.text.count("the local clock is off") == 1, "said once, however often it was tried"
 
 
 async def test_a_correction_that_helped_stays() -> None:
@@ -621,7 +627,7 @@ async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
         assert not call.done()
         call.cancel()
     (said,) = warnings(caplog)
-    assert re.match(rf"{GET_RUN}: not done after 0 s; it is tried again for up to 100 s more", said)
+    assert re.match(rf"{GET_RUN}: still failing after 0 s; retrying for up to 100 s more", said)
     assert "at most 7 times" in said
     assert "503" in said
 
@@ -639,7 +645,7 @@ async def test_a_call_that_a_429_holds(caplog: pytest.LogCaptureFixture) -> None
         refused.cancel()
         held.cancel()
     first, second = sorted(warnings(caplog), reverse=True)
-    assert first.startswith(f"{GET_RUN}: not done")
+    assert first.startswith(f"{GET_RUN}: still failing")
     assert "429" in first
     assert re.match(r"get_experiment_by_id: .*the service throttles \(429\)", second)
 

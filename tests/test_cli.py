@@ -27,7 +27,7 @@ from adp_async._sansio.messages import Reply
 from adp_async.cli import app, doctor
 from adp_async.cli import serve as serving
 from adp_async.cli.background import _Start
-from adp_async.cli.mistakes import in_one_line
+from adp_async.cli.mistakes import errors_in_one_line
 from adp_async.cli.serve import environment
 from adp_async.errors import AdpError, ConfigurationError
 from adp_async.local import Fault, LocalPlatform, Quota
@@ -163,7 +163,7 @@ def test_an_end_of_any_kind_is_one_line(
     """The exit code tells which kind, and SIGTERM has its handler back."""
     before = signal.getsignal(signal.SIGTERM)
 
-    @in_one_line
+    @errors_in_one_line
     def command() -> None:
         raise error
 
@@ -330,14 +330,16 @@ def test_doctor_tells_why_there_is_no_connection(
 
     monkeypatch.setenv("HTTPS_PROXY", "http://user:hunter2@localhost:1")
     assert doctor._network("https://x.test/a") == doctor.Finding(
-        "network", "ok", "through the proxy that the environment names"
+        "network", "ok", "through the proxy set in the environment"
     )
 
 
 def test_doctor_takes_no_config_file_for_who_reads_none() -> None:
     """Instance principals have nothing to look for in it."""
-    given = doctor.Given(auth="instance_principal", profile="mine")
-    with pytest.raises(ConfigurationError, match="auth: instance_principal reads no config file"):
+    given = doctor.CommandLine(auth="instance_principal", profile="mine")
+    with pytest.raises(
+        ConfigurationError, match="auth: instance_principal does not read a config file"
+    ):
         given.authentication()
 
 
@@ -362,7 +364,7 @@ def test_doctor_compares_no_clocks_without_a_date(monkeypatch: pytest.MonkeyPatc
     finding = asyncio.run(doctor._clock(Settings.resolve(given, environ={})))
     assert (finding.state, finding.told) == (
         "skipped",
-        "not compared: the reply has no date that can be read",
+        "not compared: the reply has no readable date",
     )
 
 
@@ -562,7 +564,7 @@ def test_doctor_says_that_there_is_no_home(
     monkeypatch.setenv("ADP_ASYNC_SPOOL", "~/spool")
     result = run("doctor")
     assert result.exit_code == 1
-    assert "spool: '~/spool' leads to no home folder" in result.output
+    assert "spool: '~/spool' has no home folder to start from" in result.output
 
 
 def test_doctor_says_that_others_can_write_to_the_spool(

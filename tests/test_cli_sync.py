@@ -158,7 +158,7 @@ def test_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1
-    assert "no such file" in result.stderr
+    assert "does not exist" in result.stderr
 
 
 def test_what_is_refused_is_kept_and_said(

@@ -258,7 +258,7 @@ async def test_a_key_file_with_another_key(tmp_path: Path) -> None:
         serialization.NoEncryption(),
     )
     (tmp_path / "key.pem").write_bytes(pem)
-    with pytest.raises(TypeError, match="holds no RSA key"):
+    with pytest.raises(TypeError, match="does not hold an RSA key"):
         KeyFile.load_or_write(tmp_path / "key.pem")
 
 

@@ -774,7 +774,7 @@ async def test_header_values_are_checked(options: dict[str, Any]) -> None:
 async def test_a_token_where_none_is_taken() -> None:
     """A retry token for an operation that ignores it would promise what nobody keeps."""
     async with FakeSession() as session:
-        with pytest.raises(ValueError, match="takes no retry token"):
+        with pytest.raises(ValueError, match="does not take a retry token"):
             await session.runs.get("r", retry_token="t")
 
 

@@ -581,7 +581,9 @@ def test_a_home_that_is_no_folder(home, monkeypatch):
     """It leads nowhere, and the working folder is not taken in its place."""
     monkeypatch.setenv("HOME", home)
 
-    with pytest.raises(ValueError, match="'~/spool' leads to no home folder: HOME is empty or rel"):
+    with pytest.raises(
+        ValueError, match="'~/spool' has no home folder to start from: HOME is empty or rel"
+    ):
         absolute_folder("~/spool")
 
 
