@@ -236,7 +236,7 @@ def test_a_directory_is_no_key(write_config, home):
 
 
 def test_wrong_keys(write_config, home, key):
-    """Each kind of wrong key is told from the others."""
+    """Each kind of wrong key has an error of its own."""
     public = key.public_key()
     pkix = serialization.PublicFormat.SubjectPublicKeyInfo
     wrong = {
@@ -841,7 +841,7 @@ def test_what_cannot_sign(value, problem):
 
 
 def test_what_raises_when_it_is_looked_at():
-    """It is told by what it raised, not by what it said."""
+    """It is reported by the type of its error, not by its message."""
     with pytest.raises(ConfigurationError, match=r"^auth: .* raised RuntimeError") as raised:
         auth_from(Asked(), {})
 

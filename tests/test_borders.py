@@ -573,7 +573,7 @@ async def test_a_long_reply_header(size: int) -> None:
 
 
 async def test_a_reply_header_without_end() -> None:
-    """Beyond 64 KB it is told that a header was too long, and not what stood there."""
+    """Beyond 64 KB the error says that a header was too long, not what it contained."""
     head = b"HTTP/1.1 200 OK\r\nx-long: " + SECRET.encode() * 20_000 + b"\r\n\r\n"
     server, url = await _answering(head)
     async with server, AiohttpTransport() as transport:
@@ -619,7 +619,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.usefixtures("soon")
 async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
-    """One failed attempt and a long wait: it is said during the wait, not after it."""
+    """One failed attempt and a long wait: it is logged during the wait, not after it."""
     async with FakeSession(retry=RetryPolicy(first_backoff=30.0, max_backoff=60.0)) as session:
         session.answer(GET_RUN, status=503, headers={"retry-after": "20"}, times=1)
         call = asyncio.create_task(session.runs.get("r", timeout=100.0))
@@ -634,7 +634,7 @@ async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.usefixtures("soon")
 async def test_a_call_that_a_429_holds(caplog: pytest.LogCaptureFixture) -> None:
-    """The call that was refused says so, and so does another one that never got its turn."""
+    """The refused call logs it, and so does another one that never got its turn."""
     async with FakeSession() as session:
         session.answer(GET_RUN, status=429, headers={"retry-after": "30"}, times=1)
         refused = asyncio.create_task(session.runs.get("r", timeout=60.0))
@@ -665,7 +665,7 @@ async def test_said_once_a_call(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.usefixtures("soon")
 async def test_the_first_trouble_comes_late(caplog: pytest.LogCaptureFixture) -> None:
-    """An attempt that hangs says nothing; when it fails and is tried again, that is said."""
+    """An attempt that hangs is not logged; when it fails and is retried, that is."""
     async with FakeSession() as session:
         send = session.service.send
         failing = [True]

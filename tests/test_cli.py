@@ -71,7 +71,7 @@ def bare(
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing of whoever runs the tests: no settings, no config file, no spool."""
+    """Nothing of the user's own: no settings, no config file, no spool."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -400,7 +400,7 @@ def test_doctor_tells_every_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_doctor_tells_settings_of_any_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers that would overflow, bytes that are no text, a pipe: named, and no traceback."""
+    """Numbers that would overflow, bytes that are not text, a pipe: named, and no traceback."""
     monkeypatch.setenv("ADP_ASYNC_MAX_BLOCK", "1e308")
     monkeypatch.setenv("ADP_ASYNC_BUFFER_LIMIT", "9" * 5000)
     monkeypatch.setenv("AIDP_WORKSPACE", "a\udcffb")
@@ -443,7 +443,7 @@ def test_doctor_sees_a_session_token_under_api_key(at_bare: LocalPlatform, tmp_p
 
 
 def test_doctor_takes_options(bare: LocalPlatform) -> None:
-    """Options lead it to a platform as the environment does, and it says so."""
+    """Options set the platform as the environment does, and are shown as the source."""
     result = run(
         "doctor",
         *("--platform-id", bare.platform_id, "--workspace", bare.workspace),
@@ -520,7 +520,7 @@ def test_doctor_compares_the_clocks(at_bare: LocalPlatform) -> None:
 def test_doctor_says_that_it_is_throttled(
     at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 429 is no fault of the settings."""
+    """A 429 is not a fault of the settings."""
     monkeypatch.setattr("adp_async.cli.doctor.CALL_TIMEOUT", 0.5)
     at_bare.gateway.inject(Fault.reply(429), times=None)
 
@@ -533,7 +533,7 @@ def test_doctor_says_that_it_is_throttled(
 def test_doctor_looks_at_the_spool(
     at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A folder that cannot be made is wrong; a spool that is off is said."""
+    """A folder that cannot be created is wrong; a spool that is off is shown."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "file" / "spool"))
     broken = run("doctor")

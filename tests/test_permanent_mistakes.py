@@ -1,4 +1,4 @@
-"""What is wrong with the road to the service: a direct call says so in seconds, the logger holds.
+"""Mistakes on the road to the service: a direct call fails in seconds, the logger holds.
 
 One table for both.  Then what is judged on opening, and that nothing secret is shown behind any of
 the errors.
@@ -48,7 +48,7 @@ KNOBS: dict[str, Any] = {
 
 @frozen
 class Mistake:
-    """What is told about it; *passes*: it might, and so it is tried for some seconds."""
+    """The expected message; *passes*: it might pass, and is retried for some seconds."""
 
     told: str
     passes: bool = False
@@ -211,7 +211,7 @@ def _by_name(platform: LocalPlatform, port: int, monkeypatch: pytest.MonkeyPatch
 
 
 def everything_shown(error: BaseException) -> str:
-    """The traceback, and every `repr` that somebody who looks behind the error comes upon."""
+    """The traceback, and every `repr` that can be reached from the error."""
     shown = ["".join(traceback.format_exception(error))]
     behind: list[BaseException | None] = [error]
     for each in behind:
@@ -252,7 +252,7 @@ async def test_a_direct_call(mistake: Mistake, road: Road, what: str) -> None:
     ids=MISTAKES, indirect=["road"],
 )  # fmt: skip
 async def test_the_logger(mistake: Mistake, road: Road, caplog: pytest.LogCaptureFixture) -> None:
-    """It holds what it has, says so in a WARNING, and delivers once the mistake is mended."""
+    """It holds its records, logs a WARNING, and delivers once the mistake is corrected."""
     gateway = road.platform.gateway
     run_id = gateway.add_run()
     async with road.session() as session:
@@ -361,7 +361,7 @@ async def test_what_the_system_says(
 
 
 async def test_a_proxy_that_was_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an address that nobody named on opening a wrong proxy is told when it is asked."""
+    """For an address not named on opening, a wrong proxy is reported at its first request."""
     monkeypatch.setenv("HTTPS_PROXY", "socks5://robot:hunter2@localhost")
     async with AiohttpTransport() as transport:
         with pytest.raises(ConnectionFailed, match="'socks5' is not supported") as raised:
@@ -439,7 +439,7 @@ async def test_by_way_of_a_proxy(
     monkeypatch: pytest.MonkeyPatch,
     credentials: str,
 ) -> None:
-    """A good proxy is told user and password, if there are any, and everything gets there."""
+    """A good proxy gets user and password, if any, and everything arrives."""
     context = server_context(authority.server(HOST))
     async with (
         tls_before(bare_platform.gateway.port, context) as port,
@@ -509,7 +509,7 @@ async def test_an_authority_of_ones_own(
 async def test_it_is_trusted_in_place_of_the_others(
     bare_platform: LocalPlatform, authority: Authority, tmp_path: Path
 ) -> None:
-    """A bundle without the service's authority is no help, as for requests."""
+    """A bundle without the service's authority does not help, as for requests."""
     other = Authority(tmp_path, "another one").file
     async with behind_tls(bare_platform, authority) as endpoint:
         knobs = {**KNOBS, "endpoint": endpoint, "ca_bundle": other}
