@@ -129,7 +129,7 @@ class Session:
             settings,
             self._batches,
             throttle=self._throttle,
-            new_token=self._new_token,
+            tokens=self._new_token,
             pulse=self._pulse,
         )
 

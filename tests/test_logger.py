@@ -845,7 +845,7 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
         if is_logged:  # before, the thread would crash between two calls of this one
             raise mistake
 
-    session._delivery.sender.pull = crash
+    session._delivery.state.pull = crash
     session._delivery.intake.doorbell()
     assert await asyncio.to_thread(is_replaced.wait, 5)  # no call of the real one is under way
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
@@ -913,14 +913,14 @@ async def test_no_linger_is_no_busy_wait() -> None:
         run = attach(session)
         session.answer(LOG_BATCH, status=429, headers={"retry-after": "60"})
         looks = 0
-        pull = session._delivery.sender.pull
+        pull = session._delivery.state.pull
 
         def count(now: float) -> None:
             nonlocal looks
             looks += 1
             pull(now)
 
-        session._delivery.sender.pull = count
+        session._delivery.state.pull = count
         run.log_metric("loss", 0.5)
         await asyncio.sleep(0.05)
         assert looks < 20

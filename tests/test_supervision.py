@@ -243,7 +243,7 @@ async def test_what_the_sender_raises(error: BaseException) -> None:
     """A BaseException out of the sender costs no record, whatever it is."""
     async with FakeSession(linger=0.0) as session:
         run = session.attach_run(session.add_run())
-        pull = session._delivery.sender.pull
+        pull = session._delivery.state.pull
         times = 3
 
         def raising(now: float) -> None:
@@ -253,7 +253,7 @@ async def test_what_the_sender_raises(error: BaseException) -> None:
                 times -= 1
                 raise error
 
-        session._delivery.sender.pull = raising
+        session._delivery.state.pull = raising
         for step in range(50):
             run.log_metric("loss", 0.5, step=step)
         async with asyncio.timeout(5):

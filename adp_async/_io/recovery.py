@@ -19,6 +19,7 @@ from adp_async._io.spool_file import (
     find_spools,
 )
 from adp_async._io.worker import Worker
+from adp_async._sansio.spilling import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,8 +162,8 @@ class Recovery:
     def __attrs_post_init__(self) -> None:
         pieces, self.orphan.pieces = self.orphan.pieces, []
         for piece in pieces:
-            restore = self.delivery.accumulator.restore
-            restore(piece.run_id, piece.spilled, piece.sealed, piece.last)
+            accumulator = self.delivery.accumulator
+            restore(accumulator, piece.run_id, piece.spilled, piece.sealed, piece.last)
 
     @property
     def counts(self) -> tuple[int, int]:
