@@ -301,7 +301,7 @@ async def test_a_road_that_has_worked(road: Road, monkeypatch: pytest.MonkeyPatc
             await session.runs.get(run_id)
         road.mend()
         await session.runs.get(run_id)
-        way = session._direct.transport._ways[road.endpoint]
+        way = session._engine.direct.transport._ways[road.endpoint]
         assert way.answered
         problem = transport_module._Problem(ConnectionFailed, "no", is_doubtful=True)
         request = Request("GET", road.endpoint)

@@ -468,7 +468,7 @@ async def test_a_spool_of_elsewhere_is_not_delivered_here(folder: Path, other: s
     before = theirs.read_bytes()
     async with session_with(folder) as session:
         session.add_run("run")
-        await until(lambda: session._recoveries.is_done)  # type: ignore[union-attr]
+        await until(lambda: session._engine.recoveries.is_done)  # type: ignore[union-attr]
 
     assert steps(session) == [0, 1, 2]
     assert find_spools(folder) == sorted([theirs, later])

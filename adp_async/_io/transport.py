@@ -33,7 +33,6 @@ from adp_async._io.road import Proxy, proxy_for, trusted_certificates
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
 from adp_async._sansio.signing import problem_of_header
 from adp_async._sansio.texts import printable
-from adp_async.auth import reason_of
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -42,6 +41,7 @@ from adp_async.errors import (
     ConnectionLost,
     RequestTimeout,
     UnreadableReply,
+    reason_of,
 )
 
 if TYPE_CHECKING:
