@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
@@ -18,6 +17,7 @@ from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
 from adp_async._io.sender import Sender
 from adp_async._io.state import DeliveryState
+from adp_async._io.tidying import ended
 from adp_async._io.worker import is_worker_here
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
@@ -28,7 +28,7 @@ from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delive
 from adp_async.errors import Closed, DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Coroutine, Generator, Iterable, Iterator
 
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
@@ -419,13 +419,11 @@ class Delivery:
         self._thread = self._task = self.keeper = None
 
 
-async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _stopped(tasks: list[asyncio.Task[None]]) -> None:
     """Cancel *tasks* and wait for their end, however often somebody cancels this."""
     for task in tasks:
         task.cancel()
-    while not all(task.done() for task in tasks):
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait(tasks)
+    await ended(tasks)
     for task in tasks:
         if not task.cancelled():
             task.exception()  # it was heard
