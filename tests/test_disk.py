@@ -300,7 +300,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     spool = Spool.create(folder, FAKE, limit=LIMIT)
     for first in range(0, 3000, 1000):
         spool.commit(chunk(metrics(1000, first), first))
-    spool._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+    spool._database.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
     for first in range(3000, 6000, 1000):
         spool.commit(chunk(metrics(1000, first), first))
     wal = spool.path.with_name(f"{spool.path.name}-wal")

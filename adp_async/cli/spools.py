@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from adp_async._io.spool import RunRow
+    from adp_async._io.spool_report import RunRow
     from adp_async._sansio.records import AnyRecord
 
 __all__ = [
