@@ -1,8 +1,8 @@
 """Asyncio client for the MLOps API of Oracle AI Data Platform."""
 
 from adp_async import address, blocking
+from adp_async._sansio.batch import RecordBatch
 from adp_async._sansio.endpoints import Endpoint, Scope
-from adp_async._sansio.lane import RecordBatch
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import (

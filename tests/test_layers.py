@@ -142,3 +142,45 @@ def test_oci_is_imported_late() -> None:
                 names = [alias.name for alias in node.names]
                 module = getattr(node, "module", None) or ""
                 assert not any(is_within(name, "oci") for name in [module, *names]), path
+
+
+#: What the core may hold of the shell, by module and name, each with its reason.
+WAYS_BACK = {
+    # A record is its own receipt; awaiting it leads through its lane to those who wait.
+    ("lane", "Waits"),
+}
+
+
+def protocols(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
+            if "Protocol" in bases:
+                yield node.name
+
+
+def annotations(path: Path) -> Iterator[tuple[str, str]]:
+    """What classes hold: their fields, annotated attributes and the arguments of ``__init__``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for each in ast.walk(node):
+            if isinstance(each, ast.AnnAssign):
+                yield f"{node.name}.{ast.unparse(each.target)}", ast.unparse(each.annotation)
+            elif isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                arguments = [*each.args.args, *each.args.kwonlyargs]
+                for argument in arguments:
+                    if argument.annotation is not None:
+                        yield f"{node.name}.{argument.arg}", ast.unparse(argument.annotation)
+
+
+@pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
+def test_the_core_holds_no_callable_of_the_shell(path: Path) -> None:
+    """It returns what happened; nothing that it keeps is there to be called up."""
+    held = [name for name, kind in annotations(path) if "Callable" in kind]
+    assert not held
+
+    # These describe values, and where a record is: in a lane, or at its verdict.
+    described = {("values", "SupportsItem"), ("values", "SupportsItems"), ("values", "Labelled")}
+    described |= {("records", "Place")}
+    assert {(path.stem, name) for name in protocols(path)} <= WAYS_BACK | described

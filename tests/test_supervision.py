@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adp_async._io.spool import Spool
+from adp_async._sansio.dispatch import Dispatcher
 from adp_async.auth import CustomSigner
 from adp_async.errors import Closed, DeliveryError
 from adp_async.testing import FakeBlockingSession, FakeSession
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from adp_async._sansio.batch import RecordBatch
     from adp_async.run import Run
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -239,21 +241,23 @@ RAISED = [Odd(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.Ca
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-async def test_what_the_sender_raises(error: BaseException) -> None:
+async def test_what_the_sender_raises(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A BaseException out of the sender costs no record, whatever it is."""
     async with FakeSession(linger=0.0) as session:
         run = session.attach_run(session.add_run())
-        pull = session._delivery.sender.pull
+        drain = Dispatcher.drain
         times = 3
 
-        def raising(now: float) -> None:
+        def raising(self: Dispatcher, now: float) -> list[RecordBatch]:
             nonlocal times
-            pull(now)
             if times:
                 times -= 1
                 raise error
+            return drain(self, now)
 
-        session._delivery.sender.pull = raising
+        monkeypatch.setattr(Dispatcher, "drain", raising)
         for step in range(50):
             run.log_metric("loss", 0.5, step=step)
         async with asyncio.timeout(5):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adp_async._sansio.accumulator import KEPT_REJECTIONS, REJECTION_COST
+from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import Closed, DeliveryError
 from adp_async.local.answers import Answer, Received, refusal
@@ -287,8 +287,8 @@ async def test_what_nobody_flushes_is_bounded(runs: int, each: int) -> None:
         while session.logger.stats().undelivered:  # noqa: ASYNC110 - a service has no event
             await asyncio.sleep(0.02)
     accumulator = session._delivery.accumulator
-    assert len(accumulator.refused) <= KEPT_REJECTIONS
-    assert accumulator.memory == len(accumulator.refused) * REJECTION_COST
+    assert len(accumulator.rejections.last) <= KEPT_REJECTIONS
+    assert accumulator.memory == len(accumulator.rejections.last) * REJECTION_COST
     assert accumulator.lanes == {}
     stats = session.logger.stats()
     assert stats.accepted == sum(stats.rejected.values()) == runs * each

@@ -19,6 +19,7 @@ from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.lifetime import Living, Why, forget, register
 from adp_async._io.log import logger
 from adp_async._io.spool_folder import SpoolFolder
+from adp_async._io.tidying import ended
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.dispatch import Pulse
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from adp_async._io.recovery import Orphan, Recoveries, Recovery
     from adp_async._io.spool import Spool
     from adp_async.settings import Settings
+
+
+#: Seconds that an opening which failed may take to close what it had opened.
+LONGEST_UNDOING = 5.0
 
 
 def connections(settings: Settings) -> AiohttpTransport:
@@ -82,7 +87,7 @@ class Engine:
             settings,
             self.batches,
             throttle=self._throttle,
-            new_token=self._new_token,
+            tokens=self._new_token,
             pulse=self._pulse,
         )
 
@@ -138,6 +143,7 @@ class Engine:
     async def _open(self, make_thread: Callable[[], LoopThread]) -> None:
         await self.auth.open()
         thread: LoopThread | None = None
+        spool: Spool | None = None
         try:
             settings = await self.auth.run(self.settings.complete, self.auth.region)
             for part in (self, self.spools, self.direct, self.batches):
@@ -150,14 +156,26 @@ class Engine:
             self._loop = asyncio.get_running_loop()
             await thread.run(self._open_delivery(thread, spool))
         except BaseException:
-            self.thread = None
+            # However often it is cancelled: the delivery may be open by now.
+            await ended([asyncio.ensure_future(self._undo_opening(thread, spool))], LONGEST_UNDOING)
+            raise
+        self._owns_thread = not thread.is_here
+        register(self._living)
+
+    async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
+        self.thread = None
+        try:
+            if thread is not None:
+                await thread.run(self._close_delivery(0.2 * LONGEST_UNDOING))
+            if spool is not None and self.delivery.keeper is None:
+                await self.auth.run(spool.close)
+        except Exception as failure:  # the opening's own error is the one to raise
+            logger.warning("what was opened could not be closed: %s", failure)
+        finally:
             await self.direct.transport.close()
             await self.auth.close()
             if thread is not None and not thread.is_here:
                 thread.stop()
-            raise
-        self._owns_thread = not thread.is_here
-        register(self._living)
 
     async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
         """In the delivery thread."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Tokens:
@@ -16,6 +20,12 @@ class Tokens:
     def __init__(self) -> None:
         self._prefix = uuid.uuid4().hex[:16]
         self._count = itertools.count(1)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return self()
 
     def __call__(self) -> str:
         """The next one.  From any thread."""

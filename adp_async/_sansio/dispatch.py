@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from adp_async._sansio.discarding import drop
 from adp_async._sansio.line import LASTING
 from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
@@ -38,8 +39,9 @@ from adp_async.errors import (
 
 if TYPE_CHECKING:
     from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.concurrency import Concurrency
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
 
@@ -192,7 +194,7 @@ class Dispatcher:
         """When there may be something to do, if nothing happens before."""
         accumulator = self.accumulator
         # Records that came since are not seen yet, and must not wait for longer than a linger.
-        pause = max(accumulator.linger, SHORTEST_PAUSE)
+        pause = max(accumulator.schedule.linger, SHORTEST_PAUSE)
         look = now + pause if accumulator.unsettled else float("inf")
         throttled = now + self.throttle.delay(now)
         if throttled > now:
@@ -206,8 +208,8 @@ class Dispatcher:
     def _chances(self, now: float) -> list[tuple[float | None, float | None]]:
         """For each of the two lines: when its first lane is ready, and when one may leave."""
         healthy, troubled = (
-            self.accumulator.line.first_healthy(),
-            self.accumulator.line.first_troubled(),
+            self.accumulator.schedule.line.first_healthy(),
+            self.accumulator.schedule.line.first_troubled(),
         )
         if self._failures:
             is_free = not self.accumulator.batches_in_flight
@@ -245,7 +247,7 @@ class Dispatcher:
             self._delivered(batch, now)
             return False
         if batch.span.first < lane.discarded_until:
-            accumulator.drop(batch, discarded(lane.run_id, len(batch.records)), now)
+            drop(accumulator, batch, discarded(lane.run_id, len(batch.records)), now)
             return False
         match action:
             case Action.WAIT_TURN:
