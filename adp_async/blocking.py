@@ -1,7 +1,7 @@
-"""The same for code without an event loop: a background thread owns one.
+"""`adp_async` for code without an event loop: a background thread runs one.
 
 ``with adp_async.blocking.start_run("digits") as run`` is all a training script needs;
-`Session` is for more than one run.
+use `Session` for more than one run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed
 from adp_async.logger import LoggerFace
 from adp_async.run import Run as AsyncRun
-from adp_async.run import end_status, tell_behind
+from adp_async.run import attach_note, end_status
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ __all__ = ["AttachedRun", "BatchLogger", "Run", "Session", "StartedRun", "attach
 
 
 class Run(RunWriter):
-    """A run of a blocking session: ``log_*`` return at once, the rest waits.  Any thread."""
+    """A run of a blocking session: ``log_*`` return at once, the rest waits.  Thread-safe."""
 
     def __init__(self, run: AsyncRun, session: Session) -> None:
         super().__init__(run.run_id, session.session._intake)
@@ -89,7 +89,7 @@ class Run(RunWriter):
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, then give the run its *status* and end time.
 
-        ValueError for a status that is not an end, before anything is done.
+        ValueError, before anything is done, for a status that does not end a run.
         """
         self._session.call(self._run.finish(end_status(status)))
 
@@ -128,7 +128,7 @@ class Run(RunWriter):
 
 
 class _RunWithSession(Run):
-    """A run that closes its session with it, when that is its own."""
+    """A run that closes its session when it ends, if the session is its own."""
 
     def __init__(self, run: AsyncRun, session: Session, *, owns_session: bool = True) -> None:
         super().__init__(run, session)
@@ -150,7 +150,7 @@ class _RunWithSession(Run):
 
 
 class StartedRun(_RunWithSession):
-    """A run that ends with its ``with`` block, and its session with it when it has its own."""
+    """A run that ends with its ``with`` block, and closes a session of its own."""
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, give the run its *status* and end time, and close a session of its own."""
@@ -174,7 +174,7 @@ class AttachedRun(_RunWithSession):
 
 
 class BatchLogger(LoggerFace):
-    """The background logger of a blocking session; ``log_*`` return at once.  Any thread.
+    """The background logger of a blocking session; ``log_*`` return at once.  Thread-safe.
 
     Its ``log_*`` take the run's id first and are otherwise those of `Run`.
     """
@@ -205,11 +205,11 @@ class Session:
     It has every operation of that one, without ``await``: *runs*, *experiments*,
     *registered_models*, *model_versions*, *logged_models* and *deployments*, whose listings are
     plain iterators, *logger*, `call` and `fetch`.  They run in an event loop in a background
-    thread, and so does what *on_reply* names.  Any thread may use them, and Ctrl-C interrupts a
+    thread, as does *on_reply*.  Any thread may use them, and Ctrl-C interrupts a
     call that waits.
 
-    *session* is the asynchronous session.  Left open when the interpreter ends, it is closed
-    then, within ``close_timeout``.
+    *session* is the asynchronous session.  One that is still open when the interpreter ends is
+    closed then, within ``close_timeout``.
     """
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
@@ -230,7 +230,7 @@ class Session:
     )
 
     _thread: LoopThread | None = None
-    #: The same while it opens: `close` may come in between.
+    #: The same while it is opening: `close` may be called meanwhile.
     _opening: LoopThread | None = None
 
     def __init__(
@@ -280,7 +280,7 @@ class Session:
         thread = self._thread
         if thread is None:
             if (opening := self._opening) is not None:
-                opening.wait(self.session.close())  # it hears of that, and stops the thread
+                opening.wait(self.session.close())  # `open` then fails, and stops the thread
             return
         thread.check()
         self._thread = None
@@ -305,11 +305,11 @@ class Session:
     def call(
         self, endpoint: Awaitable[T] | Endpoint, timeout: float | None = None, **given: Any
     ) -> Any:
-        """One operation, as `adp_async.Session.call`; or whatever *session* can be asked to do.
+        """One operation, as `adp_async.Session.call`; or any awaitable, in the session's thread.
 
         ``call(Endpoint(...), path=..., query=..., body=..., returning=...)`` sends that operation
-        and returns its reply.  ``call(awaitable)`` runs, for instance, a coroutine of *session* to
-        its end and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
+        and returns its reply.  ``call(awaitable)`` runs it to its end, a coroutine of *session* for
+        instance, and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
         after *timeout* seconds.
         """
         if isinstance(endpoint, Endpoint):
@@ -322,7 +322,7 @@ class Session:
         doing = endpoint if iscoroutine(endpoint) else _awaited(endpoint)
         if given:
             doing.close()
-            raise TypeError(f"call of an awaitable takes no {', '.join(given)}")
+            raise TypeError(f"call of an awaitable does not take {', '.join(given)}")
         return self._wait(doing, timeout)
 
     def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
@@ -363,7 +363,7 @@ class Session:
         return StartedRun(self.call(start()), self, owns_session=owns_session)
 
     def attach_run(self, run_id: str) -> Run:
-        """A handle of a run that exists, without a request; ``with`` only flushes."""
+        """A handle for an existing run; sends no request.  ``with`` only flushes."""
         return Run(self.session.attach_run(valid_run_id(run_id)), self)
 
     def __enter__(self) -> Self:
@@ -380,7 +380,7 @@ class Session:
         except AdpError as failure:
             if error is None:
                 raise
-            tell_behind(error, failure)
+            attach_note(error, failure)
 
     @property
     def is_open(self) -> bool:
@@ -409,7 +409,7 @@ def start_run(
     """Open a session of its own, create a run, and end both with the ``with`` block.
 
     *platform_id*, *workspace* and *knobs* are those of `Session`; the rest as for
-    `adp_async.Session.start_run`.  In place of ``with``, ``run.finish()`` ends both as well.
+    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both.
     """
     session = Session(platform_id, workspace, **knobs).open()
     try:
@@ -433,7 +433,7 @@ def attach_run(
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
 ) -> AttachedRun:
-    """A handle of a run that exists, with a session of its own that ``with`` closes."""
+    """A handle for an existing run, with a session of its own that ``with`` closes."""
     run_id = valid_run_id(run_id)
     session = Session(platform_id, workspace, **knobs).open()
     try:

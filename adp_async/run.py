@@ -59,7 +59,7 @@ class Host(Protocol):
 class Run(RunWriter):
     """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
 
-    *run_id*; *run_name* and *experiment_id* are None for an attached run, which doesn't ask.
+    *run_id*; *run_name* and *experiment_id* are None for an attached run, which sends no request.
     *status* is the one that this handle has given the run, or None.
     """
 
@@ -98,7 +98,7 @@ class Run(RunWriter):
         """Flush, then give the run its *status* and end time.
 
         Raises `DeliveryError` when records were refused; the status is set all the same.
-        ValueError for a status that is not an end, before anything is done.
+        ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
         try:
@@ -118,9 +118,9 @@ class Run(RunWriter):
     def discard(self) -> int:
         """Give up the records that wait for this run; returns how many.  They count as dropped.
 
-        For a run whose records are held forever, since the service does not know it or fails on
-        it.  Records in flight may still be delivered; records logged later are accepted again.
-        From any thread.
+        For a run whose records are held forever, because the service does not know it or keeps
+        failing on it.  Records in flight may still be delivered; records logged later are accepted
+        again.  From any thread.
         """
         return self._session.logger.discard(self.run_id)
 
@@ -134,15 +134,15 @@ class Run(RunWriter):
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True):
             ends_by = time.monotonic() + timeout
-            # The status is worth a part of the time, also when the flush needs all it can get, and
-            # so is the session, which may be exited right after.
+            # Time is kept for setting the status, even if the flush could use all of it, and for
+            # the session, which may be exited right after.
             await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
             if self.status is None:
                 left = ends_by - 0.1 * timeout - time.monotonic()
                 await _within(left, self._end(status_of(error)), self._not_ended, failures)
             if failures:
                 self._session._ends_by = ends_by
-        _tell(error, failures)
+        _report(error, failures)
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,7 +160,7 @@ class Run(RunWriter):
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
             if failures:
                 self._session._ends_by = ends_by
-        _tell(error, failures)
+        _report(error, failures)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -225,7 +225,7 @@ class StartedRun:
             self._params = _checked("param", params, self._run_name, limits)
             self._tags = _checked("tag", tags, self._run_name, limits)
         except (TypeError, ValueError) as error:
-            # It is the caller's mistake: the way we found it is of no interest.
+            # It is the caller's mistake: where we found it doesn't matter.
             raise error.with_traceback(None)  # noqa: B904 - the same error
         self._run: Run | None = None
 
@@ -256,7 +256,7 @@ class StartedRun:
         )
 
     async def _create_by_name(self, name: str) -> RunEntity:
-        """Create it in the experiment called *name*; the error of one that fails names that.
+        """Create it in the experiment called *name*; an error names the experiment.
 
         When the service refuses the experiment that had the name, it is looked up once more:
         somebody may have deleted it, or given its name to another.
@@ -265,16 +265,16 @@ class StartedRun:
         try:
             return await self._create_in(tried)
         except (BadRequest, NotFound, Conflict) as refused:
-            if not refused.code:  # not the service's own words
+            if not refused.code:  # not an error of the service
                 raise
             now = await self._looked_up(name)
             if now is None or now.experiment_id == tried or now.lifecycle_stage == "deleted":
-                _tell_of_experiment(refused, name, now, tried)
+                _name_experiment(refused, name, now, tried)
                 raise
         try:
             return await self._create_in(now.experiment_id)
         except (BadRequest, NotFound, Conflict) as refused:
-            _tell_of_experiment(refused, name, now, now.experiment_id)
+            _name_experiment(refused, name, now, now.experiment_id)
             raise
 
     async def _looked_up(self, name: str) -> Experiment | None:
@@ -301,7 +301,7 @@ class StartedRun:
 def _checked(
     kind: Literal["param", "tag"], given: Texts | None, run_name: str | None, limits: BatchLimits
 ) -> dict[str, str]:
-    """Params or tags of a run that is not yet there, as they are sent."""
+    """Params or tags of a run that does not exist yet, as they are sent."""
     texts: dict[str, str] = {}
     run_id = f"{shown(run_name)} (not yet created)"
     pairs = [] if given is None else pairs_of(given, f"start_run({kind}s=...)")
@@ -326,10 +326,10 @@ def end_status(status: object) -> EndStatus:
     raise ValueError(message)
 
 
-def _tell_of_experiment(
+def _name_experiment(
     refused: ServiceError, name: str, found: Experiment | None, tried: str
 ) -> None:
-    """Have the error of a run that could not be created name its experiment."""
+    """Name the experiment in the error of a run that could not be created."""
     what = f"experiment {name!r:.120} (id {tried})"
     if found is not None and found.lifecycle_stage == "deleted":
         what += (
@@ -340,7 +340,7 @@ def _tell_of_experiment(
 
 
 def status_of(error: BaseException | None) -> EndStatus:
-    """How a run ends whose body ended with *error*."""
+    """The status of a run whose body ended with *error*."""
     if error is None:
         return "FINISHED"
     if isinstance(error, SystemExit):
@@ -363,7 +363,7 @@ async def _within(
         failures.append(error)
 
 
-def _tell(error: BaseException | None, failures: list[AdpError]) -> None:
+def _report(error: BaseException | None, failures: list[AdpError]) -> None:
     """Raise the first of *failures*, or note them on the caller's own *error*."""
     if error is None and failures:
         first, *others = failures
@@ -372,10 +372,10 @@ def _tell(error: BaseException | None, failures: list[AdpError]) -> None:
         raise first
     for failure in failures:
         assert error is not None
-        tell_behind(error, failure)
+        attach_note(error, failure)
 
 
-def tell_behind(error: BaseException, failure: AdpError) -> None:
+def attach_note(error: BaseException, failure: AdpError) -> None:
     """Log *failure* and note it on the caller's own *error*, which comes out bare."""
     logger.warning("%s", failure)
     error.add_note(f"adp_async: {type(failure).__name__}: {failure}")

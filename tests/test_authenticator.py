@@ -22,7 +22,7 @@ REFUSED = NotAuthenticated("no", status=401, code="NotAuthenticated", request_id
 
 
 class Credentials:
-    """A signer that notes who calls it, and that nothing overlaps."""
+    """A signer that records its calls, and that none overlap."""
 
     def __init__(self) -> None:
         self.token = 1
@@ -155,7 +155,7 @@ async def test_a_quick_signature_for_one_who_is_alone(is_quick, alone, body_byte
 
 
 async def test_one_refresh_for_all_who_wait(authenticator, credentials):
-    """A hundred refused requests lead to one refresh, and each is told to try again."""
+    """A hundred refused requests lead to one refresh, and each tries again."""
     assert await asyncio.gather(*(recover(authenticator) for _ in range(100))) == [True] * 100
 
     assert credentials.refreshes == 1
@@ -215,7 +215,7 @@ async def test_what_renews_itself_counts_too(authenticator, credentials):
 
 
 async def test_a_refresh_that_fails(authenticator, credentials):
-    """Everyone who waits gets an error of their own, with the reason; the next 401 tries again."""
+    """Every waiter gets an error of its own, with the reason; the next 401 tries again."""
     credentials.failure = OSError("the metadata service is away")
 
     errors = await asyncio.gather(
@@ -389,7 +389,7 @@ async def test_the_region_of_the_credentials(credentials):
 
 
 async def test_a_signer_that_fails(authenticator, credentials):
-    """It is NotAuthenticated, names the error's class and is no reason for a refresh."""
+    """It is NotAuthenticated, names the error's class and does not cause a refresh."""
     failure = ConnectionError("secret")
 
     def fail(request):
@@ -482,7 +482,7 @@ async def test_in_a_forked_child(authenticator, monkeypatch):
 
 
 async def test_repr(authenticator):
-    """For whoever debugs at night."""
+    """It shows what helps in debugging."""
     assert repr(authenticator) == "<Authenticator custom signer | open | generation 0>"
 
 

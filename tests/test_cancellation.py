@@ -1,4 +1,4 @@
-"""Cancellation alone: whoever is cancelled goes at once, and takes nobody and nothing along."""
+"""Cancellation alone: a cancelled task ends at once, and affects no other task."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_a_cancelled_session(how: str) -> None:
 
 
 async def test_cancelled_while_it_closes() -> None:
-    """A second cancellation cuts the closing short: everything has its end, nothing stays open."""
+    """A second cancellation cuts the closing short: everything is settled, nothing stays open."""
     session = await FakeSession(close_timeout=60.0).open()
     run = attach(session)
     session.answer(LOG_BATCH, status=503)
@@ -211,7 +211,7 @@ async def test_cancelled_while_a_run_is_created() -> None:
 
 
 async def test_no_task_is_left() -> None:
-    """A session that was left leaves no task behind, however busy it was."""
+    """A closed session leaves no task behind, however busy it was."""
     before = asyncio.all_tasks()
     async with FakeSession(linger=0.0) as session:
         runs = [attach(session) for _ in range(10)]

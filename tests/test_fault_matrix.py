@@ -290,4 +290,4 @@ class RenewableSigner:
         self._sign(request)
 
     def refresh_security_token(self) -> None:
-        """It signs as before; the service is told otherwise."""
+        """It signs as before, but the service refuses its key."""

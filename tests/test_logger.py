@@ -167,7 +167,7 @@ async def test_a_receipt_of_a_refused_record() -> None:
 
 
 async def test_a_cancelled_wait_does_not_cancel_the_record() -> None:
-    """Whoever waits may give up; the record is delivered all the same."""
+    """A waiter may give up; the record is delivered anyway."""
     async with FakeSession() as session:
         run = attach(session)
         held = session.answer(LOG_BATCH, status=503, times=5)
@@ -550,7 +550,7 @@ async def test_connections_that_break(bare_platform: LocalPlatform) -> None:
 
 
 async def test_a_batch_is_resent_as_it_was() -> None:
-    """Body and retry token never change, so that a repeated batch can be told from a new one."""
+    """Body and retry token never change, so that a repeated batch is distinct from a new one."""
     async with FakeSession() as session:
         run = attach(session)
         session.answer(LOG_BATCH, status=503, times=2, after_write=True)
@@ -654,7 +654,7 @@ async def test_one_bad_record_among_a_thousand() -> None:
 
 
 async def test_a_run_that_is_not_there() -> None:
-    """A 404 is no verdict on the records, whatever its code: they wait until the run is there."""
+    """A 404 is not a verdict on the records, whatever its code: they wait for the run to appear."""
     async with FakeSession() as session:
         run = session.attach_run("late")
         other = attach(session)
@@ -804,7 +804,7 @@ async def test_closing_while_the_service_is_gone(bare_platform: LocalPlatform) -
 
 @pytest.mark.parametrize("close_timeout", [0.0, 0.002])
 async def test_closing_at_any_moment(close_timeout: float) -> None:
-    """Every record has its end when the session is closed, in time or not."""
+    """Every record is settled when the session is closed, in time or not."""
     for moment in range(20):
         session = FakeSession(close_timeout=close_timeout, linger=0.0)
         await session.open()
@@ -835,7 +835,7 @@ async def test_closing_delivers_what_lingers() -> None:
 async def test_a_sender_that_crashes(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistake of ours is heard by everyone who waits, by the next call, and at the end."""
+    """A mistake of ours is raised to all waiters, by the next call, and on closing."""
     session = await FakeSession(linger=60.0).open()
     run, other = attach(session), attach(session)
     mistake = RuntimeError("a mistake of ours")
@@ -897,7 +897,7 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
 
 
 def test_a_loop_that_ends_without_leaving() -> None:
-    """Delivery goes on without it, and whoever holds a run goes on logging."""
+    """Delivery goes on without it, and its runs can still be logged into."""
 
     async def forget() -> tuple[FakeSession, Run]:
         session = await FakeSession().open()

@@ -1,4 +1,4 @@
-"""Foreign code, and whoever cancels tasks, may disturb delivery; they don't end it."""
+"""Foreign code, and cancelled tasks, may disturb delivery, but don't end it."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def test_tasks_that_are_cancelled(
 
 @pytest.mark.parametrize("face", ["receipt", "flush", "thread"])
 async def test_who_waits_when_all_tasks_are_cancelled(face: str) -> None:
-    """Nobody who waits for a record hangs, on whichever side."""
+    """No waiter for a record hangs, on either side."""
     async with FakeSession(linger=0.0) as session:
         run = session.attach_run(session.add_run())
         script = session.answer(LOG_BATCH, status=503)
@@ -365,7 +365,7 @@ async def test_a_spool_with_a_mistake(
 async def test_a_search_with_a_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A search for what was left behind that fails is said, and params and tags go on."""
+    """A failed search for orphans is reported, and params and tags go on."""
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a mistake of ours")

@@ -1,4 +1,4 @@
-"""Runs in trouble beside runs that are well, in whole sessions: who waits, who is given up."""
+"""Runs in trouble beside healthy ones, in whole sessions: which wait, which are given up."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_invisible_runs_beside_a_good_one(
     code: str, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is delivered as if it were alone; they are held, and are given up when that is said."""
+    """It is delivered as if it were alone; they are held, and given up when that is requested."""
     status = 403 if code == "Forbidden" else 404
     async with FakeSession(retry=BACK_OFF, linger=0.02) as session:
         on_batch(
@@ -209,7 +209,7 @@ async def test_discarded_with_records_on_disk(tmp_path: Path, where: str) -> Non
 
 
 async def test_discarded_while_it_is_read_back(tmp_path: Path) -> None:
-    """What was read in vain is let go, and delivery of other runs goes on."""
+    """Records that were read in vain are released, and delivery of other runs goes on."""
     knobs: dict[str, Any] = {"spool": tmp_path / "spool", "spool_interval": 0.01}
     async with FakeSession(**knobs, buffer_limit=400_000) as session:
         session.answer(LOG_BATCH, {"code": "InternalError", "message": "x"}, status=503)
@@ -270,7 +270,7 @@ async def test_what_is_no_run_id_cannot_be_discarded(bad: Any) -> None:
 
 @pytest.mark.parametrize(("runs", "each"), [(10_000, 5), (400, 1000)])
 async def test_what_nobody_flushes_is_bounded(runs: int, each: int) -> None:
-    """Wrong run ids: a thousand rejections are kept in all, lanes are let go, counts are right."""
+    """Wrong run ids: a thousand rejections are kept in all, lanes are dropped, counts are right."""
     session = FakeSession(buffer_limit=64 * 2**20)
     await session.open()
     on_batch(session, lambda *_: refusal(400, "INVALID_PARAMETER_VALUE", "no such thing"))

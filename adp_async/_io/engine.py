@@ -1,7 +1,7 @@
-"""What works behind a session: signer, throttle, connections, and the thread that delivers.
+"""The working parts of a session: signer, throttle, connections, and the thread that delivers.
 
-Opened and closed in order, from whichever event loop; a fork, and the interpreter's end when nobody
-closed it, are heard of here as well.
+They are opened and closed together.  Forks, and the end of the interpreter while a session is open,
+are handled here as well.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Engine:
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
         self._owns_thread = False
-        self._changing = asyncio.Lock()  # opening and closing, whoever does it
-        #: The task that opens it just now.
+        self._changing = asyncio.Lock()  # held while opening or closing
+        #: The task that is opening it.
         self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
@@ -124,7 +124,7 @@ class Engine:
         self.check_open()
 
     async def _open_unless_closed(self, make_thread: Callable[[], LoopThread]) -> None:
-        """`close` doesn't wait for an opening that hangs: it cancels that."""
+        """Open; `close` cancels an opening that hangs, and doesn't wait for it."""
         task = self._opening = asyncio.current_task()
         assert task is not None
         try:
@@ -180,7 +180,7 @@ class Engine:
     async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
         """In the delivery thread."""
         await self.batches.transport.open()
-        # Where no spool can be made none can be emptied either.
+        # Where no spool can be created, none can be emptied.
         does_recover = spool is not None and self.settings.recover
         if does_recover:
             self.delivery.bar(None)
@@ -197,7 +197,7 @@ class Engine:
 
         Raises `DeliveryError` for records that were refused or not delivered in time.
         """
-        # Being cancelled was the reason to come here; it must not keep us from tidying up.
+        # A cancellation may be why we are closing; it must not interrupt that.
         with anyio.CancelScope(shield=True):
             if (opening := self._opening) is not None:
                 self._opening = None
@@ -224,7 +224,7 @@ class Engine:
         """In the delivery thread."""
         ends_at, recovering = time.monotonic() + seconds, self._recovering
         if recovering is not None:
-            # It lets go of its files while this session's own records are written down.
+            # It releases its files while this session's own records are being written.
             asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
         try:
             await self.delivery.close(seconds, why)
@@ -239,7 +239,7 @@ class Engine:
         self.delivery.forked()
 
     def _interpreter_ends(self) -> None:
-        """It was not closed: deliver for a while, and keep the rest."""
+        """The session is still open: deliver for a while, and spool the rest."""
         thread, self.thread = self.thread, None
         if thread is None or not thread.is_alive:
             return
@@ -270,7 +270,7 @@ class Engine:
         )
 
     def _make_recovery(self) -> Delivery:
-        """What delivers the records of one process that is gone."""
+        """A delivery for the records of one dead process."""
         from adp_async._io.recovery import MAX_IN_FLIGHT, MEMORY_LIMIT
 
         settings = attrs.evolve(
@@ -285,7 +285,7 @@ class Engine:
     async def recover(
         self, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
     ) -> None:
-        """Deliver the records of a dead process; *on_progress* hears of it."""
+        """Deliver the records of a dead process; *on_progress* is called on the way."""
         from adp_async._io.recovery import Recovery
 
         self.check_open()

@@ -33,7 +33,7 @@ class SpoolFolder:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # Now: where a relative one is changes with the working folder.
+        # Resolved now: the working folder may change.
         spool = settings.spool
         self._path = None if isinstance(spool, bool) else absolute_folder(spool)
 
@@ -71,7 +71,7 @@ class SpoolFolder:
             return None
 
     def finder(self) -> Callable[[set[Path], int], Found]:
-        """What opens the spools of dead processes, but for those seen before, at most so many."""
+        """A function that opens spools of dead processes: not those seen, and at most so many."""
         from adp_async._io.recovery import open_orphans
 
         folder, limit = self.path, self.settings.spool_limit

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Tokens:
     """Makes tokens of 32 hex digits: 64 random bits of its own, then a count.
 
-    One system call for all of them: where those are slow (in a sandbox, say), a ``uuid4`` for
+    They take one system call in all: where those are slow (in a sandbox, say), a ``uuid4`` for
     every request costs as much as encoding a batch of a thousand metrics.
     """
 

@@ -14,12 +14,12 @@ from adp_async._sansio.texts import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The most of an error's body that is kept.
+#: How much of an error's body is kept.
 ERROR_BODY_BYTES = 64 * 1024
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One HTTP request, complete but for its signature.
+    """One HTTP request, complete except for its signature.
 
     *url* is absolute and already percent-encoded: exactly these characters are signed and sent.
     Header names are lower case.
