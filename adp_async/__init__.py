@@ -2,6 +2,7 @@
 
 from adp_async import address, blocking
 from adp_async._sansio.endpoints import Endpoint, Scope
+from adp_async._sansio.flattening import flatten
 from adp_async._sansio.lane import RecordBatch
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
@@ -87,4 +88,5 @@ __all__ = [
     "WorkloadIdentity",
     "address",
     "blocking",
+    "flatten",
 ]

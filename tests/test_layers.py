@@ -31,21 +31,29 @@ LAYERS = {
     "stats": {"_io", "_sansio"},
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "lenient", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
+    "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
-    },
-    "blocking": {
-        "session", "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
+        "starting", "run", "logger", "writer", "settings", "api", "_io", "auth", "_sansio",
         "entities", "errors",
     },
-    "address": {"blocking", "run", "settings"},
+    "_shared_sessions": {"settings"},
+    "_blocking_runs": {
+        "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities", "errors",
+    },
+    "blocking": {
+        "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",
+        "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+    },
+    "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.
-TOPS = {"", "cli", "local", "testing", "__main__"}
+TOPS = {"", "cli", "integrations", "local", "testing", "__main__"}
 
 #: What the pure core must not touch: clocks, dice, disks, sockets, tasks.
 IMPURE = {
