@@ -6,6 +6,7 @@ from adp_async._sansio.flattening import flatten
 from adp_async._sansio.lane import RecordBatch
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.statuses import EndStatus
 from adp_async.auth import (
     ApiKey,
     CustomSigner,
@@ -61,6 +62,7 @@ __all__ = [
     "CustomSigner",
     "DelegationToken",
     "DeliveryError",
+    "EndStatus",
     "Endpoint",
     "Forbidden",
     "InstancePrincipal",
