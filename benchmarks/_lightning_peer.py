@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 import warnings
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -83,4 +84,6 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(json.dumps(train(**json.loads(line))), flush=True)
+        with redirect_stdout(sys.stderr):  # what a trainer has to say
+            answer = train(**json.loads(line))
+        print(json.dumps(answer), flush=True)

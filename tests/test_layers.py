@@ -134,6 +134,14 @@ def test_the_core_does_not_wait(path: Path) -> None:
     assert not any(isinstance(node, waits) for node in ast.walk(ast.parse(path.read_text())))
 
 
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names(path: Path) -> None:
+    """They could be anybody's: nothing of ours with an underscore, but what they share."""
+    for name in imports(path):
+        if is_within(name, "adp_async") and not is_within(name, "adp_async.integrations"):
+            assert "._" not in name, name
+
+
 @pytest.mark.parametrize("name", ["sender", "keeper"])
 def test_the_sender_never_sees_the_session(name: str) -> None:
     """It is handed callables, not what they belong to."""
