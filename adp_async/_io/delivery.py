@@ -25,7 +25,7 @@ from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import Closed, DeliveryError
+from adp_async.errors import AdpError, Closed, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable, Iterator
@@ -147,6 +147,19 @@ class Delivery:
 
     async def flush(self, run_id: str | None) -> None:
         """Until what was accepted so far is settled; raises what was refused."""
+        await self._accepted_settled(run_id)
+        self._raise_refused(run_id)
+
+    async def try_flush(self, run_id: str | None) -> AdpError | None:
+        """The same, but what it would raise is returned, and still to be told."""
+        try:
+            await self._accepted_settled(run_id)
+        except AdpError as error:
+            return error
+        rejections, rejected = self.accumulator.rejections.of(run_id)
+        return delivery_error(rejections, rejected=rejected) if rejected else None
+
+    async def _accepted_settled(self, run_id: str | None) -> None:
         now = time.monotonic()
         self.state.pull(now)
         lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
@@ -157,7 +170,6 @@ class Delivery:
             self.accumulator.urge(lane, now)
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
-        self._raise_refused(run_id)
 
     async def drain(self) -> None:
         """Until the buffer is below its high-water mark.  On any event loop."""
