@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from adp_async._sansio.values import valid_run_id
+from adp_async.errors import AdpError
 from adp_async.stats import Stats, counted
 from adp_async.writer import Receipt, Receipts, RunWriter
 
@@ -132,6 +133,18 @@ class BatchLogger(LoggerFace):
         """
         run_id = None if run_id is None else valid_run_id(run_id)
         await self._delivery.running(self._delivery.flush(run_id))
+
+    async def try_flush(self, run_id: str | None = None) -> AdpError | None:
+        """As `flush`, but returns the error that would be raised; None when all went well.
+
+        What was refused remains to be told: a later `flush`, or the close, raises it.  So whoever
+        only needs that the service is up to date takes nothing from the run's owner.
+        """
+        run_id = None if run_id is None else valid_run_id(run_id)
+        try:
+            return await self._delivery.running(self._delivery.try_flush(run_id))
+        except AdpError as error:  # closed
+            return error
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""

@@ -1,6 +1,7 @@
 """The one thread that signs: renewing once for all, the clock, and what goes wrong meanwhile."""
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 
@@ -181,6 +182,19 @@ async def test_a_signer_that_cannot_be_renewed():
     assert await recover(authenticator) is False
     assert authenticator.generation == 0
     await authenticator.close()
+
+
+async def test_a_refresh_that_is_done_at_once(authenticator, credentials, monkeypatch):
+    """The worker may be through before anybody looks: it counts all the same."""
+
+    def submit(function):
+        future = concurrent.futures.Future()
+        future.set_result(function())
+        return future
+
+    monkeypatch.setattr(authenticator._worker, "submit", submit)
+    assert await recover(authenticator) is True
+    assert credentials.refreshes == 1
 
 
 async def test_a_refresh_that_finds_nothing_new(authenticator, credentials):

@@ -31,21 +31,29 @@ LAYERS = {
     "stats": {"_io", "_sansio"},
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "lenient", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
+    "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
-    },
-    "blocking": {
-        "session", "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
+        "starting", "run", "logger", "writer", "settings", "api", "_io", "auth", "_sansio",
         "entities", "errors",
     },
-    "address": {"blocking", "run", "settings"},
+    "_shared_sessions": {"settings"},
+    "_blocking_runs": {
+        "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities", "errors",
+    },
+    "blocking": {
+        "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",
+        "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+    },
+    "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.
-TOPS = {"", "cli", "local", "testing", "__main__"}
+TOPS = {"", "cli", "integrations", "local", "testing", "__main__"}
 
 #: What the pure core must not touch: clocks, dice, disks, sockets, tasks.
 IMPURE = {
@@ -124,6 +132,14 @@ def test_the_core_does_not_wait(path: Path) -> None:
     waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 
     assert not any(isinstance(node, waits) for node in ast.walk(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names(path: Path) -> None:
+    """They could be anybody's: nothing of ours with an underscore, but what they share."""
+    for name in imports(path):
+        if is_within(name, "adp_async") and not is_within(name, "adp_async.integrations"):
+            assert "._" not in name, name
 
 
 @pytest.mark.parametrize("name", ["sender", "keeper"])

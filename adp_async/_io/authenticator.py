@@ -171,10 +171,12 @@ class Authenticator:
 
     def _shared_refresh(self) -> concurrent.futures.Future[bool]:
         with self._lock:
-            if self._refreshing is None:
-                self._refreshing = self._working().submit(self._refresh)
-                self._refreshing.add_done_callback(self._refreshed)
-            return self._refreshing
+            refreshing = self._refreshing
+            if refreshing is None:
+                refreshing = self._refreshing = self._working().submit(self._refresh)
+                # (It may be done by now, and forgotten at once.)
+                refreshing.add_done_callback(self._refreshed)
+            return refreshing
 
     def _refreshed(self, future: concurrent.futures.Future[bool]) -> None:
         self._refreshing = None

@@ -17,7 +17,7 @@ from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
 from adp_async._io.sender import Sender
 from adp_async._io.state import DeliveryState
-from adp_async._io.tidying import ended
+from adp_async._io.tidying import first_end
 from adp_async._io.worker import is_worker_here
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
@@ -25,7 +25,7 @@ from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import Closed, DeliveryError
+from adp_async.errors import AdpError, Closed, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable, Iterator
@@ -147,6 +147,19 @@ class Delivery:
 
     async def flush(self, run_id: str | None) -> None:
         """Until what was accepted so far is settled; raises what was refused."""
+        await self._accepted_settled(run_id)
+        self._raise_refused(run_id)
+
+    async def try_flush(self, run_id: str | None) -> AdpError | None:
+        """The same, but what it would raise is returned, and still to be told."""
+        try:
+            await self._accepted_settled(run_id)
+        except AdpError as error:
+            return error
+        rejections, rejected = self.accumulator.rejections.of(run_id)
+        return delivery_error(rejections, rejected=rejected) if rejected else None
+
+    async def _accepted_settled(self, run_id: str | None) -> None:
         now = time.monotonic()
         self.state.pull(now)
         lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
@@ -157,7 +170,6 @@ class Delivery:
             self.accumulator.urge(lane, now)
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
-        self._raise_refused(run_id)
 
     async def drain(self) -> None:
         """Until the buffer is below its high-water mark.  On any event loop."""
@@ -296,7 +308,8 @@ class Delivery:
         """
         crashes: list[float] = []
         while True:
-            ended = await self._run_once()
+            keeping = [self.keeper.run()] if self.keeper is not None else []
+            ended = await first_end([self.sender.run(), *keeping])
             if self._is_over or (self._thread is not None and self._thread.is_ending):
                 return
             now = time.monotonic()
@@ -309,21 +322,6 @@ class Delivery:
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
         logger.error("the sender crashed; no more records will be delivered", exc_info=ended)
-
-    async def _run_once(self) -> BaseException:
-        """Until one of them ends, or this task is cancelled: why it did."""
-        runs = [self.sender.run(), *([self.keeper.run()] if self.keeper else [])]
-        tasks = [asyncio.create_task(run) for run in runs]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError as error:
-            await _stopped(tasks)
-            return error
-        await _stopped(tasks)
-        first = next(iter(done))
-        if first.cancelled():
-            return asyncio.CancelledError("its task was cancelled")
-        return first.exception() or AssertionError("it returned")
 
     async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
@@ -417,16 +415,6 @@ class Delivery:
         self.intake.forked()
         # Nothing is written or said on the parent's behalf.
         self._thread = self._task = self.keeper = None
-
-
-async def _stopped(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel *tasks* and wait for their end, however often somebody cancels this."""
-    for task in tasks:
-        task.cancel()
-    await ended(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # it was heard
 
 
 def _named(error: BaseException) -> str:

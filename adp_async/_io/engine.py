@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,9 +16,12 @@ import attrs
 
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
+from adp_async._io.close_hooks import CloseHooks
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
+from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, register
 from adp_async._io.log import logger
+from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
 from adp_async._io.tidying import ended
 from adp_async._io.tokens import Tokens
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.recovery import Orphan, Recoveries, Recovery
     from adp_async._io.spool import Spool
+    from adp_async._sansio.statuses import EndStatus
     from adp_async.settings import Settings
 
 
@@ -71,6 +76,8 @@ class Engine:
         self.delivery = self._make_delivery(settings)
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
+        self.open_runs = OpenRuns()
+        self.close_hooks = CloseHooks()
         self._owns_thread = False
         self._changing = asyncio.Lock()  # held while opening or closing
         #: The task that is opening it.
@@ -204,6 +211,7 @@ class Engine:
                 opening.cancel()
             async with self._changing:
                 if self.thread is not None:
+                    self.close_hooks.run(None)
                     await self._close(self.thread, seconds)
 
     async def _close(self, thread: LoopThread, seconds: float) -> None:
@@ -237,15 +245,19 @@ class Engine:
 
     def _forked(self) -> None:
         self.delivery.forked()
+        self.open_runs.forked()
+        self.close_hooks.forked()
 
     def _interpreter_ends(self) -> None:
-        """The session is still open: deliver for a while, and spool the rest."""
+        """It was not closed: end its runs, deliver for a while, and keep the rest."""
+        status = how_it_ends()
+        self.close_hooks.run(status)
         thread, self.thread = self.thread, None
         if thread is None or not thread.is_alive:
             return
         seconds = min(self.settings.exit_timeout, self.settings.close_timeout)
         try:
-            thread.wait(self._close_delivery(seconds, Why.ENDED), 2.0 * seconds + 1.0)
+            thread.wait(self._end(status, seconds), 2.0 * seconds + 1.0)
         except (AdpError, TimeoutError) as failure:
             # There is no caller to catch it.
             logger.warning("%s", failure)
@@ -255,6 +267,15 @@ class Engine:
             else:
                 self.direct.transport.abandon()
             thread.stop()
+
+    async def _end(self, status: EndStatus, seconds: float) -> None:
+        """In the delivery thread."""
+        ends_at = time.monotonic() + seconds
+        if self.open_runs:
+            settled = partial(self.delivery.try_flush, None)
+            await self.open_runs.end(status, 0.7 * seconds, settled=settled, call=self.batches.call)
+        left = max(0.3 * seconds, ends_at - time.monotonic())
+        await self._close_delivery(left, Why.ENDED)
 
     # ------------------------------------------------------------------ records of dead processes
 

@@ -214,17 +214,17 @@ class Sender:
         self, batch: RecordBatch, error: AdpError | None, action: Action, *, is_visible: bool
     ) -> None:
         with self.state.intake.lock:
-            is_its_own = self.dispatcher.answered(
+            held = self.dispatcher.answered(
                 batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
             )
         self.state.hand_on()
         logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
         if error is None:
             self._all_clear(batch.lane)
-        elif action in (Action.BACK_OFF, Action.HOLD):
+        elif held is not None:
             is_hint = isinstance(error, NotAuthenticated | Forbidden)
             hint = " (check the credentials)" if is_hint else ""
-            if is_its_own:
+            if held is Fault.RUN:
                 self._warn_held(batch.lane, error, hint)
             else:
                 self._warn(error, hint)

@@ -215,24 +215,17 @@ class Accumulator:
     def _departed(self, lane: Lane, now: float) -> list[RecordBatch]:
         """The next batch of *lane*; none when all of its records are refused here."""
         lane.left_at = now
-        batch = self._depart(lane, now)
-        self.reschedule(lane, now)
-        if batch is None:
-            self.lanes.forget_if_idle(lane)
-            return []
-        return [batch]
-
-    def _depart(self, lane: Lane, now: float) -> RecordBatch | None:
         batch = self._next_batch(lane, now)
-        if batch is None:
-            return None
-        batch.departed_at = now
-        lane.in_flight += 1
-        lane.barrier_in_flight = batch.is_barrier
-        self.batches_in_flight += 1
-        self.waiting -= len(batch.records)
-        self.in_flight += len(batch.records)
-        return batch
+        if batch is not None:
+            batch.departed_at = now
+            lane.in_flight += 1
+            lane.barrier_in_flight = batch.is_barrier
+            self.batches_in_flight += 1
+            self.waiting -= len(batch.records)
+            self.in_flight += len(batch.records)
+        self.reschedule(lane, now)
+        self.lanes.forget_if_idle(lane)
+        return [] if batch is None else [batch]
 
     def _next_batch(self, lane: Lane, now: float) -> RecordBatch | None:
         others_ready_at = self.schedule.others_ready_at(lane, self.limits, now)

@@ -235,20 +235,20 @@ class Dispatcher:
         *,
         jitter: float,
         is_visible: bool = False,
-    ) -> bool:
+    ) -> Fault | None:
         """The answer to *batch*: None when it was delivered, or an *error* and what it calls for.
 
-        *is_visible*: the service has just shown the run, see `doubts`.  Returns whether a failure
-        is the run's own.
+        *is_visible*: the service has just shown the run, see `doubts`.  Returns whose fault it is
+        that records are held, and None when none are.
         """
         lane, accumulator = batch.lane, self.accumulator
         self._retried.discard(batch)
         if error is None:
             self._delivered(batch, now)
-            return False
+            return None
         if batch.span.first < lane.discarded_until:
             drop(accumulator, batch, discarded(lane.run_id, len(batch.records)), now)
-            return False
+            return None
         match action:
             case Action.WAIT_TURN:
                 self.retries += 1
@@ -270,7 +270,7 @@ class Dispatcher:
             case _:
                 self._judged()
                 accumulator.give_up(batch, error, now)
-        return False
+        return None
 
     def stays(self, batch: RecordBatch, not_before: float, now: float) -> None:
         """*batch* did not leave: it keeps its turn."""
@@ -293,7 +293,7 @@ class Dispatcher:
 
     def _failed(
         self, batch: RecordBatch, error: AdpError, now: float, jitter: float, *, is_visible: bool
-    ) -> bool:
+    ) -> Fault:
         self.retries += 1
         self.trouble = error
         lane, fault = batch.lane, fault_of(error)
@@ -312,7 +312,7 @@ class Dispatcher:
         else:
             self._stricken.add(lane)
             self._may_be_down(fault, now, jitter, is_news=not was_troubled)
-        return is_its_own
+        return Fault.RUN if is_its_own else Fault.ALL
 
     def _may_be_down(self, fault: Fault, now: float, jitter: float, *, is_news: bool) -> None:
         """Nobody gets through: how long until the next run is tried, or one that failed before."""

@@ -61,6 +61,13 @@ class Rejections:
         is_known = lane.run_id in self.unreported or len(self.unreported) < KEPT_RUNS
         self.unreported[lane.run_id if is_known else ""] += count
 
+    def of(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
+        """What `take` would return; it is still to be reported."""
+        if run_id is None:
+            return list(self.last), self.unreported.total()
+        rejections = [each for each in self.last if each.run_id == run_id]
+        return rejections, self.unreported[run_id]
+
     def take(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
         """What was refused since somebody was last told, of one run or of all; and how many."""
         if run_id is None:
