@@ -17,7 +17,7 @@ from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
 from adp_async._io.sender import Sender
 from adp_async._io.state import DeliveryState
-from adp_async._io.tidying import first_end
+from adp_async._io.supervisor import supervise
 from adp_async._io.worker import is_worker_here
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
@@ -25,7 +25,7 @@ from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import AdpError, Closed, DeliveryError
+from adp_async.errors import AdpError, Closed
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterable, Iterator
@@ -49,9 +49,6 @@ LAST_COMMIT: Final = 0.2
 SHORTEST_COMMIT: Final = 0.25
 #: And the least that a disk gets for letting go of the file, when that took all of it.
 SHORTEST_CLOSE: Final = 0.05
-#: The sender is started again when it ends, but not more often than this within so many seconds.
-MOST_CRASHES: Final = 10
-CRASH_TIME: Final = 10.0
 
 
 class Delivery:
@@ -301,27 +298,21 @@ class Delivery:
             await self.keeper.close(seconds)
 
     async def _supervise(self) -> None:
-        """Run the sender, and the keeper of the spool beside it; start them again when they end.
-
-        Whatever ends them but `close` is a mistake of ours, or of foreign code that they call: a
-        handler of the log, a task that was cancelled.
-        """
-        crashes: list[float] = []
-        while True:
-            keeping = [self.keeper.run()] if self.keeper is not None else []
-            ended = await first_end([self.sender.run(), *keeping])
-            if self._is_over or (self._thread is not None and self._thread.is_ending):
-                return
-            now = time.monotonic()
-            crashes = [*(each for each in crashes if each > now - CRASH_TIME), now]
-            if len(crashes) > MOST_CRASHES:
-                break
-            logger.error("delivery ended unexpectedly and starts again: %s", _named(ended))
+        """Run the sender, and the keeper of the spool beside it, until `close`."""
+        ended = await supervise(self._start, self._is_ending)
+        if ended is None:
+            return
         self._crash = ended
         self._shut(Why.CRASHED, f" with {type(ended).__name__}")
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
         logger.error("the sender crashed; no more records will be delivered", exc_info=ended)
+
+    def _start(self) -> list[Coroutine[Any, Any, None]]:
+        return [self.sender.run(), *([self.keeper.run()] if self.keeper is not None else [])]
+
+    def _is_ending(self) -> bool:
+        return self._is_over or (self._thread is not None and self._thread.is_ending)
 
     async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
@@ -361,16 +352,10 @@ class Delivery:
             await self._waiters.all_settled()
 
     def _raise_end(self, left: int) -> None:
-        try:
-            self._raise_refused()
-        except DeliveryError as refused:
-            if not left:
-                raise
-            raise delivery_error(
-                refused.rejections, rejected=refused.rejected, undelivered=left
-            ) from self._cause()
-        if left:
-            raise delivery_error([], undelivered=left) from self._cause()
+        rejections, rejected = self.accumulator.rejections.take(None)
+        if rejected or left:
+            error = delivery_error(rejections, rejected=rejected, undelivered=left)
+            raise error from (self._cause() if left else None)
 
     def _cause(self) -> BaseException | None:
         return self._crash or self.sender.trouble
@@ -415,7 +400,3 @@ class Delivery:
         self.intake.forked()
         # Nothing is written or said on the parent's behalf.
         self._thread = self._task = self.keeper = None
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__} ({error})" if str(error) else type(error).__name__
