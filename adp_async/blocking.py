@@ -21,6 +21,7 @@ from adp_async._shared_sessions import SharedSessions
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.logger import LoggerFace
+from adp_async.run import attach_note
 from adp_async.settings import Settings
 
 if TYPE_CHECKING:

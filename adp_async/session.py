@@ -17,7 +17,7 @@ from adp_async._sansio.call import Call
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
-from adp_async.run import LenientRun, Run
+from adp_async.run import LenientRun, Run, attach_note
 from adp_async.settings import Settings
 from adp_async.starting import BegunRun, ResumedRun, StartedRun
 
