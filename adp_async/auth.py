@@ -77,7 +77,9 @@ _LONGEST_PATH: Final = 4096
 class Signer(Protocol):
     """What signs: it reads a request's method, url, path_url, headers and body, writes headers.
 
-    A signer that has ``refresh_security_token()`` is told to renew itself after a 401.
+    A signer that has ``refresh_security_token()`` is told to renew itself after a 401.  For an
+    artifact it is called with ``enforce_content_headers=False``, if it takes that: the body is a
+    stream, and is not signed.
     """
 
     def __call__(self, request: Any, /) -> object: ...
@@ -531,13 +533,13 @@ class _FileSigner:
         #: How often the credentials have changed.
         self.renewals = 0
 
-    def __call__(self, request: Any) -> None:
+    def __call__(self, request: Any, **options: Any) -> None:
         now = self._clock()
         if now >= self._look_again:
             self._look_again = now + _SECONDS_BETWEEN_LOOKS
             if self._stamps_now() != self._stamps:
                 self._renew_or_keep()
-        self._signer(request)
+        self._signer(request, **options)
 
     def refresh_security_token(self) -> bool:
         """Read the files again; True if they hold anything new.  Raises when they are unusable.

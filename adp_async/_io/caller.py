@@ -20,7 +20,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.arguments import checked_options, named
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint
-from adp_async._sansio.messages import Request
+from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
@@ -169,18 +169,22 @@ class Caller:
         path, query = named(path, "path"), named(query, "query")
         request = self._request(endpoint, path, query, body, options)
         timeout = options.get("timeout", self.settings.call_timeout)
+        reply = await self.answered(request, endpoint, timeout)
+        if on_reply := options.get("on_reply"):
+            on_reply(reply)
+        return reply
+
+    async def answered(self, request: Request, endpoint: Endpoint, timeout: float) -> Reply:
+        """The reply to *request*, which is tried again as *endpoint* allows; see `fetch`."""
         call = _Call(endpoint, timeout, self.settings.retry.max_attempts)
         tell = asyncio.get_running_loop().call_later(TELL_AFTER, call.tell, True)
         try:
             async with asyncio.timeout(timeout):
-                reply = await self._until_answered(request, call)
+                return await self._until_answered(request, call)
         except TimeoutError:
             raise call.timed_out() from call.last_error
         finally:
             tell.cancel()
-        if on_reply := options.get("on_reply"):
-            on_reply(reply)
-        return reply
 
     async def _until_answered(self, request: Request, call: _Call) -> Reply:
         """Try until it works, or until trying again makes no sense."""
@@ -220,6 +224,8 @@ class Caller:
         raise failure
 
     async def _mended(self, request: Request, call: _Call | None) -> Reply:
+        if request.signing is Signing.NOTHING:
+            return await self._attempt_once(request, call)
         before = self.auth.skew
         mendings = 0
         while True:
