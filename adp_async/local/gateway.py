@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from adp_async.local.answers import Backend
+    from adp_async.local.storage import StorageCall, StorageServer
 
 __all__ = ["Counts", "Gateway"]
 
@@ -70,7 +71,13 @@ class Gateway:
     """
 
     def __init__(
-        self, backend: Backend, verifier: Verifier, *, platform_id: str, workspace: str
+        self,
+        backend: Backend,
+        verifier: Verifier,
+        *,
+        platform_id: str,
+        workspace: str,
+        storage: StorageServer | None = None,
     ) -> None:
         self.latency = 0.0
         self.clock_offset = 0.0
@@ -82,6 +89,7 @@ class Gateway:
         self.port = 0
         self.backend = backend
         self.verifier = verifier
+        self.storage = storage
         self._platform_id = platform_id
         self._workspace = workspace
         self._bucket: TokenBucket | None = None
@@ -125,6 +133,8 @@ class Gateway:
             await site.start()
             self._site = site
             self.port = self._runner.addresses[0][1]
+            if self.storage is not None:
+                self.storage.base_url = f"http://127.0.0.1:{self.port}"
 
     async def _go_down(self) -> None:
         site, self._site = self._site, None
@@ -232,6 +242,10 @@ class Gateway:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.storage is not None:
+            call = self.storage.find(request.method, request.raw_path)
+            if call is not None:
+                return await self._store(request, call, self.storage)
         if (request.content_length or 0) > _MAX_BODY_BYTES:
             return self._reply(request, refusal(413, "PayloadTooLarge", "the body is too large"))
         place = locate(request.raw_path.partition("?")[0])
@@ -311,6 +325,26 @@ class Gateway:
         except InvalidatedRetryToken:
             message = "the retry token was used for another request"
             return refusal(409, "InvalidatedRetryToken", message)
+
+    async def _store(
+        self, request: web.BaseRequest, call: StorageCall, storage: StorageServer
+    ) -> web.StreamResponse:
+        """A request for Object Storage or Volumes; what it carries goes by, unread."""
+        self.counts.by_operation[call.operation] += 1
+        if self.record:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            path = request.raw_path
+            self.recorded.append(Received(request.method, path, headers, b"", call.operation))
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        now = datetime.fromtimestamp(self.time(), UTC)
+        if (refused := await storage.refused(call, request, now=now)) is not None:
+            return self._reply(request, refused)
+        fault = self.faults.take(call.operation)
+        if fault is None:
+            return self._reply(request, await storage.answer(call, request))
+        answer = await storage.answer(call, request) if fault.after_write else Answer(200)
+        return await self._spoilt(request, fault, answer)
 
     # -- replies
 
