@@ -5,6 +5,7 @@ from adp_async._sansio.endpoints import Endpoint, Scope
 from adp_async._sansio.lane import RecordBatch
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
+from adp_async.artifacts import Upload, Uploads
 from adp_async.auth import (
     ApiKey,
     CustomSigner,
@@ -35,6 +36,7 @@ from adp_async.errors import (
     ServiceFault,
     Throttled,
     UnreadableReply,
+    UploadError,
 )
 from adp_async.logger import BatchLogger
 from adp_async.run import Run
@@ -84,6 +86,9 @@ __all__ = [
     "Stats",
     "Throttled",
     "UnreadableReply",
+    "Upload",
+    "UploadError",
+    "Uploads",
     "WorkloadIdentity",
     "address",
     "blocking",

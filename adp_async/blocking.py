@@ -14,6 +14,7 @@ import adp_async.session
 from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
+from adp_async.artifacts import ArtifactWriter
 from adp_async.errors import AdpError, Closed
 from adp_async.logger import LoggerFace
 from adp_async.run import Run as AsyncRun
@@ -46,11 +47,13 @@ T = TypeVar("T")
 __all__ = ["AttachedRun", "BatchLogger", "Run", "Session", "StartedRun", "attach_run", "start_run"]
 
 
-class Run(RunWriter):
+class Run(ArtifactWriter, RunWriter):
     """A run of a blocking session: ``log_*`` return at once, the rest waits.  Any thread."""
 
     def __init__(self, run: AsyncRun, session: Session) -> None:
         super().__init__(run.run_id, session.session._intake)
+        self._uploader = session.session._uploader
+        self._artifact_uri = run._artifact_uri
         self._run = run
         self._session = session
 
@@ -86,9 +89,10 @@ class Run(RunWriter):
         self._session.call(self._run.drain(), timeout)
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time.
+        """Flush, wait for the uploads, then give the run its *status* and end time.
 
-        ValueError for a status that is not an end, before anything is done.
+        See `adp_async.Run.finish`.  ValueError for a status that is not an end, before anything is
+        done.
         """
         self._session.call(self._run.finish(end_status(status)))
 

@@ -11,6 +11,7 @@ import anyio
 
 from adp_async._io.log import logger
 from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_text
+from adp_async.artifacts import ArtifactWriter
 from adp_async.errors import AdpError, BadRequest, Conflict, DeliveryError, NotFound, shown
 from adp_async.writer import RunWriter
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from adp_async._io.intake import Intake
+    from adp_async._io.uploads import Uploader
     from adp_async._sansio.records import BatchLimits
     from adp_async._sansio.values import Texts
     from adp_async.api.runs import Runs
@@ -42,6 +44,8 @@ class Host(Protocol):
     @property
     def _intake(self) -> Intake: ...
 
+    _uploader: Uploader
+
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
 
@@ -56,7 +60,7 @@ class Host(Protocol):
     async def _look_up_experiment(self, name: str) -> Experiment: ...
 
 
-class Run(RunWriter):
+class Run(ArtifactWriter, RunWriter):
     """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
 
     *run_id*; *run_name* and *experiment_id* are None for an attached run, which doesn't ask.
@@ -70,9 +74,12 @@ class Run(RunWriter):
         *,
         run_name: str | None = None,
         experiment_id: str | None = None,
+        artifact_uri: str | None = None,
     ) -> None:
         super().__init__(run_id, session._intake)
         self._session = session
+        self._uploader = session._uploader
+        self._artifact_uri = artifact_uri
         self.run_name = run_name
         self.experiment_id = experiment_id
         self.status: EndStatus | None = None
@@ -95,16 +102,25 @@ class Run(RunWriter):
         await self._session.logger.drain()
 
     async def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time.
+        """Flush, wait for the uploads, then give the run its *status* and end time.
 
-        Raises `DeliveryError` when records were refused; the status is set all the same.
+        Uploads are waited for up to ``close_timeout``.  Raises `DeliveryError` when records were
+        refused, `UploadError` when artifacts are not uploaded; the status is set all the same.
         ValueError for a status that is not an end, before anything is done.
         """
         status = end_status(status)
         try:
-            await self.flush()
+            try:
+                await self.flush()
+            finally:
+                await self._finish_uploads(self._session.settings.close_timeout)
         finally:
             await self._end(status)
+
+    async def _finish_uploads(self, timeout: float) -> None:
+        """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
+        if self._uploader.has_any(self.run_id):
+            await self._uploader.all_settled(self.run_id, timeout)
 
     async def _end(self, status: EndStatus) -> None:
         end_time = time.time_ns() // 1_000_000
@@ -137,6 +153,7 @@ class Run(RunWriter):
             # The status is worth a part of the time, also when the flush needs all it can get, and
             # so is the session, which may be exited right after.
             await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
+            await self._uploads_within(ends_by - 0.3 * timeout, failures)
             if self.status is None:
                 left = ends_by - 0.1 * timeout - time.monotonic()
                 await _within(left, self._end(status_of(error)), self._not_ended, failures)
@@ -158,9 +175,16 @@ class Run(RunWriter):
         with anyio.CancelScope(shield=True):
             ends_by = time.monotonic() + timeout
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
+            await self._uploads_within(ends_by - 0.2 * timeout, failures)
             if failures:
                 self._session._ends_by = ends_by
         _tell(error, failures)
+
+    async def _uploads_within(self, ends_by: float, failures: list[AdpError]) -> None:
+        try:
+            await self._finish_uploads(ends_by - time.monotonic())
+        except AdpError as error:
+            failures.append(error)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -238,7 +262,11 @@ class StartedRun:
         else:
             created = await self._create_by_name(self._experiment)
         info = created.info
-        names = {"run_name": info.run_name, "experiment_id": info.experiment_id}
+        names = {
+            "run_name": info.run_name,
+            "experiment_id": info.experiment_id,
+            "artifact_uri": info.artifact_uri,
+        }
         try:
             run = Run(info.run_id, self._session, **names)
         except ValueError as error:

@@ -22,6 +22,7 @@ from adp_async._io.log import logger
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
+from adp_async._io.uploads import Uploader
 from adp_async._sansio.dispatch import Pulse
 from adp_async._sansio.names import Names
 from adp_async.errors import AdpError, Closed, NotFound, ServiceError
@@ -105,6 +106,16 @@ class Session:
         self._direct = self._caller(transport(settings))
         self._batches = self._caller(transport(settings))
         self._delivery = self._make_delivery(settings)
+        self._uploader = Uploader(
+            self._lifetime,
+            self._batches,
+            self._auth,
+            # Other servers have other limits, and so their own throttle.
+            make_caller=lambda: self._caller(
+                transport(self._settings), SharedThrottle(settings.retry)
+            ),
+            find_endpoint=self._object_storage_endpoint,
+        )
         self._thread: LoopThread | None = None
         self._owns_thread = False
         #: The task that opens it just now.
@@ -117,12 +128,18 @@ class Session:
         self._living = Living(self._forked, self._interpreter_ends)
         self.logger = BatchLogger(self._delivery)
 
-    def _caller(self, transport: Transport) -> Caller:
-        return Caller(self._settings, self._throttle, self._auth, transport, self._new_token)
+    def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
+        throttle = throttle or self._throttle
+        return Caller(self._settings, throttle, self._auth, transport, self._new_token)
 
     @property
     def _intake(self) -> Intake:
         return self._delivery.intake
+
+    def _object_storage_endpoint(self) -> str:
+        from adp_async._io.object_storage import endpoint_of
+
+        return endpoint_of(self._settings, self._auth.region)
 
     def _make_delivery(self, settings: Settings) -> Delivery:
         return Delivery(
@@ -264,6 +281,7 @@ class Session:
         if does_recover:
             self._delivery.bar(None)
         await self._delivery.open(thread, spool)
+        self._uploader.open(thread)
         if does_recover:
             self._recoveries = self._make_recoveries(thread)
             recovering = self._recoveries.run()
@@ -315,13 +333,24 @@ class Session:
             # It lets go of its files while this session's own records are written down.
             asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
         try:
-            await self._delivery.close(seconds, why)
+            await self._close_both(seconds, why)
         finally:
             if recovering is not None:
                 recovering.cancel()
                 left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
                 await asyncio.wait([recovering], timeout=left)
             await self._batches.transport.close()
+
+    async def _close_both(self, seconds: float, why: Why) -> None:
+        """Records and uploads have the same time; the first failure is raised, the other noted."""
+        delivering = self._delivery.close(seconds, why)
+        closing = (delivering, self._uploader.close(seconds))
+        ends = await asyncio.gather(*closing, return_exceptions=True)
+        failures = [end for end in ends if end is not None]
+        for other in failures[1:]:
+            failures[0].add_note(f"also: {other}")
+        if failures:
+            raise failures[0]
 
     def _forked(self) -> None:
         self._delivery.forked()

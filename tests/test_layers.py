@@ -28,15 +28,17 @@ LAYERS = {
     "stats": {"_sansio"},
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "artifacts": {"_io", "_sansio", "errors"},
     "run": {
-        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "logger", "writer", "artifacts", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
     "session": {
         "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
     "blocking": {
-        "session", "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
-        "entities", "errors",
+        "session", "run", "logger", "writer", "artifacts", "stats", "settings", "api", "_io",
+        "_sansio", "entities", "errors",
     },
     "address": {"blocking", "run", "settings"},
 }  # fmt: skip
