@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attrs import frozen
+
 from adp_async._io.streams import BytesContent, FileContent, named
 from adp_async._io.uploads import Job
 from adp_async._sansio.artifact_uris import artifact_name, folder_name
@@ -20,13 +22,13 @@ from adp_async._sansio.values import is_unicode
 from adp_async.errors import shown, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from os import PathLike
 
     from adp_async._io.streams import Content
     from adp_async._io.uploads import Uploader
 
-__all__ = ["ArtifactWriter", "Upload", "Uploads"]
+__all__ = ["ArtifactFolder", "ArtifactInfo", "ArtifactWriter", "Upload", "Uploads"]
 
 
 class Upload:
@@ -49,7 +51,7 @@ class Upload:
 
     @property
     def run_id(self) -> str:
-        """The id of its run."""
+        """The id of its run; "" of an `ArtifactFolder`."""
         return self._job.run_id
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -187,6 +189,51 @@ class ArtifactWriter:
         ]
         self._uploader.add(jobs)
         return Uploads(Upload(job, self._uploader) for job in jobs)
+
+
+@frozen
+class ArtifactInfo:
+    """One entry of a folder of artifacts.
+
+    *name* is relative to the folder that was listed.  *size* is in bytes, None where it isn't known
+    and for a folder.
+    """
+
+    name: str
+    is_folder: bool = False
+    size: int | None = None
+
+
+class ArtifactFolder(ArtifactWriter):
+    """The artifacts below one URI, of a blocking session: to write, to list and to read back.
+
+    *uri* is ``oci://bucket@namespace/prefix`` or ``/Volumes/catalog/schema/volume/folder``; what is
+    below a ``file:`` URI needs nobody to read it.  Experimental.  Uploads that fail are told by
+    their handles alone.
+    """
+
+    _run_id = ""
+
+    def __init__(self, uri: str, uploader: Uploader, wait: Callable[[Any], Any]) -> None:
+        self.uri = uri
+        self._artifact_uri = uri
+        self._uploader = uploader
+        self._wait = wait
+
+    def entries(self, folder: str = "") -> list[ArtifactInfo]:
+        """What *folder* holds; nothing when there is none.  Raises an `AdpError`."""
+        found = self._wait(self._uploader.entries(self.uri, folder_name(folder)))
+        return [
+            ArtifactInfo(each.name, each.is_folder, each.size)
+            for each in sorted(found, key=lambda each: each.name)
+        ]
+
+    def download(self, name: str, path: str | PathLike[str]) -> None:
+        """Write the artifact *name* to the file *path*.  Raises `NotFound`, or other errors."""
+        self._wait(self._uploader.download(self.uri, artifact_name(name), _path(path)))
+
+    def __repr__(self) -> str:
+        return f"<ArtifactFolder {self.uri}>"
 
 
 def _path(path: object) -> Path:

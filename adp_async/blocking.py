@@ -14,7 +14,7 @@ import adp_async.session
 from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
-from adp_async.artifacts import ArtifactWriter
+from adp_async.artifacts import ArtifactFolder, ArtifactWriter
 from adp_async.errors import AdpError, Closed
 from adp_async.logger import LoggerFace
 from adp_async.run import Run as AsyncRun
@@ -420,6 +420,10 @@ class Session:
     def attach_run(self, run_id: str) -> Run:
         """A handle of a run that exists, without a request; ``with`` only flushes."""
         return Run(self.session.attach_run(valid_run_id(run_id)), self)
+
+    def artifact_folder(self, uri: str) -> ArtifactFolder:
+        """The artifacts below *uri*, to write, to list and to read back.  Experimental."""
+        return ArtifactFolder(uri, self.session._uploader, self._wait)
 
     def __enter__(self) -> Self:
         return self.open()

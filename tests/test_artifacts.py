@@ -19,6 +19,7 @@ from children import start, until
 from conftest import in_background
 
 from adp_async import (
+    AdpError,
     BufferFull,
     Closed,
     CustomSigner,
@@ -832,6 +833,98 @@ def test_blocking_failures(background_platform: LocalPlatform) -> None:
     assert run.status == "FINISHED"
     with pytest.raises(Closed):
         run.log_text("text", "notes.txt")
+
+
+@pytest.fixture
+def background_session(background_platform: LocalPlatform) -> Iterator[blocking.Session]:
+    with blocking.Session(**knobs(background_platform)) as session:
+        yield session
+
+
+@pytest.mark.parametrize("way", ["oci", "volume"])
+def test_reading_back(
+    way: str,
+    background_session: blocking.Session,
+    background_platform: LocalPlatform,
+    tmp_path: Path,
+) -> None:
+    """What is below a URI can be written, listed and read, a page and a range after the other."""
+    artifacts = background_platform.artifacts
+    root = artifacts.add_bucket("b") if way == "oci" else artifacts.add_volume("c.s.v")
+    folder = background_session.artifact_folder(f"{root}/models/")
+    names = ["model.bin", "conf/a b.json", "conf/deep/x", "empty"]
+    contents = {name: os.urandom(100) for name in names} | {"empty": b""}
+    for name, content in contents.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    folder.log_artifacts(tmp_path / "in").wait(20)
+
+    found = {each.name: (each.is_folder, each.size) for each in folder.entries()}
+    sizes = (100, 0) if way == "oci" else (None, None)
+    assert found == {
+        "conf": (True, None),
+        "empty": (False, sizes[1]),
+        "model.bin": (False, sizes[0]),
+    }
+    assert [each.name for each in folder.entries("conf")] == ["a b.json", "deep"]
+    assert folder.entries("model.bin") == folder.entries("nowhere") == []
+    for name, content in contents.items():
+        folder.download(name, tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == content
+    with pytest.raises(NotFound):
+        folder.download("nowhere", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    with pytest.raises(AdpError, match="cannot be written: Is a directory"):
+        folder.download("model.bin", tmp_path)
+
+
+def test_a_long_listing(
+    background_session: blocking.Session,
+    background_platform: LocalPlatform,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes in pages."""
+    monkeypatch.setattr("adp_async.local.storage._PAGE", 2)
+    artifacts = background_platform.artifacts
+    for root in (artifacts.add_bucket("b"), artifacts.add_volume("c.s.v")):
+        folder = background_session.artifact_folder(root)
+        for number in range(7):
+            folder.log_text("x", f"{number}.txt").wait(10)
+
+        assert [each.name for each in folder.entries()] == [f"{n}.txt" for n in range(7)]
+
+
+def test_a_large_download(
+    background_session: blocking.Session,
+    background_platform: LocalPlatform,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It comes in ranges, also when the last one is full."""
+    monkeypatch.setattr("adp_async._io.object_storage.RANGE_BYTES", 1000)
+    folder = background_session.artifact_folder(background_platform.artifacts.add_bucket("b"))
+    for size in (999, 1000, 2500):
+        content = os.urandom(size)
+        (tmp_path / "in").write_bytes(content)
+        folder.log_artifact(tmp_path / "in").wait(10)
+        folder.download("in", tmp_path / "out")
+
+        assert (tmp_path / "out").read_bytes() == content
+
+
+def test_a_folder_that_fails(
+    background_session: blocking.Session, background_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """Its uploads are told by their handles alone, and what cannot be read says why."""
+    folder = background_session.artifact_folder("oci://nobody@local/x")
+    with pytest.raises(UploadError, match=r"artifact 'x\.txt' is not uploaded.*BucketNotFound"):
+        folder.log_text("x", "x.txt").wait(10)
+    with pytest.raises(NotFound, match="BucketNotFound"):
+        folder.entries()
+    with pytest.raises(ConfigurationError, match="read it there"):
+        background_session.artifact_folder("file:///tmp").entries()
+    with pytest.raises(ConfigurationError, match="scheme 's3'"):
+        background_session.artifact_folder("s3://x").download("y", tmp_path / "y")
 
 
 FORKED = """

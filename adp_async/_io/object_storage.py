@@ -72,9 +72,10 @@ ABORT_MULTIPART_UPLOAD: Final = _idempotent("DELETE", "abort_multipart_upload")
 
 @frozen
 class Entry:
-    """What a folder holds: a file of *size* bytes (unknown: -1), or a folder (None)."""
+    """What a folder holds; *size* in bytes, if it is known."""
 
     name: str
+    is_folder: bool = False
     size: int | None = None
 
 
@@ -88,7 +89,7 @@ class StoredObject(msgspec.Struct, frozen=True, rename="camel"):
     """One object of a listing."""
 
     name: str
-    size: int = -1
+    size: int | None = None
 
 
 class ObjectListing(msgspec.Struct, frozen=True, rename="camel"):
@@ -248,8 +249,11 @@ class ObjectStorage:
         found: list[Entry] = []
         while True:
             page = await self._page(folder, query)
-            found += [Entry(each.removeprefix(prefix).rstrip("/")) for each in page.prefixes or ()]
-            found += [Entry(each.name.removeprefix(prefix), each.size) for each in page.objects]
+            folders = (each.removeprefix(prefix).rstrip("/") for each in page.prefixes or ())
+            found += [Entry(each, is_folder=True) for each in folders]
+            found += [
+                Entry(each.name.removeprefix(prefix), size=each.size) for each in page.objects
+            ]
             if page.next_start_with is None:
                 return found
             query["start"] = page.next_start_with
@@ -260,23 +264,26 @@ class ObjectStorage:
 
     async def receive(self, url: str, path: Path, signing: Signing = Signing.WHOLE) -> None:
         """Write what *url* leads to into the file *path*, a range after the other."""
+        reply = await self._range(url, 0, signing)
         with await self.worker.do(path.open, "wb") as file:
             begin = 0
-            while True:
-                headers = {"range": f"bytes={begin}-{begin + RANGE_BYTES - 1}"}
-                request = Request(
-                    "GET", url, headers, operation=GET_OBJECT.operation, signing=signing
-                )
-                try:
-                    reply = await self._answered(request, GET_OBJECT)
-                except BadRequest as error:
-                    if error.status != RANGE_NOT_SATISFIABLE:
-                        raise
-                    return  # nothing is left: it ended with the last range, or is empty
+            while reply is not None:
                 await self.worker.do(file.write, reply.body)
                 begin += len(reply.body)
                 if reply.status == WHOLE or len(reply.body) < RANGE_BYTES:
                     return
+                reply = await self._range(url, begin, signing)
+
+    async def _range(self, url: str, begin: int, signing: Signing) -> Reply | None:
+        """What is there from *begin* on; None behind the end."""
+        headers = {"range": f"bytes={begin}-{begin + RANGE_BYTES - 1}"}
+        request = Request("GET", url, headers, operation=GET_OBJECT.operation, signing=signing)
+        try:
+            return await self._answered(request, GET_OBJECT)
+        except BadRequest as error:
+            if error.status != RANGE_NOT_SATISFIABLE:
+                raise
+            return None
 
     async def _page(self, folder: ObjectFolder, query: Mapping[str, str]) -> ObjectListing:
         given = "&".join(f"{key}={quote(value, safe='')}" for key, value in query.items())

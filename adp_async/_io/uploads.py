@@ -11,31 +11,37 @@ import asyncio
 import concurrent.futures
 import threading
 import traceback
-import uuid
-from contextlib import aclosing
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.request import url2pathname
 
 from attrs import define, field
 
 from adp_async._io.lifetime import Why
+from adp_async._io.local_folders import LocalFolders
 from adp_async._io.log import logger
-from adp_async._io.streams import ContentStream, named
+from adp_async._io.streams import named
 from adp_async._io.worker import Worker
 from adp_async._sansio.artifact_uris import PART_BYTES, LocalFolder, VolumeFolder, place_of
 from adp_async._sansio.endpoints import GET_RUN
 from adp_async.auth import reason_of
-from adp_async.errors import AdpError, BufferFull, Closed, UploadError, type_name
+from adp_async.errors import (
+    AdpError,
+    BufferFull,
+    Closed,
+    ConfigurationError,
+    UploadError,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from adp_async._io.authenticator import Authenticator
     from adp_async._io.caller import Caller
     from adp_async._io.lifetime import Lifetime
     from adp_async._io.loop_thread import LoopThread
+    from adp_async._io.object_storage import Entry
     from adp_async._io.streams import Content
     from adp_async._io.volumes import Volumes
     from adp_async._sansio.artifact_uris import Place
@@ -57,10 +63,19 @@ class Storage(Protocol):
     async def put(self, folder: Any, name: str, content: Content) -> None:
         """Store *content* under *name*; raises `AdpError`."""
 
+    async def entries(self, folder: Any, name: str) -> list[Entry]:
+        """What the folder *name* holds."""
+
+    async def get(self, folder: Any, name: str, path: Path) -> None:
+        """Write the artifact *name* to the file *path*."""
+
 
 @define(eq=False)
 class Job:
-    """One artifact on its way: *run_id* and *artifact_uri* (None: not known yet) say where to."""
+    """One artifact on its way: *run_id* and *artifact_uri* (None: not known yet) say where to.
+
+    Without a *run_id* its failure is told by the handle alone.
+    """
 
     run_id: str
     name: str
@@ -268,7 +283,10 @@ class Uploader:
         if uri is None:
             uri = await self._artifact_uri(job.run_id)
         place = place_of(uri)
-        await (await self._storage_of(place)).put(place, job.name, job.content)
+        if isinstance(place, LocalFolder):
+            await LocalFolders(self._reader()).put(place, job.name, job.content)
+        else:
+            await (await self._storage_of(place)).put(place, job.name, job.content)
 
     def _settle(self, job: Job, error: AdpError | None) -> None:
         with self._lock:
@@ -276,13 +294,13 @@ class Uploader:
                 return
             self._pending.discard(job)
             self._memory -= job.memory
-            if error is not None:
+            if error is not None and job.run_id:
                 self._failed.append((job, error))
         if error is not None:
             reason = job.run_id, str(error)
             log = logger.debug if reason in self._told else logger.warning
             self._told.add(reason)
-            log("artifact %r of run %s is not uploaded: %s", job.name, job.run_id, error)
+            log("%s not uploaded: %s", _named([job]), error)
         job.future.set_result(error)
 
     # Where to
@@ -303,10 +321,31 @@ class Uploader:
         return found.run.info.artifact_uri or ""
 
     async def _storage_of(self, place: Place) -> Storage:
-        if isinstance(place, LocalFolder):
-            return LocalFolders(self._reader())
         volumes = await self._opened()
         return volumes if isinstance(place, VolumeFolder) else volumes.storage
+
+    async def entries(self, artifact_uri: str, folder: str) -> list[Entry]:
+        """What a folder of artifacts holds."""
+        place, storage = await self._to_read(artifact_uri)
+        return await storage.entries(place, folder)
+
+    async def download(self, artifact_uri: str, name: str, path: Path) -> None:
+        """Write an artifact to the file *path*."""
+        place, storage = await self._to_read(artifact_uri)
+        try:
+            await storage.get(place, name, path)
+        except OSError as error:
+            problem = f"{named(path)} cannot be written: {reason_of(error)}"
+        else:
+            return
+        raise AdpError(problem)
+
+    async def _to_read(self, artifact_uri: str) -> tuple[Place, Storage]:
+        place = place_of(artifact_uri)
+        if isinstance(place, LocalFolder):
+            raise ConfigurationError("a file: URI is a folder of this machine: read it there")
+        self.lifetime.check()
+        return place, await self._storage_of(place)
 
     def _reader(self) -> Worker:
         if self._worker is None:
@@ -331,42 +370,6 @@ class Uploader:
         return Volumes(self.service, storage)
 
 
-@define(eq=False)
-class LocalFolders:
-    """Folders of this machine; *worker* copies."""
-
-    worker: Worker
-
-    async def put(self, folder: LocalFolder, name: str, content: Content) -> None:
-        """Copy *content* under *name*, which nobody sees before it is whole."""
-        target = Path(url2pathname(folder.url_path), name)
-        partial_file = target.with_name(f".{uuid.uuid4().hex}.partial")
-        stream = ContentStream(content, self.worker, await self.worker.do(content.measure))
-        try:
-            await self.worker.do(partial(target.parent.mkdir, parents=True, exist_ok=True))
-            file = await self.worker.do(partial_file.open, "wb")
-            try:
-                async with aclosing(stream.chunks()) as chunks:
-                    async for chunk in chunks:
-                        await self.worker.do(file.write, chunk)
-            finally:
-                await self.worker.do(file.close)
-            await self.worker.do(partial_file.replace, target)
-        except OSError as error:
-            problem = f"{named(target)} cannot be written: {reason_of(error)}"
-        else:
-            return
-        finally:
-            self.worker.do(partial(partial_file.unlink, missing_ok=True)).add_done_callback(_seen)
-        raise AdpError(problem)
-
-
-def _seen(future: asyncio.Future[None]) -> None:
-    """What is in the way of tidying up has been told before."""
-    if not future.cancelled():
-        future.exception()
-
-
 def _has_failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
@@ -385,7 +388,7 @@ def upload_error(
     return UploadError(
         "; ".join(parts),
         artifacts=[job.name for job in jobs],
-        run_id=jobs[0].run_id,
+        run_id=jobs[0].run_id or None,
         cause=failed[0][1] if failed else None,
     )
 
@@ -395,8 +398,10 @@ def _named(jobs: Sequence[Job]) -> str:
     names = ", ".join(repr(job.name) for job in jobs[:NAMES_SHOWN])
     if len(jobs) > NAMES_SHOWN:
         names += ", ..."
-    runs = dict.fromkeys(job.run_id for job in jobs)
-    whose = f"run {jobs[0].run_id}" if len(runs) == 1 else f"{len(runs)} runs"
+    runs = [run_id for run_id in dict.fromkeys(job.run_id for job in jobs) if run_id]
+    whose = (
+        f" of {len(runs)} runs" if len(runs) > 1 else "".join(f" of run {each}" for each in runs)
+    )
     if len(jobs) == 1:
-        return f"artifact {names} of {whose} is"
-    return f"{len(jobs)} artifacts of {whose} ({names}) are"
+        return f"artifact {names}{whose} is"
+    return f"{len(jobs)} artifacts{whose} ({names}) are"

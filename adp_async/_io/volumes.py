@@ -141,10 +141,14 @@ class Volumes:
         path = folder.path(name)
         query, found = {"path": path}, list[Entry]()
         while True:
-            reply = await self._ask(LIST_FILES, folder, "", query)
+            try:
+                reply = await self._ask(LIST_FILES, folder, "", query)
+            except NotFound:
+                return found
             for file in read(reply, FileListing, LIST_FILES).items:
-                last = file.path.rstrip("/").rpartition("/")[2]
-                found.append(Entry(last, None if file.type == _FOLDER else -1))
+                if file.path != path:
+                    last = file.path.rstrip("/").rpartition("/")[2]
+                    found.append(Entry(last, is_folder=file.type == _FOLDER))
             if not (following := reply.headers.get("opc-next-page")):
                 return found
             query = {"path": path, "page": following}
