@@ -11,7 +11,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -22,11 +22,13 @@ from adp_async._sansio.values import is_unicode
 from adp_async.errors import shown, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
     from os import PathLike
 
     from adp_async._io.streams import Content
     from adp_async._io.uploads import Uploader
+
+T = TypeVar("T")
 
 __all__ = ["ArtifactFolder", "ArtifactInfo", "ArtifactWriter", "Upload", "Uploads"]
 
@@ -191,6 +193,15 @@ class ArtifactWriter:
         return Uploads(Upload(job, self._uploader) for job in jobs)
 
 
+class BlockingSession(Protocol):
+    """What an `ArtifactFolder` needs of an `adp_async.blocking.Session`."""
+
+    session: Any
+
+    def call(self, doing: Coroutine[Any, Any, T], /) -> T:
+        """Wait for *doing*."""
+
+
 @frozen
 class ArtifactInfo:
     """One entry of a folder of artifacts.
@@ -205,24 +216,24 @@ class ArtifactInfo:
 
 
 class ArtifactFolder(ArtifactWriter):
-    """The artifacts below one URI, of a blocking session: to write, to list and to read back.
+    """The artifacts below one URI: to write, to list and to read back.
 
-    *uri* is ``oci://bucket@namespace/prefix`` or ``/Volumes/catalog/schema/volume/folder``; what is
-    below a ``file:`` URI needs nobody to read it.  Experimental.  Uploads that fail are told by
-    their handles alone.
+    *session* is an open `adp_async.blocking.Session`, *uri* ``oci://bucket@namespace/prefix`` or
+    ``/Volumes/catalog/schema/volume/folder``; what is below a ``file:`` URI needs nobody to read
+    it.  Experimental.  Uploads that fail are told by their handles alone.
     """
 
     _run_id = ""
 
-    def __init__(self, uri: str, uploader: Uploader, wait: Callable[[Any], Any]) -> None:
+    def __init__(self, session: BlockingSession, uri: str) -> None:
         self.uri = uri
         self._artifact_uri = uri
-        self._uploader = uploader
-        self._wait = wait
+        self._session = session
+        self._uploader = session.session._uploader
 
     def entries(self, folder: str = "") -> list[ArtifactInfo]:
         """What *folder* holds; nothing when there is none.  Raises an `AdpError`."""
-        found = self._wait(self._uploader.entries(self.uri, folder_name(folder)))
+        found = self._session.call(self._uploader.entries(self.uri, folder_name(folder)))
         return [
             ArtifactInfo(each.name, each.is_folder, each.size)
             for each in sorted(found, key=lambda each: each.name)
@@ -230,7 +241,7 @@ class ArtifactFolder(ArtifactWriter):
 
     def download(self, name: str, path: str | PathLike[str]) -> None:
         """Write the artifact *name* to the file *path*.  Raises `NotFound`, or other errors."""
-        self._wait(self._uploader.download(self.uri, artifact_name(name), _path(path)))
+        self._session.call(self._uploader.download(self.uri, artifact_name(name), _path(path)))
 
     def __repr__(self) -> str:
         return f"<ArtifactFolder {self.uri}>"

@@ -14,7 +14,8 @@ import adp_async.session
 from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
-from adp_async.artifacts import ArtifactFolder, ArtifactWriter
+from adp_async.api._late import LateTwin
+from adp_async.artifacts import ArtifactWriter
 from adp_async.errors import AdpError, Closed
 from adp_async.logger import LoggerFace
 from adp_async.run import Run as AsyncRun
@@ -22,13 +23,13 @@ from adp_async.run import end_status, tell_behind
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Coroutine, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from adp_async._sansio.messages import Reply
     from adp_async._sansio.values import Texts
-    from adp_async.api._family import CallOptions
+    from adp_async.api._family import CallArguments
     from adp_async.api.blocking import (
         Deployments,
         Experiments,
@@ -91,8 +92,7 @@ class Run(ArtifactWriter, RunWriter):
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, wait for the uploads, then give the run its *status* and end time.
 
-        See `adp_async.Run.finish`.  ValueError for a status that is not an end, before anything is
-        done.
+        See `adp_async.Run.finish`.
         """
         self._session.call(self._run.finish(end_status(status)))
 
@@ -117,7 +117,11 @@ class Run(ArtifactWriter, RunWriter):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._session.call(self._run.__aexit__(kind, error, traceback))
+        self._session.call(self._exit(error))
+
+    async def _exit(self, error: BaseException | None) -> None:
+        """What exiting does on the session's event loop."""
+        await self._run.__aexit__(None, error, None)
 
     def __repr__(self) -> str:
         return repr(self._run)
@@ -126,12 +130,30 @@ class Run(ArtifactWriter, RunWriter):
         return self._run._repr_html_()
 
 
-class StartedRun(Run):
-    """A run that ends with its ``with`` block, and its session with it when it has its own."""
+class _RunWithSession(Run):
+    """A run that closes its session with it, when that is its own."""
 
-    def __init__(self, run: AsyncRun, session: Session, *, owns_session: bool) -> None:
+    def __init__(self, run: AsyncRun, session: Session, *, owns_session: bool = True) -> None:
         super().__init__(run, session)
         self._owns_session = owns_session
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._owns_session:
+            super().__exit__(kind, error, traceback)
+        elif self._session._thread is not None:  # unless it was closed by hand
+            try:
+                super().__exit__(kind, error, traceback)
+            finally:
+                self._session.__exit__(kind, error, traceback)
+
+
+class StartedRun(_RunWithSession):
+    """A run that ends with its ``with`` block, and its session with it when it has its own."""
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, give the run its *status* and end time, and close a session of its own."""
@@ -142,39 +164,16 @@ class StartedRun(Run):
             if self._owns_session:
                 self._session.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._owns_session:
-            self._session.call(self._run._leave(error))
-        elif self._session._thread is not None:  # unless `finish` has closed it
-            try:
-                self._session.call(self._run._leave(error))
-            finally:
-                self._session.__exit__(kind, error, traceback)
+    async def _exit(self, error: BaseException | None) -> None:
+        await self._run._leave(error)
 
 
-class AttachedRun(Run):
+class AttachedRun(_RunWithSession):
     """A run that existed before, with a session of its own that ends with ``with``."""
 
     def close(self) -> None:
         """Deliver what waits and close the session; leaves the run's status alone."""
         self._session.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._session._thread is not None:  # unless `close` was called
-            try:
-                super().__exit__(kind, error, traceback)
-            finally:
-                self._session.__exit__(kind, error, traceback)
 
 
 class BatchLogger(LoggerFace):
@@ -216,6 +215,23 @@ class Session:
     then, within ``close_timeout``.
     """
 
+    runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
+    experiments: LateTwin[Experiments] = LateTwin(
+        "blocking.Experiments", "Experiments and their tags."
+    )
+    registered_models: LateTwin[RegisteredModels] = LateTwin(
+        "blocking.RegisteredModels", "Registered models, their tags and permissions."
+    )
+    model_versions: LateTwin[ModelVersions] = LateTwin(
+        "blocking.ModelVersions", "Versions of registered models."
+    )
+    logged_models: LateTwin[LoggedModels] = LateTwin(
+        "blocking.LoggedModels", "Models as runs have logged them."
+    )
+    deployments: LateTwin[Deployments] = LateTwin(
+        "blocking.Deployments", "Model deployments, their activities, logs and inferences."
+    )
+
     _thread: LoopThread | None = None
     #: The same while it opens: `close` may come in between.
     _opening: LoopThread | None = None
@@ -224,50 +240,6 @@ class Session:
         self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
     ) -> None:
         self.session = adp_async.session.Session(platform_id, workspace, **knobs)
-
-    # The families are imported at their first use, as those of the asynchronous session.
-
-    @cached_property
-    def runs(self) -> Runs:
-        """Runs, and what is logged into them."""
-        from adp_async.api.blocking import Runs
-
-        return Runs(self.session.runs, self)
-
-    @cached_property
-    def experiments(self) -> Experiments:
-        """Experiments and their tags."""
-        from adp_async.api.blocking import Experiments
-
-        return Experiments(self.session.experiments, self)
-
-    @cached_property
-    def registered_models(self) -> RegisteredModels:
-        """Registered models, their tags and permissions."""
-        from adp_async.api.blocking import RegisteredModels
-
-        return RegisteredModels(self.session.registered_models, self)
-
-    @cached_property
-    def model_versions(self) -> ModelVersions:
-        """Versions of registered models."""
-        from adp_async.api.blocking import ModelVersions
-
-        return ModelVersions(self.session.model_versions, self)
-
-    @cached_property
-    def logged_models(self) -> LoggedModels:
-        """Models as runs have logged them."""
-        from adp_async.api.blocking import LoggedModels
-
-        return LoggedModels(self.session.logged_models, self)
-
-    @cached_property
-    def deployments(self) -> Deployments:
-        """Model deployments, their activities, logs and inferences."""
-        from adp_async.api.blocking import Deployments
-
-        return Deployments(self.session.deployments, self)
 
     @cached_property
     def logger(self) -> BatchLogger:
@@ -293,7 +265,7 @@ class Session:
             return self
         thread = self._opening = LoopThread()
         try:
-            thread.wait(self.session._open_with(lambda: thread))
+            thread.wait(self.session._engine.open(lambda: thread))
         except BaseException:
             thread.stop()
             raise
@@ -325,26 +297,12 @@ class Session:
 
     @overload
     def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: type[T],
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: type[T], **given: Unpack[CallArguments]
     ) -> T: ...
 
     @overload
     def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: None = None,
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: None = None, **given: Unpack[CallArguments]
     ) -> object: ...
 
     def call(
@@ -370,19 +328,9 @@ class Session:
             raise TypeError(f"call of an awaitable takes no {', '.join(given)}")
         return self._wait(doing, timeout)
 
-    def fetch(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        **options: Unpack[CallOptions],
-    ) -> Reply:
+    def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """As `call`, but the reply as it came; see `adp_async.Session.fetch`."""
-        return self._wait(
-            self.session.fetch(endpoint, path=path, query=query, body=body, **options)
-        )
+        return self._wait(self.session.fetch(endpoint, **given))
 
     def _wait(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         if self._thread is None:
@@ -420,10 +368,6 @@ class Session:
     def attach_run(self, run_id: str) -> Run:
         """A handle of a run that exists, without a request; ``with`` only flushes."""
         return Run(self.session.attach_run(valid_run_id(run_id)), self)
-
-    def artifact_folder(self, uri: str) -> ArtifactFolder:
-        """The artifacts below *uri*, to write, to list and to read back.  Experimental."""
-        return ArtifactFolder(uri, self.session._uploader, self._wait)
 
     def __enter__(self) -> Self:
         return self.open()

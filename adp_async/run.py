@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adp_async._io.uploads import Uploader
     from adp_async._sansio.records import BatchLimits
     from adp_async._sansio.values import Texts
+    from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api.runs import Runs
     from adp_async.entities.experiments import Experiment
     from adp_async.entities.runs import DatasetInput, RunTag
@@ -44,7 +45,8 @@ class Host(Protocol):
     @property
     def _intake(self) -> Intake: ...
 
-    _uploader: Uploader
+    @property
+    def _uploader(self) -> Uploader: ...
 
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
@@ -55,9 +57,8 @@ class Host(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    async def _experiment_id_of(self, name: str) -> str: ...
-
-    async def _look_up_experiment(self, name: str) -> Experiment: ...
+    @property
+    def _experiment_names(self) -> ExperimentNames: ...
 
 
 class Run(ArtifactWriter, RunWriter):
@@ -289,7 +290,7 @@ class StartedRun:
         When the service refuses the experiment that had the name, it is looked up once more:
         somebody may have deleted it, or given its name to another.
         """
-        tried = await self._session._experiment_id_of(name)
+        tried = await self._session._experiment_names.id_of(name)
         try:
             return await self._create_in(tried)
         except (BadRequest, NotFound, Conflict) as refused:
@@ -307,7 +308,7 @@ class StartedRun:
 
     async def _looked_up(self, name: str) -> Experiment | None:
         try:
-            return await self._session._look_up_experiment(name)
+            return await self._session._experiment_names.look_up(name)
         except AdpError as error:
             logger.debug("experiment %r could not be looked up again: %s", name, error)
             return None

@@ -32,6 +32,7 @@ from adp_async import (
 )
 from adp_async._io.object_storage import endpoint_of
 from adp_async._io.streams import CHUNK_BYTES
+from adp_async.artifacts import ArtifactFolder
 from adp_async.errors import ConfigurationError, NotFound
 from adp_async.local import Fault, LocalPlatform
 from adp_async.settings import Settings
@@ -851,7 +852,7 @@ def test_reading_back(
     """What is below a URI can be written, listed and read, a page and a range after the other."""
     artifacts = background_platform.artifacts
     root = artifacts.add_bucket("b") if way == "oci" else artifacts.add_volume("c.s.v")
-    folder = background_session.artifact_folder(f"{root}/models/")
+    folder = ArtifactFolder(background_session, f"{root}/models/")
     names = ["model.bin", "conf/a b.json", "conf/deep/x", "empty"]
     contents = {name: os.urandom(100) for name in names} | {"empty": b""}
     for name, content in contents.items():
@@ -887,7 +888,7 @@ def test_a_long_listing(
     monkeypatch.setattr("adp_async.local.storage._PAGE", 2)
     artifacts = background_platform.artifacts
     for root in (artifacts.add_bucket("b"), artifacts.add_volume("c.s.v")):
-        folder = background_session.artifact_folder(root)
+        folder = ArtifactFolder(background_session, root)
         for number in range(7):
             folder.log_text("x", f"{number}.txt").wait(10)
 
@@ -902,7 +903,7 @@ def test_a_large_download(
 ) -> None:
     """It comes in ranges, also when the last one is full."""
     monkeypatch.setattr("adp_async._io.object_storage.RANGE_BYTES", 1000)
-    folder = background_session.artifact_folder(background_platform.artifacts.add_bucket("b"))
+    folder = ArtifactFolder(background_session, background_platform.artifacts.add_bucket("b"))
     for size in (999, 1000, 2500):
         content = os.urandom(size)
         (tmp_path / "in").write_bytes(content)
@@ -916,15 +917,15 @@ def test_a_folder_that_fails(
     background_session: blocking.Session, background_platform: LocalPlatform, tmp_path: Path
 ) -> None:
     """Its uploads are told by their handles alone, and what cannot be read says why."""
-    folder = background_session.artifact_folder("oci://nobody@local/x")
+    folder = ArtifactFolder(background_session, "oci://nobody@local/x")
     with pytest.raises(UploadError, match=r"artifact 'x\.txt' is not uploaded.*BucketNotFound"):
         folder.log_text("x", "x.txt").wait(10)
     with pytest.raises(NotFound, match="BucketNotFound"):
         folder.entries()
     with pytest.raises(ConfigurationError, match="read it there"):
-        background_session.artifact_folder("file:///tmp").entries()
+        ArtifactFolder(background_session, "file:///tmp").entries()
     with pytest.raises(ConfigurationError, match="scheme 's3'"):
-        background_session.artifact_folder("s3://x").download("y", tmp_path / "y")
+        ArtifactFolder(background_session, "s3://x").download("y", tmp_path / "y")
 
 
 FORKED = """

@@ -37,7 +37,7 @@ FAKE: Final = {"service", "requests", "received", "add_run", "answer"}
 
 FACES: Final = {
     adp_async.Session: SESSION,
-    blocking.Session: SESSION | {"session", "artifact_folder"},
+    blocking.Session: SESSION | {"session"},
     adp_async.Run: RUN,
     blocking.Run: RUN,
     blocking.StartedRun: RUN,
@@ -45,7 +45,7 @@ FACES: Final = {
     BatchLogger: LOGGER,
     blocking.BatchLogger: LOGGER,
     FakeSession: SESSION | FAKE,
-    FakeBlockingSession: SESSION | {"session", "artifact_folder"},
+    FakeBlockingSession: SESSION | {"session"},
 }
 
 

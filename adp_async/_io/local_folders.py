@@ -12,8 +12,7 @@ from urllib.request import url2pathname
 from attrs import define
 
 from adp_async._io.streams import ContentStream, named
-from adp_async.auth import reason_of
-from adp_async.errors import AdpError
+from adp_async.errors import AdpError, reason_of
 
 if TYPE_CHECKING:
     import asyncio

@@ -20,6 +20,7 @@ from adp_async._sansio.artifact_uris import PART_BYTES, Part, parts_of, region_i
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import answered, unreadable
+from adp_async._sansio.service_address import is_loopback
 from adp_async.errors import (
     AdpError,
     BadRequest,
@@ -27,7 +28,6 @@ from adp_async.errors import (
     ConnectionLost,
     NotFound,
 )
-from adp_async.settings import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping

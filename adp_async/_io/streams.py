@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from attrs import define, field, frozen
 
-from adp_async.auth import reason_of
-from adp_async.errors import AdpError
+from adp_async.errors import AdpError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -22,14 +22,15 @@ from adp_async._io.log import logger
 from adp_async._io.streams import named
 from adp_async._io.worker import Worker
 from adp_async._sansio.artifact_uris import PART_BYTES, LocalFolder, VolumeFolder, place_of
+from adp_async._sansio.call import Call
 from adp_async._sansio.endpoints import GET_RUN
-from adp_async.auth import reason_of
 from adp_async.errors import (
     AdpError,
     BufferFull,
     Closed,
     ConfigurationError,
     UploadError,
+    reason_of,
     type_name,
 )
 
@@ -316,8 +317,8 @@ class Uploader:
     async def _ask_for_uri(self, run_id: str) -> str:
         from adp_async.entities.runs import RunReply
 
-        query = {"run_id": run_id}
-        found = await self.service.call(GET_RUN, query=query, returning=RunReply)
+        call = Call.of(GET_RUN, query={"run_id": run_id})
+        found = await self.service.call(call, RunReply)
         return found.run.info.artifact_uri or ""
 
     async def _storage_of(self, place: Place) -> Storage:

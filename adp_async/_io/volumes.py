@@ -19,6 +19,7 @@ from adp_async._sansio.artifact_uris import Part
 from adp_async._sansio.endpoints import API_VERSION, Endpoint
 from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import answered, unreadable
+from adp_async._sansio.service_address import is_loopback
 from adp_async.errors import (
     BadRequest,
     Conflict,
@@ -27,7 +28,6 @@ from adp_async.errors import (
     NotFound,
     ServiceError,
 )
-from adp_async.settings import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
