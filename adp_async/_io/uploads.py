@@ -112,7 +112,8 @@ class Uploader:
     part_bytes: int = PART_BYTES
     _thread: LoopThread | None = field(default=None, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
-    _pending: set[Job] = field(factory=set, init=False)
+    #: In the order of the calls.
+    _pending: dict[Job, None] = field(factory=dict, init=False)
     _failed: list[tuple[Job, AdpError]] = field(factory=list, init=False)
     _memory: int = field(default=0, init=False)
     # What follows belongs to the delivery thread.
@@ -153,7 +154,7 @@ class Uploader:
                 )
                 raise BufferFull(message)
             self._memory += memory
-            self._pending.update(jobs)
+            self._pending |= dict.fromkeys(jobs)
         for job in jobs:
             job.future.set_running_or_notify_cancel()  # whoever waits cannot cancel it
         if thread is None or not thread.call_soon(self._start, jobs):
@@ -169,6 +170,8 @@ class Uploader:
 
     def has_any(self, run_id: str) -> bool:
         """Whether something of the run is on its way, or has failed and nobody was told."""
+        if self.lifetime.why is Why.FORKED:
+            return False  # and the parent may have held the lock
         with self._lock:
             failed = any(job.run_id == run_id for job, _ in self._failed)
             return failed or any(job.run_id == run_id for job in self._pending)
@@ -217,27 +220,28 @@ class Uploader:
 
         Raises `UploadError` for what failed and nobody was told, or is not done.
         """
+        last_moment = min(LAST_MOMENT, 0.2 * seconds)
         try:
             if self._tasks:
-                await asyncio.wait(self._tasks, timeout=max(0.0, seconds))
+                await asyncio.wait(self._tasks, timeout=seconds - last_moment)
             self._is_closed = True
             self._raise(None, "the session is closed")
         finally:
             self._is_closed = True
-            await self._give_up()
+            await self._give_up(last_moment)
             if self._caller is not None:
                 await self._caller.transport.close()
             if self._worker is not None:
                 self._worker.stop()
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, seconds: float) -> None:
         tasks: set[asyncio.Task[Any]] = {*self._tasks, *self._uris.values()}
         if self._opening is not None:
             tasks.add(self._opening)
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=LAST_MOMENT)
+            await asyncio.wait(tasks, timeout=seconds)
         for job in self.of(None):
             self._settle(job, AdpError(TOO_LATE))
         with self._lock:
@@ -293,7 +297,7 @@ class Uploader:
         with self._lock:
             if job not in self._pending:
                 return
-            self._pending.discard(job)
+            del self._pending[job]
             self._memory -= job.memory
             if error is not None and job.run_id:
                 self._failed.append((job, error))

@@ -169,8 +169,8 @@ class Volumes:
         reply = await self._ask(endpoint, folder, path, query, details)
         url = read(reply, FileUrl, endpoint).par_url
         parts = urlsplit(url)
-        is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
-        if not parts.hostname or not is_safe:
+        is_local = parts.scheme == "http" and is_loopback(parts.hostname or "")
+        if not (parts.hostname and parts.scheme == "https") and not is_local:
             complaint = f"the answer has no parUrl that can be used: {answered(reply)}"
             raise unreadable(reply, endpoint.operation, complaint)
         return url
