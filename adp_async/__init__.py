@@ -1,10 +1,12 @@
 """Asyncio client for the MLOps API of Oracle AI Data Platform."""
 
 from adp_async import address, blocking
+from adp_async._sansio.batch import RecordBatch
 from adp_async._sansio.endpoints import Endpoint, Scope
-from adp_async._sansio.lane import RecordBatch
+from adp_async._sansio.flattening import flatten
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.statuses import EndStatus
 from adp_async.artifacts import Upload, Uploads
 from adp_async.auth import (
     ApiKey,
@@ -62,6 +64,7 @@ __all__ = [
     "CustomSigner",
     "DelegationToken",
     "DeliveryError",
+    "EndStatus",
     "Endpoint",
     "Forbidden",
     "InstancePrincipal",
@@ -92,4 +95,5 @@ __all__ = [
     "WorkloadIdentity",
     "address",
     "blocking",
+    "flatten",
 ]

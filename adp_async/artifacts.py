@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,10 +20,10 @@ from adp_async._io.streams import BytesContent, FileContent, named
 from adp_async._io.uploads import Job
 from adp_async._sansio.artifact_uris import artifact_name, folder_name
 from adp_async._sansio.values import is_unicode
-from adp_async.errors import shown, type_name
+from adp_async.errors import AdpError, shown, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
     from os import PathLike
 
     from adp_async._io.streams import Content
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["ArtifactFolder", "ArtifactInfo", "ArtifactWriter", "Upload", "Uploads"]
+__all__ = [
+    "ArtifactFolder",
+    "ArtifactInfo",
+    "ArtifactWriter",
+    "LenientArtifactWriter",
+    "Upload",
+    "Uploads",
+]
 
 
 class Upload:
@@ -191,6 +199,53 @@ class ArtifactWriter:
         ]
         self._uploader.add(jobs)
         return Uploads(Upload(job, self._uploader) for job in jobs)
+
+
+class LenientArtifactWriter(ArtifactWriter):
+    """The same for a run with ``strict=False``: what the others raise is a warning.
+
+    The `Upload` that is returned then has failed, and says why.
+    """
+
+    if TYPE_CHECKING:
+
+        def _warn(self, about: object, message: str) -> None: ...
+
+    def log_artifact(self, path: str | PathLike[str], to: str = "") -> Upload:
+        """As `Run.log_artifact`, but it raises nothing."""
+        return self._attempt(path, partial(super().log_artifact, path, to))[0]
+
+    def log_artifacts(self, folder: str | PathLike[str], to: str = "") -> Uploads:
+        """As `Run.log_artifacts`, but it raises nothing."""
+        return self._attempt(folder, partial(super().log_artifacts, folder, to))
+
+    def log_text(self, text: str, to: str) -> Upload:
+        """As `Run.log_text`, but it raises nothing."""
+        return self._attempt(to, partial(super().log_text, text, to))[0]
+
+    def log_dict(self, values: Mapping[str, object], to: str) -> Upload:
+        """As `Run.log_dict`, but it raises nothing."""
+        return self._attempt(to, partial(super().log_dict, values, to))[0]
+
+    def log_figure(self, figure: Any, to: str) -> Upload:
+        """As `Run.log_figure`, but it raises nothing."""
+        return self._attempt(to, partial(super().log_figure, figure, to))[0]
+
+    def _attempt(self, what: object, begin: Callable[[], Upload | Uploads]) -> Uploads:
+        try:
+            begun = begin()
+        except Exception as error:  # a figure may raise anything
+            said = isinstance(error, AdpError | TypeError | ValueError | OSError)
+            problem = AdpError(str(error) if said else type_name(error))
+            name = os.fspath(what) if isinstance(what, os.PathLike) else what
+            self._warn(("artifact", shown(name)), f"artifact {shown(name)} is skipped: {problem}")
+            return Uploads([self._failed(shown(name), problem)])
+        return begun if isinstance(begun, Uploads) else Uploads([begun])
+
+    def _failed(self, name: str, error: AdpError) -> Upload:
+        job = Job(self._run_id, name, BytesContent(b""), self._artifact_uri)
+        job.future.set_result(error)
+        return Upload(job, self._uploader)
 
 
 class BlockingSession(Protocol):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from adp_async._io.engine import Engine, connections
 from adp_async._io.loop_thread import LoopThread
+from adp_async._io.source import source_tags
 from adp_async._sansio.call import Call
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
-from adp_async.run import Run, StartedRun, tell_behind
+from adp_async.run import LenientRun, Run, attach_note
 from adp_async.settings import Settings
+from adp_async.starting import BegunRun, ResumedRun, StartedRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
     from adp_async._io.caller import Transport
     from adp_async._io.delivery import Delivery
     from adp_async._io.intake import Intake
+    from adp_async._io.open_runs import OpenRuns
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.uploads import Uploader
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
+    from adp_async._sansio.statuses import EndStatus
     from adp_async._sansio.values import Texts
     from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api._family import CallArguments
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from adp_async.api.registered_models import RegisteredModels
     from adp_async.api.runs import Runs
     from adp_async.settings import Knobs
+    from adp_async.writer import RunWriter
 
 T = TypeVar("T")
 
@@ -55,11 +60,11 @@ class Session:
 
     *runs*, *experiments*, *registered_models*, *model_versions*, *logged_models* and
     *deployments* are the operations of the service; *logger* is the background logger; `call` is
-    the escape hatch for operations unknown to this library.
+    the escape hatch for operations that this library does not know.
 
-    Operations belong to the event loop that the session was opened in.  *logger*, and the ``log_*``
-    and flushes of runs, are for any thread and any event loop: they are delivered in a thread of
-    the session's own.  *transport* makes what requests leave by, for tests.
+    Operations belong to the event loop in which the session was opened.  *logger*, and ``log_*``
+    and ``flush`` of runs, may be used from any thread and any event loop: records are delivered in
+    a thread of the session's own.  *transport* replaces the connections, for tests.
     """
 
     runs: Late[Runs] = Late("runs.Runs", "Runs, and what is logged into them.")
@@ -145,8 +150,18 @@ class Session:
         """
         await self._engine.close(self._time_to_close())
 
+    def on_close(self, hook: Callable[[EndStatus | None], object]) -> Callable[[], None]:
+        """Have *hook* called when the session closes, before it does: it still accepts everything.
+
+        It gets how the process ends ("FINISHED", "FAILED" or "KILLED") when the interpreter's end
+        closes the session, and None when the program does.  The last hook is called first, each
+        once; an exception that it raises is logged.  What is returned takes the hook back.  Any
+        thread.
+        """
+        return self._engine.close_hooks.add(hook)
+
     def _time_to_close(self) -> float:
-        """Less than ``close_timeout`` right after the exit of a run has used it up."""
+        """Less than ``close_timeout`` right after the exit of a run that used it up."""
         timeout, now = self.settings.close_timeout, time.monotonic()
         if self._ends_by is None or now > self._ends_by + 0.1 * timeout:
             return timeout
@@ -166,7 +181,7 @@ class Session:
         except AdpError as failure:
             if error is None:
                 raise
-            tell_behind(error, failure)
+            attach_note(error, failure)
 
     # ------------------------------------------------------------------ runs
 
@@ -178,13 +193,26 @@ class Session:
         run_name: str | None = None,
         params: Texts | None = None,
         tags: Texts | None = None,
-    ) -> StartedRun:
+        parent: RunWriter | str | None = None,
+        description: str | None = None,
+        source: bool = True,
+        strict: bool = True,
+    ) -> BegunRun:
         """Create a run: ``async with session.start_run(...) as run`` or ``run = await ...``.
 
         *experiment* is found by its name, or created; without it and *experiment_id* the service
-        chooses its default.  Entered, the run ends with the body: FINISHED, FAILED when it
-        raised, KILLED when it was cancelled or interrupted.  Awaited, that is left to
-        `Run.finish`.  Raises `InvalidRecord` for *params* or *tags* before anything is created.
+        chooses its default.  *parent* is a run, or its id, that this one is part of;
+        *description* is text that is shown with it.  With *source*, tags say who started it and
+        from which code, as MLflow's client records it.
+
+        Entered, the run ends with the body: FINISHED, FAILED when it raised, KILLED when it was
+        cancelled or interrupted.  Awaited, that is left to `Run.finish`; a run that is open when
+        the interpreter ends then ends as the process does.
+
+        Raises `InvalidRecord` for *params* or *tags* before anything is created.  With
+        ``strict=False``, for keys and values that are not yours to choose, nothing of the run's
+        raises: keys are cleaned, texts cut, and what is not a number is skipped, with one warning
+        a key; so is what the service refuses.
         """
         return StartedRun(
             self,
@@ -193,16 +221,42 @@ class Session:
             run_name=run_name,
             params=params,
             tags=tags,
+            parent=parent,
+            description=description,
+            source=source,
+            strict=strict,
         )
 
-    def attach_run(self, run_id: str) -> Run:
+    @overload
+    def attach_run(
+        self, run_id: str, *, resume: Literal[False] = ..., strict: bool = ...
+    ) -> Run: ...
+
+    @overload
+    def attach_run(self, run_id: str, *, resume: Literal[True], strict: bool = ...) -> BegunRun: ...
+
+    def attach_run(
+        self, run_id: str, *, resume: bool = False, strict: bool = True
+    ) -> Run | BegunRun:
         """A handle of a run that exists, without a request.
 
-        As a context manager it flushes and leaves the run's status alone.  Raises
-        `ConfigurationError` without a workspace, which runs belong to.
+        As a context manager it flushes and leaves the run's status alone.  With *resume* it is
+        awaited or entered, as `start_run` is: that sets the run RUNNING again, and leaving ends
+        it.  *strict* as for `start_run`.  Raises `ConfigurationError` without a workspace, which
+        runs belong to.
         """
         self.settings.required_workspace()
-        return Run(run_id, self)
+        if resume:
+            return ResumedRun(run_id, self, strict=strict)
+        return Run(run_id, self) if strict else LenientRun(run_id, self)
+
+    @property
+    def _open_runs(self) -> OpenRuns:
+        return self._engine.open_runs
+
+    async def _source_tags(self) -> dict[str, str]:
+        self._engine.check_open()
+        return await self._engine.auth.run(source_tags)
 
     @cached_property
     def _experiment_names(self) -> ExperimentNames:
@@ -242,7 +296,9 @@ class Session:
         """
         self._engine.check_open()
         call = Call.of(endpoint, path=path, query=query, body=body, **options)
-        return await self._engine.direct.call(call, returning)
+        reply = await self._engine.direct.call(call, returning)
+        self._open_runs.heard(endpoint, body)
+        return reply
 
     async def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
@@ -253,5 +309,5 @@ class Session:
 async def recover_orphan(
     session: Session, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
 ) -> None:
-    """Deliver the records of a dead process, as *session*; *on_progress* hears of it."""
+    """Deliver the records of a dead process, as *session*; *on_progress* is called on the way."""
     await session._engine.recover(orphan, on_progress)

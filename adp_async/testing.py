@@ -69,7 +69,7 @@ class Script:
 
 
 class FakeService:
-    """What stands in the place of the network: answers requests, and remembers them.
+    """Takes the place of the network: answers requests, and remembers them.
 
     *requests* are all that came, in their order; ``request.operation`` is the API's name.
     """
@@ -85,16 +85,16 @@ class FakeService:
         return script
 
     def load(self, address: str = "") -> None:
-        """There are no certificates to read, and no proxy."""
+        """Nothing to do: there are no certificates and no proxy."""
 
     async def open(self) -> None:
-        """There is nothing to connect."""
+        """Nothing to do."""
 
     async def close(self) -> None:
-        """There is nothing to disconnect."""
+        """Nothing to do."""
 
     def abandon(self) -> None:
-        """There is nothing to release."""
+        """Nothing to do."""
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """What `adp_async._io.transport.AiohttpTransport.send` does over a socket."""
@@ -203,10 +203,10 @@ class FakeSession(Session):
 
         *operation* is the API's name, such as ``"update_registered_model"``; *answer* a reply's
         JSON, its body as bytes, or an exception to raise such as ``ConnectionLost("...")``.
-        With *after_write* the request takes its effect before it is answered so.
+        With *after_write* the request takes effect before it gets that answer.
 
-        ``session.answer("log_experiment_run_batch", status=503, times=2)`` is two requests that
-        fail; *given* of what is returned counts them.
+        ``session.answer("log_experiment_run_batch", status=503, times=2)`` fails two requests;
+        *given* of the returned script counts them.
         """
         if not isinstance(answer, Exception):
             body = answer if isinstance(answer, bytes) else msgspec.json.encode(answer or {})

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import tracemalloc
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -1095,6 +1095,43 @@ def test_values_of_a_dict(fake_run: blocking.Run) -> None:
     found = json.loads(received(fake_run)["x.json"])
     assert math.isnan(found.pop("nan"))
     assert found == {"array": [0, 1, 2], "number": 0.5, "mapping": {"a": "b"}}
+
+
+class Broken:
+    """A figure that cannot be drawn."""
+
+    def savefig(self, target: Any, **options: str) -> None:
+        raise RuntimeError("s3cr3t")
+
+
+@pytest.mark.parametrize("kind", [FakeSession, FakeBlockingSession])
+async def test_strict_off(kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing raises; a handle and a warning say what was skipped, and the rest is uploaded."""
+    async with AsyncExitStack() as stack:
+        if kind is FakeSession:
+            session = await stack.enter_async_context(kind())
+            run = await session.start_run(strict=False)
+        else:
+            run = stack.enter_context(kind()).start_run(strict=False)
+            session = run._session.session
+        failed = [
+            run.log_artifact(tmp_path / "nowhere"),
+            *run.log_artifacts(tmp_path / "nowhere"),
+            run.log_text("x", "../x"),
+            run.log_dict([], "x.json"),
+            run.log_figure(Broken(), "x.png"),
+        ]
+        good = run.log_text("x", "x.txt")
+        for upload in failed:
+            assert upload.done
+            assert not upload.uploaded
+            with pytest.raises(UploadError):
+                upload.wait(0)
+        await asyncio.to_thread(good.wait, 10)
+
+    assert session.received(run.run_id).artifacts == {"x.txt": b"x"}
+    assert len([each for each in caplog.records if "is skipped" in each.message]) == 4
+    assert "s3cr3t" not in caplog.text
 
 
 class Plot:

@@ -10,27 +10,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
 from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
 from adp_async._io.sender import Sender
-from adp_async._io.waiters import Waiters
+from adp_async._io.state import DeliveryState
+from adp_async._io.tidying import first_end
 from adp_async._io.worker import is_worker_here
-from adp_async._sansio.accumulator import (
-    KEPT_REJECTIONS,
-    REJECTION_COST,
-    Accumulator,
-    delivery_error,
-)
-from adp_async._sansio.dispatch import Pulse, discarded
+from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.discarding import abandon, discard
+from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
-from adp_async.errors import Closed, DeliveryError
+from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
+from adp_async.errors import AdpError, Closed, DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+    from collections.abc import Coroutine, Generator, Iterable, Iterator
 
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
@@ -65,7 +63,7 @@ class Delivery:
         service: Service,
         *,
         throttle: Throttle,
-        new_token: Callable[[], str],
+        tokens: Iterator[str],
         pulse: Pulse | None = None,
         limits: BatchLimits | None = None,
     ) -> None:
@@ -76,9 +74,8 @@ class Delivery:
         self.accumulator = Accumulator(
             linger=settings.linger,
             limits=limits or BatchLimits(),
-            new_token=new_token,
-            board=self,
-            on_settled=self._settled,
+            tokens=tokens,
+            waits=self,
             kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
             unit=min(1.0, settings.retry.first_backoff),
         )
@@ -92,22 +89,20 @@ class Delivery:
             max_block=settings.max_block,
             overflow=settings.overflow,
         )
-        self.sender = Sender(
-            accumulator=self.accumulator,
-            throttle=throttle,
-            policy=settings.retry,
-            service=service,
-            pull=self.intake.pull,
-            clock=time.monotonic,
-            max_in_flight=settings.max_in_flight,
-            pulse=pulse or Pulse(),
-            lock=self.intake.lock,
+        dispatcher = Dispatcher(
+            self.accumulator,
+            throttle,
+            settings.retry,
+            Concurrency(settings.max_in_flight),
+            pulse or Pulse(),
         )
+        self.state = DeliveryState(self.accumulator, dispatcher, self.intake)
+        self.sender = Sender(self.state, service)
         self.keeper: SpoolKeeper | None = None
         #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
         self.kept: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self._waiters = Waiters()
+        self._waiters = self.state.waiters
         self._thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
         #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
@@ -152,8 +147,21 @@ class Delivery:
 
     async def flush(self, run_id: str | None) -> None:
         """Until what was accepted so far is settled; raises what was refused."""
+        await self._accepted_settled(run_id)
+        self._raise_refused(run_id)
+
+    async def try_flush(self, run_id: str | None) -> AdpError | None:
+        """The same, but what it would raise is returned, and still to be told."""
+        try:
+            await self._accepted_settled(run_id)
+        except AdpError as error:
+            return error
+        rejections, rejected = self.accumulator.rejections.of(run_id)
+        return delivery_error(rejections, rejected=rejected) if rejected else None
+
+    async def _accepted_settled(self, run_id: str | None) -> None:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
         if run_id is not None:
             lanes = [self.intake.lane(run_id)]
@@ -162,7 +170,6 @@ class Delivery:
             self.accumulator.urge(lane, now)
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
-        self._raise_refused(run_id)
 
     async def drain(self) -> None:
         """Until the buffer is below its high-water mark.  On any event loop."""
@@ -185,10 +192,11 @@ class Delivery:
 
     def _discard(self, run_id: str) -> int:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         lane = self.intake.lane(run_id)
         with self.intake.lock:
-            count = self.accumulator.discard(lane, now, discarded(run_id, lane.unsettled))
+            count = discard(self.accumulator, lane, now, discarded(run_id, lane.unsettled))
+        self.state.hand_on()
         self.sender.wake()
         return count
 
@@ -222,7 +230,7 @@ class Delivery:
 
     async def _wait(self, lane: Lane, record: AnyRecord) -> None:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         if record.place is lane:
             self.lifetime.check()
             self.accumulator.urge(lane, now)
@@ -230,23 +238,9 @@ class Delivery:
             await self._waiters.settled(record)
         record.place.wait_blocking(record, 0)
 
-    def _settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
-        """Records of *lane* are settled: tell those who wait for them."""
-        self._waiters.resolve(lane, records)
-        if self.keeper is not None and self.accumulator.spooled:
-            self.keeper.wake()
-        self.intake.room_made()
-        if not self.accumulator.unsettled:
-            self._waiters.nothing_left()
-
-    def _moved(self) -> None:
-        """Records went to the disk, or came back from it."""
-        self.intake.room_made()
-        self.sender.wake()
-
     def _raise_refused(self, run_id: str | None = None) -> None:
         """Raise what was refused since the last time somebody was told."""
-        rejections, rejected = self.accumulator.take_refused(run_id)
+        rejections, rejected = self.accumulator.rejections.take(run_id)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
 
@@ -275,16 +269,12 @@ class Delivery:
         from adp_async._io.keeper import SpoolKeeper
 
         keeper = SpoolKeeper(
-            accumulator=self.accumulator,
+            state=self.state,
             spool=spool,
             interval=self.settings.spool_interval,
             memory_limit=self.settings.buffer_limit,
-            pull=self.intake.pull,
-            moved=self._moved,
-            trouble=lambda: str(self.sender.trouble or ""),
-            lock=self.intake.lock,
         )
-        self.sender.before_departure = keeper.before_departure
+        self.sender.keeper = keeper
         return keeper
 
     def bar(self, run_ids: frozenset[str] | None) -> None:
@@ -318,7 +308,8 @@ class Delivery:
         """
         crashes: list[float] = []
         while True:
-            ended = await self._run_once()
+            keeping = [self.keeper.run()] if self.keeper is not None else []
+            ended = await first_end([self.sender.run(), *keeping])
             if self._is_over or (self._thread is not None and self._thread.is_ending):
                 return
             now = time.monotonic()
@@ -331,21 +322,6 @@ class Delivery:
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
         logger.error("the sender crashed; no more records will be delivered", exc_info=ended)
-
-    async def _run_once(self) -> BaseException:
-        """Until one of them ends, or this task is cancelled: why it did."""
-        runs = [self.sender.run(), *([self.keeper.run()] if self.keeper else [])]
-        tasks = [asyncio.create_task(run) for run in runs]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError as error:
-            await _stopped(tasks)
-            return error
-        await _stopped(tasks)
-        first = next(iter(done))
-        if first.cancelled():
-            return asyncio.CancelledError("its task was cancelled")
-        return first.exception() or AssertionError("it returned")
 
     async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
@@ -377,7 +353,7 @@ class Delivery:
 
     async def _deliver_all(self) -> None:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         for lane in list(self.accumulator.lanes.values()):
             self.accumulator.urge(lane, now)
         self.sender.wake()
@@ -401,7 +377,7 @@ class Delivery:
 
     async def _abandon(self, seconds: float) -> None:
         """This session delivers nothing more: write down what is left, and tell who waits."""
-        self.intake.pull(time.monotonic())
+        self.state.pull(time.monotonic())
         left = self.accumulator.unsettled
         is_on_disk = False
         try:
@@ -416,7 +392,7 @@ class Delivery:
     def _account_for_rest(self, *, is_on_disk: bool) -> None:
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         end = self.kept if is_on_disk else self.lost
-        for lane, count, records in self.accumulator.abandon():
+        for lane, count, records in abandon(self.accumulator):
             end[lane.run_id] += count
             error = delivery_error([], undelivered=count, run_id=lane.run_id)
             error.add_note(why)
@@ -424,7 +400,9 @@ class Delivery:
             for record in records:
                 record.place = GivenUp(error)
             self._waiters.fail(lane, error)
-            self._settled(lane, records)
+            self._waiters.resolve(lane, records)
+        self.intake.room_made()
+        self._waiters.nothing_left()
 
     def _shut(self, why: Why, detail: str = "") -> None:
         """Accept nothing more.  From any thread."""
@@ -437,18 +415,6 @@ class Delivery:
         self.intake.forked()
         # Nothing is written or said on the parent's behalf.
         self._thread = self._task = self.keeper = None
-
-
-async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel *tasks* and wait for their end, however often somebody cancels this."""
-    for task in tasks:
-        task.cancel()
-    while not all(task.done() for task in tasks):
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # it was heard
 
 
 def _named(error: BaseException) -> str:

@@ -1,13 +1,14 @@
-"""What works behind a session: signer, throttle, connections, and the thread that delivers.
+"""The working parts of a session: signer, throttle, connections, and the thread that delivers.
 
-Opened and closed in order, from whichever event loop; a fork, and the interpreter's end when nobody
-closed it, are heard of here as well.
+They are opened and closed together.  Forks, and the end of the interpreter while a session is open,
+are handled here as well.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,10 +16,14 @@ import attrs
 
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
+from adp_async._io.close_hooks import CloseHooks
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
+from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, register
 from adp_async._io.log import logger
+from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
+from adp_async._io.tidying import ended
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._io.uploads import Uploader
@@ -33,7 +38,12 @@ if TYPE_CHECKING:
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.recovery import Orphan, Recoveries, Recovery
     from adp_async._io.spool import Spool
+    from adp_async._sansio.statuses import EndStatus
     from adp_async.settings import Settings
+
+
+#: Seconds that an opening which failed may take to close what it had opened.
+LONGEST_UNDOING = 5.0
 
 
 def connections(settings: Settings) -> AiohttpTransport:
@@ -77,9 +87,11 @@ class Engine:
         )
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
+        self.open_runs = OpenRuns()
+        self.close_hooks = CloseHooks()
         self._owns_thread = False
-        self._changing = asyncio.Lock()  # opening and closing, whoever does it
-        #: The task that opens it just now.
+        self._changing = asyncio.Lock()  # held while opening or closing
+        #: The task that is opening it.
         self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
@@ -99,7 +111,7 @@ class Engine:
             settings,
             self.batches,
             throttle=self._throttle,
-            new_token=self._new_token,
+            tokens=self._new_token,
             pulse=self._pulse,
         )
 
@@ -136,7 +148,7 @@ class Engine:
         self.check_open()
 
     async def _open_unless_closed(self, make_thread: Callable[[], LoopThread]) -> None:
-        """`close` doesn't wait for an opening that hangs: it cancels that."""
+        """Open; `close` cancels an opening that hangs, and doesn't wait for it."""
         task = self._opening = asyncio.current_task()
         assert task is not None
         try:
@@ -155,6 +167,7 @@ class Engine:
     async def _open(self, make_thread: Callable[[], LoopThread]) -> None:
         await self.auth.open()
         thread: LoopThread | None = None
+        spool: Spool | None = None
         try:
             settings = await self.auth.run(self.settings.complete, self.auth.region)
             for part in (self, self.spools, self.direct, self.batches):
@@ -167,19 +180,31 @@ class Engine:
             self._loop = asyncio.get_running_loop()
             await thread.run(self._open_delivery(thread, spool))
         except BaseException:
-            self.thread = None
-            await self.direct.transport.close()
-            await self.auth.close()
-            if thread is not None and not thread.is_here:
-                thread.stop()
+            # However often it is cancelled: the delivery may be open by now.
+            await ended([asyncio.ensure_future(self._undo_opening(thread, spool))], LONGEST_UNDOING)
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
 
+    async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
+        self.thread = None
+        try:
+            if thread is not None:
+                await thread.run(self._close_delivery(0.2 * LONGEST_UNDOING))
+            if spool is not None and self.delivery.keeper is None:
+                await self.auth.run(spool.close)
+        except Exception as failure:  # the opening's own error is the one to raise
+            logger.warning("what was opened could not be closed: %s", failure)
+        finally:
+            await self.direct.transport.close()
+            await self.auth.close()
+            if thread is not None and not thread.is_here:
+                thread.stop()
+
     async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
         """In the delivery thread."""
         await self.batches.transport.open()
-        # Where no spool can be made none can be emptied either.
+        # Where no spool can be created, none can be emptied.
         does_recover = spool is not None and self.settings.recover
         if does_recover:
             self.delivery.bar(None)
@@ -197,13 +222,14 @@ class Engine:
 
         Raises `DeliveryError` for records that were refused or not delivered in time.
         """
-        # Being cancelled was the reason to come here; it must not keep us from tidying up.
+        # A cancellation may be why we are closing; it must not interrupt that.
         with anyio.CancelScope(shield=True):
             if (opening := self._opening) is not None:
                 self._opening = None
                 opening.cancel()
             async with self._changing:
                 if self.thread is not None:
+                    self.close_hooks.run(None)
                     await self._close(self.thread, seconds)
 
     async def _close(self, thread: LoopThread, seconds: float) -> None:
@@ -224,7 +250,7 @@ class Engine:
         """In the delivery thread."""
         ends_at, recovering = time.monotonic() + seconds, self._recovering
         if recovering is not None:
-            # It lets go of its files while this session's own records are written down.
+            # It releases its files while this session's own records are being written.
             asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
         try:
             await self._close_both(seconds, why)
@@ -247,15 +273,19 @@ class Engine:
 
     def _forked(self) -> None:
         self.delivery.forked()
+        self.open_runs.forked()
+        self.close_hooks.forked()
 
     def _interpreter_ends(self) -> None:
-        """It was not closed: deliver for a while, and keep the rest."""
+        """It was not closed: end its runs, deliver for a while, and keep the rest."""
+        status = how_it_ends()
+        self.close_hooks.run(status)
         thread, self.thread = self.thread, None
         if thread is None or not thread.is_alive:
             return
         seconds = min(self.settings.exit_timeout, self.settings.close_timeout)
         try:
-            thread.wait(self._close_delivery(seconds, Why.ENDED), 2.0 * seconds + 1.0)
+            thread.wait(self._end(status, seconds), 2.0 * seconds + 1.0)
         except (AdpError, TimeoutError) as failure:
             # There is no caller to catch it.
             logger.warning("%s", failure)
@@ -265,6 +295,15 @@ class Engine:
             else:
                 self.direct.transport.abandon()
             thread.stop()
+
+    async def _end(self, status: EndStatus, seconds: float) -> None:
+        """In the delivery thread."""
+        ends_at = time.monotonic() + seconds
+        if self.open_runs:
+            settled = partial(self.delivery.try_flush, None)
+            await self.open_runs.end(status, 0.7 * seconds, settled=settled, call=self.batches.call)
+        left = max(0.3 * seconds, ends_at - time.monotonic())
+        await self._close_delivery(left, Why.ENDED)
 
     # ------------------------------------------------------------------ records of dead processes
 
@@ -280,7 +319,7 @@ class Engine:
         )
 
     def _make_recovery(self) -> Delivery:
-        """What delivers the records of one process that is gone."""
+        """A delivery for the records of one dead process."""
         from adp_async._io.recovery import MAX_IN_FLIGHT, MEMORY_LIMIT
 
         settings = attrs.evolve(
@@ -295,7 +334,7 @@ class Engine:
     async def recover(
         self, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
     ) -> None:
-        """Deliver the records of a dead process; *on_progress* hears of it."""
+        """Deliver the records of a dead process; *on_progress* is called on the way."""
         from adp_async._io.recovery import Recovery
 
         self.check_open()

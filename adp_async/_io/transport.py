@@ -1,12 +1,11 @@
 """Sends one signed request, once, and says how far it got.
 
 Whether a request never left or was lost on the way is decided here, since nobody can tell later:
-`ConnectionFailed` when no connection came about, `ConnectionLost` from the moment there was one,
-also when the service closed an old connection just as it was used again.  An answer of any status
+`ConnectionFailed` when no connection was made, `ConnectionLost` once there was one, also when the
+service closed an old connection just as it was used again.  An answer of any status
 is a `Reply`; what it means is read elsewhere (`adp_async._sansio.replies`).
 
-Whatever aiohttp, ssl or the system raise becomes one of these; which, is said by
-`network_problems`.
+Whatever aiohttp, ssl or the system raise becomes one of these; `network_problems` says which.
 """
 
 from __future__ import annotations
@@ -54,22 +53,23 @@ __all__ = ["AiohttpTransport"]
 
 USER_AGENT: Final = "adp-async"
 
-#: The largest good reply that is read.  A page of 1000 runs with all their tags is about 10 MB.
+#: The largest successful reply that is read.  A page of 1000 runs with all their tags is about 10
+#: MB.
 MAX_REPLY_BYTES: Final = 64 * 2**20
 
 _PROBE_TIMEOUT: Final = 1.0
 
 
-#: That of the task: it is the request's own task in which aiohttp asks for a connection.
+#: One a task: aiohttp asks for a connection in the task of the request.
 _JOURNEY: Final[ContextVar[Journey]] = ContextVar("journey")
 
 
 class AiohttpTransport:
-    """A pool of connections.  Safe for many requests at once, on one event loop.
+    """A pool of connections, for any number of concurrent requests on one event loop.
 
     *connect_timeout* bounds connecting, *timeout* one attempt from start to end, *limit* the
-    connections that are open at once, *max_reply_bytes* a good reply's body.  *ca_bundle*: whom
-    to trust, see `trusted_certificates`.
+    connections that are open at once, *max_reply_bytes* a successful reply's body.  *ca_bundle*:
+    whom to trust, see `trusted_certificates`.
     """
 
     def __init__(
@@ -145,15 +145,15 @@ class AiohttpTransport:
             session.detach()
             with suppress(RuntimeError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                connector.close()  # of which only the waiting is left out
+                connector.close()  # all of closing except waiting
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """Send *request* exactly as it is and read the reply to its end.
 
         Raises `ConnectionFailed`, `ConnectionLost`, `RequestTimeout` after *timeout* seconds
-        (default: that of the transport; with a stream it counts from the last chunk that left),
-        `UnreadableReply` for a good reply that is too big, and the failure of a stream; nothing
-        that isn't an `AdpError`.  Cancelling closes the connection.
+        (default: that of the transport; with a stream they count from the last chunk that left),
+        `UnreadableReply` for a successful reply that is too large, and the failure of a stream;
+        always an `AdpError`.  Cancelling closes the connection.
         """
         if self._session is None:
             message = "the transport is not open"
@@ -165,10 +165,10 @@ class AiohttpTransport:
         try:
             url = URL(request.url, encoded=True)
             way = self._way_to(url)
-            reply = await self._exchange(self._session, request, url, way, seconds)
+            reply = await self._send_once(self._session, request, url, way, seconds)
             way.answered = True
             return reply
-        except ConfigurationError as error:  # only of an address that was not loaded before
+        except ConfigurationError as error:  # for an address that `load` was not told
             problem = Problem(ConnectionFailed, f"no connection: {error}", is_permanent=True)
         except AdpError:
             raise
@@ -178,7 +178,7 @@ class AiohttpTransport:
             problem = problem_of(error, request, way, journey, seconds)
         except Exception as error:
             problem = problem_of(error, request, way, journey, seconds)
-        # Out here the error has no context: nothing of aiohttp's is shown behind it.
+        # Raised out here, without a context, so that aiohttp's error is not shown behind it.
         if request.stream is not None and request.stream.failure is not None:
             raise request.stream.failure
         if problem.may_be_tls and not way.answered and await _speaks_tls(url):
@@ -186,7 +186,7 @@ class AiohttpTransport:
             problem = Problem(ConnectionFailed, what, is_permanent=True)
         raise problem.as_error(request, way)
 
-    async def _exchange(
+    async def _send_once(
         self,
         session: aiohttp.ClientSession,
         request: Request,
@@ -237,7 +237,7 @@ class AiohttpTransport:
         try:
             await _read_up_to(ERROR_BODY_BYTES, response, body)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            # The status is the answer; what there is of its explanation will do.
+            # The status is the answer; part of its explanation is enough.
             response.close()
         return bytes(body)
 
@@ -291,10 +291,10 @@ def _client_timeout(total: float | None, connect: float) -> aiohttp.ClientTimeou
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps the `_Journey` of whoever asks for a connection.
+    """Updates the `Journey` of the task that asks for a connection.
 
-    aiohttp's tracing would tell it, too, but makes URLs, objects and calls for everything that
-    happens to a request: a tenth of what sending one costs.
+    aiohttp's tracing would tell that as well, but makes URLs, objects and calls for everything that
+    happens to a request, which adds a tenth to the cost of sending one.
     """
 
     async def connect(self, *arguments: Any, **named: Any) -> Connection:
@@ -307,13 +307,13 @@ class _Connector(aiohttp.TCPConnector):
 
 
 def _is_cancelled() -> bool:
-    """Whether it is us who are cancelled, and not a task that aiohttp waited for."""
+    """Whether our own task is cancelled, not one that aiohttp waited for."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 async def _speaks_tls(url: URL) -> bool:
-    """Whether TLS can be agreed on with a server that broke a request of plain http."""
+    """Whether a server that broke off a plain http request speaks TLS."""
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
     anyone.verify_mode = ssl.CERT_NONE  # nothing is sent, and nothing is believed

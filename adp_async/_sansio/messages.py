@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from adp_async.errors import AdpError
 
-#: The most of an error's body that is kept.
+#: How much of an error's body is kept.
 ERROR_BODY_BYTES = 64 * 1024
 
 
@@ -45,7 +45,7 @@ class Stream(Protocol):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One HTTP request, complete but for its signature.
+    """One HTTP request, complete except for its signature.
 
     *url* is absolute and already percent-encoded: exactly these characters are signed and sent.
     Header names are lower case.  The body is either *body* or *stream*.

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 _TABLE = RouteTable(ROUTES)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]+")
-#: The service's own bound is not published.
+#: The service's own limit is not published.
 _MAX_BODY_BYTES = 32 * 1024 * 1024
 
 
@@ -99,7 +99,7 @@ class Gateway:
     # -- lifetime
 
     async def start(self, port: int = 0) -> None:
-        """Listen on 127.0.0.1; *port* 0 takes a free one."""
+        """Listen on 127.0.0.1; *port* 0 picks a free one."""
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._handle, access_log=None, auto_decompress=False)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
@@ -108,7 +108,7 @@ class Gateway:
         await self._listen()
 
     async def close(self) -> None:
-        """Stop listening, let go of what hangs, close the backend."""
+        """Stop listening, release hanging requests, close the backend."""
         self._closing.set()
         if self._runner is not None:
             self._reset_connections()
@@ -116,7 +116,7 @@ class Gateway:
         await self.backend.close()
 
     async def down(self) -> None:
-        """From now on a connection is refused, and those that are open are reset."""
+        """Refuse connections from now on, and reset the open ones."""
         await self._on_own_loop(self._go_down)
 
     async def up(self) -> None:
@@ -168,7 +168,7 @@ class Gateway:
         """Let *fault* hit the next *times* requests (None: every one) of *operation*.
 
         *operation* is the API's name of one, or a predicate on it; None means any.  Only
-        requests with a good signature count; ``injection.hits`` says how many it has hit.
+        requests with a valid signature count; ``injection.hits`` says how many it has hit.
         """
         return self.faults.inject(fault, times=times, operation=operation)
 
@@ -180,11 +180,11 @@ class Gateway:
         return self._stand_in().runs[run_id]
 
     def add_run(self, run_id: str | None = None) -> str:
-        """Make a run without a request; only without MLflow."""
+        """Create a run without a request; only without MLflow."""
         return self._stand_in().add_run(run_id)
 
     def reset(self) -> None:
-        """Every knob as at the start, counts at zero; what is stored stays."""
+        """Reset every knob and all counts; keep what is stored."""
         self.quota = None
         self.latency = self.clock_offset = 0.0
         self.deduplicate = True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SpoiltReply", "reset"]
 
-#: So that what was written is read before the reset arrives, which would discard it.
+#: So that the reply is read before the reset arrives, which would discard it.
 _BEFORE_RESET: Final = 0.02
 
 
@@ -83,7 +83,7 @@ class SpoiltReply:
 
     async def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        # There is no event of "the client has gone" to wait for.
+        # aiohttp has no event for a client that disconnects.
         while not self._is_gone() and (left := end - time.monotonic()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(min(left, 0.02))
 

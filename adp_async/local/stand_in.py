@@ -2,7 +2,7 @@
 
 It takes log-batch under MLflow's rules and remembers exactly what arrived, in the order it
 arrived, duplicates included.  Runs and experiments have just enough to log into; all else is 501.
-It is no tracking server: what must hold of the service is tested against the real MLflow.
+It is not a tracking server: the service's behaviour is tested against the real MLflow.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 class ReceivedMetric(msgspec.Struct, frozen=True):
-    """One metric point as it arrived; not finite values are the strings the wire has for them."""
+    """One metric point as it arrived; values that are not finite are strings, as on the wire."""
 
     key: str
     value: float | str
@@ -90,7 +90,7 @@ class _Refused(Exception):
 
 
 class StandIn:
-    """The stand-in store.  With *any_run* a run that nobody created is created on first use.
+    """The stand-in store.  With *any_run*, unknown runs are created at their first use.
 
     *artifact_root* is where the artifacts of experiments belong that don't say it themselves.
     """
@@ -124,10 +124,10 @@ class StandIn:
             return refusal(400, "INVALID_PARAMETER_VALUE", str(error))
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
     def add_run(self, run_id: str | None = None) -> str:
-        """Make a run that can be logged into, without a request."""
+        """Create a run without a request."""
         run_id = run_id or uuid.uuid4().hex
         location = self.experiments["0"]["artifact_location"]
         self.runs[run_id] = ReceivedRun(_run_info(run_id, "0", location, run_id, None))
@@ -142,7 +142,7 @@ class StandIn:
         run = self._run(batch.run_id)
         if run.info["lifecycle_stage"] != "active":
             raise _invalid(f"The run {batch.run_id} must be in the 'active' state.")
-        # Everything is checked before anything is taken: one bad record fails them all.
+        # Everything is checked before anything is stored: one bad record fails them all.
         _check_counts(batch)
         _check_records(batch)
         _check_params(run, batch.params)
@@ -204,7 +204,7 @@ class StandIn:
         for experiment in self.experiments.values():
             if experiment["name"] == name:
                 return _reply({"experiment": experiment})
-        raise _missing("there is no experiment of that name")
+        raise _missing("an experiment of that name does not exist")
 
     def _experiment(self, experiment_id: str) -> dict[str, Any]:
         if experiment_id not in self.experiments:

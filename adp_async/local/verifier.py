@@ -51,7 +51,7 @@ class Signature:
 
 
 def parse_authorization(value: str | None) -> Signature:
-    """Take ``Signature version="1",keyId="...",...`` apart; the order of attributes is free."""
+    """Take ``Signature version="1",keyId="...",...`` apart; attributes may be in any order."""
     if value is None:
         raise Refused("the Authorization header is missing")
     scheme, _, rest = value.partition(" ")
@@ -95,12 +95,12 @@ def _bytes(text: str) -> bytes:
 
 
 def body_hash(body: bytes) -> str:
-    """What ``x-content-sha256`` must say of *body*."""
+    """The ``x-content-sha256`` of *body*."""
     return base64.b64encode(hashlib.sha256(body).digest()).decode()
 
 
 class Verifier:
-    """Knows the public keys, and answers who signed a request or raises `Refused`."""
+    """Knows the public keys, and returns who signed a request or raises `Refused`."""
 
     def __init__(self, keys: Mapping[str, RSAPublicKey] | None = None) -> None:
         self._keys = dict(keys or {})
