@@ -1,0 +1,59 @@
+"""Artifact locations: those MLflow can reach from here, and those it would get wrong.
+
+MLflow copies files to the location itself.  A location ``/Volumes/...`` it takes for a folder of
+this machine, and ``mlflow-artifacts:`` for a path of an ``https`` tracking server.  Such locations
+get the scheme ``aidp-artifact:`` in front, for which MLflow asks us, and we say what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, NoReturn
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
+
+SCHEME: Final = "aidp-artifact:"
+_VOLUMES: Final = "/Volumes/"
+_PROXIED: Final = "mlflow-artifacts:"
+#: ``/Volumes/<catalog>/<schema>/<volume>``
+_VOLUME_DEPTH: Final = 4
+
+
+def reachable_uri(uri: str) -> str:
+    """*uri*, or with ``aidp-artifact:`` in front when MLflow would look in the wrong place.
+
+    A volume that is mounted on this machine, as in the platform's own notebooks, is a folder.
+
+    >>> reachable_uri("file:///tmp/artifacts"), reachable_uri("mlflow-artifacts:/1/artifacts")
+    ('file:///tmp/artifacts', 'aidp-artifact:mlflow-artifacts:/1/artifacts')
+    """
+    is_unreachable = uri.startswith(_PROXIED) or (
+        uri.startswith(_VOLUMES) and not os.path.isdir(_volume_of(uri))
+    )
+    return f"{SCHEME}{uri}" if is_unreachable else uri
+
+
+def published_uri(uri: Any) -> Any:
+    """*uri* as the service knows it."""
+    return uri.removeprefix(SCHEME) if isinstance(uri, str) else uri
+
+
+def _volume_of(uri: str) -> str:
+    return "/".join(uri.split("/")[: _VOLUME_DEPTH + 1])
+
+
+def refuse(uri: str) -> NoReturn:
+    """Raise what MLflow's user can do about artifacts at *uri*."""
+    where = published_uri(uri)
+    why = (
+        "the volume is not mounted on this machine"
+        if where.startswith(_VOLUMES)
+        else "such locations need an https tracking URI"
+    )
+    message = (
+        f"artifacts cannot be read or written at {where!r:.300}: {why}. Create the experiment with "
+        "an artifact_location that is reachable from here, such as file:///shared/artifacts: "
+        "mlflow.create_experiment(name, artifact_location=...)"
+    )
+    raise MlflowException(message, error_code=ErrorCode.Value("NOT_IMPLEMENTED"))

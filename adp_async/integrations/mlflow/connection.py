@@ -1,0 +1,164 @@
+"""The session behind an ``aidp://`` URI, and read-your-writes for MLflow's direct calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from adp_async.errors import DeliveryError
+from adp_async.integrations.mlflow import ending
+from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words, refusal
+from adp_async.integrations.mlflow.shared import shared_session
+from adp_async.integrations.mlflow.uri import StoreAddress
+from adp_async.integrations.mlflow.wire import call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adp_async.blocking import BatchLogger, Session
+    from adp_async.errors import Rejection
+
+logger = logging.getLogger("adp_async")
+
+#: Seconds between two looks whether anything moves.
+_LOOK: Final = 2.0
+#: Seconds that a search waits for runs of which nothing moves.
+_PATIENCE_OF_A_SEARCH: Final = 3.0
+_GET_RUN: Final = "mlflow/runs/get"
+
+
+@lru_cache(maxsize=100)
+def connection_of(uri: str) -> Connection:
+    """The connection of a tracking or registry URI, one a process.
+
+    Raises MlflowException for what is wrong with the URI.
+    """
+    with in_mlflows_words():
+        return Connection(StoreAddress.parse(uri))
+
+
+class Connection:
+    """The shared session of one ``aidp://`` URI.  Any thread; a forked child gets a session anew.
+
+    *address* is what the URI says.
+    """
+
+    def __init__(self, address: StoreAddress) -> None:
+        self.address = address
+        self._session: Session | None = None
+        #: Refusals that a flush of all runs came across, until a call names their run.
+        self._refused: dict[str, list[Rejection]] = {}
+
+    @property
+    def session(self) -> Session:
+        """The session, open.  Raises MlflowException when it cannot be opened."""
+        session = self._session
+        if session is None or not session.is_open:
+            with in_mlflows_words():
+                session = self._session = shared_session(**self.address.knobs())
+        return session
+
+    @property
+    def logger(self) -> BatchLogger:
+        """The batch logger of the session."""
+        return self.session.logger
+
+    def call(
+        self, path: str, json_body: str | None, reply: Any, *, timeout: float | None = None
+    ) -> Any:
+        """Make a call of MLflow's and read the answer into the proto *reply*.
+
+        What was logged before is settled first: into the run that the call names, or into all
+        runs before a search.  Raises MlflowException, also for what was refused of that run.
+        """
+        fields: Mapping[str, Any] = json.loads(json_body) if json_body else {}
+        if run_id := fields.get("run_id") or fields.get("run_uuid"):
+            self.settle(run_id)
+        elif path.endswith("/search"):
+            self.settle_all()
+        return self.send(path, fields, reply, timeout=timeout)
+
+    def send(
+        self, path: str, fields: Mapping[str, Any], reply: Any, *, timeout: float | None = None
+    ) -> Any:
+        """The same without settling anything."""
+        return call(self.session, path, fields, reply, timeout=timeout or ending.time_left())
+
+    def settle(self, run_id: str) -> None:
+        """Until the service has what was logged into a run; raises what it refused of that run.
+
+        Raises TEMPORARILY_UNAVAILABLE when nothing of it gets through for ``close_timeout``
+        seconds, and RESOURCE_DOES_NOT_EXIST when there is no such run.
+        """
+        with in_mlflows_words():
+            self._flush(run_id, self._patience)
+        if refused := self._refused.pop(run_id, None):
+            raise refusal(refused)
+
+    def settle_all(self) -> None:
+        """Until the service has what was logged into any run, or nothing moves any more.
+
+        What it refuses is raised by the next call that names the run.
+        """
+        try:
+            self._flush(None, min(_PATIENCE_OF_A_SEARCH, self._patience))
+        except TimeoutError:
+            waiting = self.logger.stats().undelivered
+            logger.warning("a search does not see %d records that still wait", waiting)
+
+    def flush_and_tell(self) -> None:
+        """Settle all runs and raise what was refused of any; ``mlflow.flush_async_logging``."""
+        with in_mlflows_words():
+            self._flush(None, self._patience)
+        if refused := [each for run in list(self._refused) for each in self._refused.pop(run, ())]:
+            raise refusal(refused)
+
+    @property
+    def _patience(self) -> float:
+        left = ending.time_left()
+        timeout = self.session.settings.close_timeout
+        return timeout if left is None else min(left, timeout)
+
+    def _flush(self, run_id: str | None, patience: float) -> None:
+        """Flush one run or all; TimeoutError after *patience* seconds in which nothing moved."""
+        moved_at, settled = time.monotonic(), -1
+        while (left := moved_at + patience - time.monotonic()) > 0:
+            try:
+                self.logger.flush(run_id, min(left, _LOOK))
+            except TimeoutError:
+                now = self._settled(run_id)
+                if now != settled:
+                    moved_at, settled = time.monotonic(), now
+                elif run_id is not None:
+                    self._check_exists(run_id)
+            except DeliveryError as error:
+                self._keep(error)
+                return
+            else:
+                return
+        waiting = self.logger.stats(run_id).undelivered
+        whose = "" if run_id is None else f" of run {run_id}"
+        message = (
+            f"{waiting} records{whose} could not be delivered for {patience:.0f} s; they are kept "
+            "and delivered as soon as the service takes them"
+        )
+        raise TimeoutError(message)
+
+    def _settled(self, run_id: str | None) -> int:
+        stats = self.logger.stats(run_id)
+        return stats.accepted - stats.undelivered
+
+    def _check_exists(self, run_id: str) -> None:
+        """Raise RESOURCE_DOES_NOT_EXIST for a run that nobody knows: its records never arrive."""
+        from mlflow.protos.service_pb2 import GetRun
+
+        self.send(_GET_RUN, {"run_id": run_id}, GetRun.Response())
+
+    def _keep(self, error: DeliveryError) -> None:
+        if not error.rejections:
+            raise as_mlflow(error) from error
+        for rejection in error.rejections:
+            self._refused.setdefault(rejection.run_id, []).append(rejection)
