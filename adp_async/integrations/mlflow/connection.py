@@ -8,7 +8,7 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from adp_async.errors import DeliveryError
+from adp_async.errors import Closed, DeliveryError
 from adp_async.integrations.mlflow import ending
 from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words, refusal
 from adp_async.integrations.mlflow.shared import shared_session
@@ -16,10 +16,12 @@ from adp_async.integrations.mlflow.uri import StoreAddress
 from adp_async.integrations.mlflow.wire import call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from adp_async.blocking import BatchLogger, Session
     from adp_async.errors import Rejection
+    from adp_async.settings import Settings
+    from adp_async.writer import Receipt
 
 logger = logging.getLogger("adp_async")
 
@@ -28,6 +30,7 @@ _LOOK: Final = 2.0
 #: Seconds that a search waits for runs of which nothing moves.
 _PATIENCE_OF_A_SEARCH: Final = 3.0
 _GET_RUN: Final = "mlflow/runs/get"
+_SEARCH_RUNS: Final = "mlflow/runs/search"
 
 
 @lru_cache(maxsize=100)
@@ -49,6 +52,8 @@ class Connection:
     def __init__(self, address: StoreAddress) -> None:
         self.address = address
         self._session: Session | None = None
+        #: Refusals that were raised where somebody waited for the record.
+        self._told: set[tuple[object, ...]] = set()
         #: Refusals that a flush of all runs came across, until a call names their run.
         self._refused: dict[str, list[Rejection]] = {}
 
@@ -58,8 +63,15 @@ class Connection:
         session = self._session
         if session is None or not session.is_open:
             with in_mlflows_words():
+                if ending.time_left() is not None:
+                    raise Closed("the interpreter is ending: no session is opened any more")
                 session = self._session = shared_session(**self.address.knobs())
         return session
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the session, which may be closed by now."""
+        return (self._session or self.session).settings
 
     @property
     def logger(self) -> BatchLogger:
@@ -72,12 +84,13 @@ class Connection:
         """Make a call of MLflow's and read the answer into the proto *reply*.
 
         What was logged before is settled first: into the run that the call names, or into all
-        runs before a search.  Raises MlflowException, also for what was refused of that run.
+        runs before a search for runs.  Raises MlflowException, also for what the service has
+        refused of that run.
         """
         fields: Mapping[str, Any] = json.loads(json_body) if json_body else {}
         if run_id := fields.get("run_id") or fields.get("run_uuid"):
             self.settle(run_id)
-        elif path.endswith("/search"):
+        elif path == _SEARCH_RUNS:
             self.settle_all()
         return self.send(path, fields, reply, timeout=timeout)
 
@@ -109,6 +122,16 @@ class Connection:
             waiting = self.logger.stats().undelivered
             logger.warning("a search does not see %d records that still wait", waiting)
 
+    def wait(self, receipts: Iterable[Receipt], timeout: float | None = None) -> None:
+        """Until the service has these records; raises what it refused, which is then told."""
+        with in_mlflows_words():
+            for receipt in receipts:
+                try:
+                    receipt.wait(timeout)
+                except DeliveryError as error:
+                    self._told.update(map(_name_of, error.rejections))
+                    raise
+
     def flush_and_tell(self) -> None:
         """Settle all runs and raise what was refused of any; ``mlflow.flush_async_logging``."""
         with in_mlflows_words():
@@ -119,12 +142,12 @@ class Connection:
     @property
     def _patience(self) -> float:
         left = ending.time_left()
-        timeout = self.session.settings.close_timeout
+        timeout = self.settings.close_timeout
         return timeout if left is None else min(left, timeout)
 
     def _flush(self, run_id: str | None, patience: float) -> None:
         """Flush one run or all; TimeoutError after *patience* seconds in which nothing moved."""
-        moved_at, settled = time.monotonic(), -1
+        moved_at, settled = time.monotonic(), self._settled(run_id)
         while (left := moved_at + patience - time.monotonic()) > 0:
             try:
                 self.logger.flush(run_id, min(left, _LOOK))
@@ -161,4 +184,11 @@ class Connection:
         if not error.rejections:
             raise as_mlflow(error) from error
         for rejection in error.rejections:
-            self._refused.setdefault(rejection.run_id, []).append(rejection)
+            if (name := _name_of(rejection)) in self._told:
+                self._told.discard(name)
+            else:
+                self._refused.setdefault(rejection.run_id, []).append(rejection)
+
+
+def _name_of(rejection: Rejection) -> tuple[object, ...]:
+    return rejection.run_id, rejection.kind, rejection.key, rejection.step

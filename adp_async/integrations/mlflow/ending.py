@@ -103,7 +103,7 @@ def _at_exit() -> None:
     _ends_by = time.monotonic() + seconds
     if status is None:
         return
-    for run_id, ender in reversed(runs.items()):
+    for run_id, ender in reversed(list(runs.items())):
         try:
             ender.end(run_id, status, time_left() or 0.0)
         except MlflowException as error:

@@ -41,7 +41,7 @@ _BY_HTTP: Final = {
 }
 
 
-class TrackingStore(LoggedModels, RestStore):
+class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's own bases disagree
     """The tracking store of an ``aidp://`` URI.
 
     Metrics, params and tags of a run go to the batch logger and return at once; with ``?sync=1``
@@ -95,7 +95,7 @@ class TrackingStore(LoggedModels, RestStore):
             with in_mlflows_words():
                 raise
         if self._connection.address.sync:
-            _wait([receipt])
+            self._connection.wait([receipt])
 
     def log_param(self, run_id: str, param: Any) -> None:
         self.log_batch(run_id, (), (param,), ())
@@ -108,13 +108,13 @@ class TrackingStore(LoggedModels, RestStore):
     ) -> None:
         receipts = self._log(run_id, metrics, params, tags)
         if self._connection.address.sync:
-            _wait(receipts)
+            self._connection.wait(receipts)
 
     def log_batch_async(
         self, run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]
     ) -> RunOperations:
         """As `log_batch`; the operations that MLflow's caller may wait for are our receipts."""
-        return RunOperations([Pending(self._log(run_id, metrics, params, tags))])
+        return RunOperations([Pending(self._log(run_id, metrics, params, tags), self._connection)])
 
     def _log(
         self, run_id: str, metrics: Sequence[Any], params: Sequence[Any], tags: Sequence[Any]
@@ -207,7 +207,7 @@ class TrackingStore(LoggedModels, RestStore):
         if not is_end:
             self._connection.settle(run_id)
         # The end of a run is bounded, as leaving our own runs is.
-        timeout = self._connection.session.settings.close_timeout if is_end else None
+        timeout = self._connection.settings.close_timeout if is_end else None
         reply = self._connection.send(path, fields, UpdateRun.Response(), timeout=timeout)
         return RunInfo.from_proto(reply.run_info)
 
@@ -221,7 +221,7 @@ class TrackingStore(LoggedModels, RestStore):
     @property
     def exit_timeout(self) -> float:
         """Seconds for everything that happens when the interpreter ends."""
-        return self._connection.session.settings.exit_timeout
+        return self._connection.settings.exit_timeout
 
     def end(self, run_id: str, status: str, seconds: float) -> None:
         """End a run as the process ends; within about *seconds*."""
@@ -231,22 +231,17 @@ class TrackingStore(LoggedModels, RestStore):
 class Pending:
     """The receipts of one call, in the shape of the futures that MLflow's RunOperations hold."""
 
-    def __init__(self, receipts: Sequence[Receipt]) -> None:
+    def __init__(self, receipts: Sequence[Receipt], connection: Connection) -> None:
         self._receipts = receipts
+        self._connection = connection
 
     def result(self, timeout: float | None = None) -> None:
         """Wait until the service has the records; raises MlflowException for what it refused."""
-        _wait(self._receipts, timeout)
+        self._connection.wait(self._receipts, timeout)
 
     def done(self) -> bool:
         """Whether all of them are settled."""
         return all(receipt.done for receipt in self._receipts)
-
-
-def _wait(receipts: Sequence[Receipt], timeout: float | None = None) -> None:
-    with in_mlflows_words():
-        for receipt in receipts:
-            receipt.wait(timeout)
 
 
 def _cut(kind: str, record: Any, most: int) -> Any:

@@ -7,6 +7,7 @@ rewrites a request of the package ``requests``.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from adp_async import Endpoint
     from adp_async.blocking import Session
 
-PREFIX: Final = "/api/2.0/"
+#: What MLflow puts before a path, of several versions.
+PREFIX: Final = re.compile(r"^/(?:api|ajax-api)/\d+\.\d+/")
+_PUBLISHED_VERSION: Final = "/api/2.0"
 
 #: By the path, which is the same in MLflow and here.  One path is there twice, for a workspace and
 #: for the platform: MLflow's registry is the platform's.
@@ -46,12 +49,19 @@ _OLD_NAME: Final = "run_uuid"
 
 #: What to do instead of an operation that is not published, by the start of its path.
 _INSTEAD: Final = {
-    "mlflow/traces": "Traces stay out of it: mlflow.tracing.disable() ends them.",
+    "mlflow/traces": "Nothing is kept of traces; mlflow.tracing.disable() ends them.",
     "mlflow/registered-models/alias": (
         "Aliases can be read; set them in the platform's console, or use a tag or a stage."
     ),
-    "mlflow/logged-models": "Log the model into a run: runs:/<run id>/<name> finds it again.",
-    "mlflow/runs/outputs": "Log the model into a run: runs:/<run id>/<name> finds it again.",
+    **dict.fromkeys(
+        (
+            "mlflow/logged-models",
+            "mlflow/runs/outputs",
+            "mlflow/model-versions/get-download-uri",
+            "mlflow/registered-models/get-latest-versions",
+        ),
+        "What it is for works through the tracking URI aidp:// (a model is a folder of its run).",
+    ),
     "mlflow/datasets": "mlflow.log_input records the dataset of a run.",
     "mlflow/webhooks": "Ask for what is new with search_model_versions.",
 }
@@ -117,15 +127,18 @@ class Methods:
     """The calls of one of MLflow's services: from the class of a request to its path."""
 
     def __init__(self, service: Any) -> None:
-        self._info = extract_api_info_for_service(service, PREFIX.rstrip("/"))
+        self._info = extract_api_info_for_service(service, _PUBLISHED_VERSION)
 
     def path_of(self, api: Any, endpoint: str | None = None) -> str:
-        """The path below ``/api/2.0/``; *endpoint* is one with its own parts filled in."""
+        """The path below ``/api/2.0/``; *endpoint* is one with its own parts filled in.
+
+        Paths of later versions of MLflow's API are those of operations that are not published.
+        """
         if endpoint is None:
             if api not in self._info:
                 raise unpublished("", api.__name__)
             endpoint = self._info[api][0]
-        return endpoint.removeprefix(PREFIX)
+        return PREFIX.sub("", endpoint)
 
 
 def call(
