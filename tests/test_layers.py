@@ -42,7 +42,7 @@ LAYERS = {
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.
-TOPS = {"", "cli", "local", "testing", "__main__"}
+TOPS = {"", "cli", "integrations", "local", "testing", "__main__"}
 
 #: What the pure core must not touch: clocks, dice, disks, sockets, tasks.
 IMPURE = {
@@ -104,6 +104,14 @@ def test_the_table_points_down() -> None:
     for layer, allowed in LAYERS.items():
         assert allowed <= below, layer
         below.add(layer)
+
+
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names_only(path: Path) -> None:
+    """What joins us to a framework could have been written by a user."""
+    for name in imports(path):
+        parts = name.split(".")
+        assert parts[0] != "adp_async" or not any(part.startswith("_") for part in parts), name
 
 
 @pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)

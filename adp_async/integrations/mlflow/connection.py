@@ -13,7 +13,7 @@ from adp_async.integrations.mlflow import ending
 from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words, refusal
 from adp_async.integrations.mlflow.shared import shared_session
 from adp_async.integrations.mlflow.uri import StoreAddress
-from adp_async.integrations.mlflow.wire import call
+from adp_async.integrations.mlflow.wire import BY_PATH, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,6 +31,7 @@ _LOOK: Final = 2.0
 _PATIENCE_OF_A_SEARCH: Final = 3.0
 _GET_RUN: Final = "mlflow/runs/get"
 _SEARCH_RUNS: Final = "mlflow/runs/search"
+_READS: Final = frozenset(path for path, row in BY_PATH.items() if row.method == "GET")
 
 
 @lru_cache(maxsize=100)
@@ -54,7 +55,7 @@ class Connection:
         self._session: Session | None = None
         #: Refusals that were raised where somebody waited for the record.
         self._told: set[tuple[object, ...]] = set()
-        #: Refusals that a flush of all runs came across, until a call names their run.
+        #: Refusals that a flush came across, until a call changes their run.
         self._refused: dict[str, list[Rejection]] = {}
 
     @property
@@ -84,12 +85,12 @@ class Connection:
         """Make a call of MLflow's and read the answer into the proto *reply*.
 
         What was logged before is settled first: into the run that the call names, or into all
-        runs before a search for runs.  Raises MlflowException, also for what the service has
-        refused of that run.
+        runs before a search for runs.  Raises MlflowException; a call that changes a run also for
+        what the service has refused of it.
         """
         fields: Mapping[str, Any] = json.loads(json_body) if json_body else {}
         if run_id := fields.get("run_id") or fields.get("run_uuid"):
-            self.settle(run_id)
+            self.settle(run_id, is_read=path in _READS)
         elif path == _SEARCH_RUNS:
             self.settle_all()
         return self.send(path, fields, reply, timeout=timeout)
@@ -100,21 +101,22 @@ class Connection:
         """The same without settling anything."""
         return call(self.session, path, fields, reply, timeout=timeout or ending.time_left())
 
-    def settle(self, run_id: str) -> None:
+    def settle(self, run_id: str, *, is_read: bool = False) -> None:
         """Until the service has what was logged into a run; raises what it refused of that run.
 
-        Raises TEMPORARILY_UNAVAILABLE when nothing of it gets through for ``close_timeout``
-        seconds, and RESOURCE_DOES_NOT_EXIST when there is no such run.
+        That is left to the next call where this one only reads: MLflow 2 reads a run before it
+        ends it.  Raises TEMPORARILY_UNAVAILABLE when nothing of it gets through for
+        ``close_timeout`` seconds, and RESOURCE_DOES_NOT_EXIST when there is no such run.
         """
         with in_mlflows_words():
             self._flush(run_id, self._patience)
-        if refused := self._refused.pop(run_id, None):
+        if not is_read and (refused := self._refused.pop(run_id, None)):
             raise refusal(refused)
 
     def settle_all(self) -> None:
         """Until the service has what was logged into any run, or nothing moves any more.
 
-        What it refuses is raised by the next call that names the run.
+        What it refuses is raised by the next call that changes the run.
         """
         try:
             self._flush(None, min(_PATIENCE_OF_A_SEARCH, self._patience))

@@ -122,7 +122,7 @@ class RegistryStore(RestStore):
     def _artifact_uri(self, run_id: str) -> str:
         from mlflow.protos.service_pb2 import GetRun
 
-        self._connection.settle(run_id)
+        self._connection.settle(run_id, is_read=True)
         reply = self._connection.send("mlflow/runs/get", {"run_id": run_id}, GetRun.Response())
         return str(reply.run.info.artifact_uri).rstrip("/")
 

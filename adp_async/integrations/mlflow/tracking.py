@@ -46,7 +46,7 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
 
     Metrics, params and tags of a run go to the batch logger and return at once; with ``?sync=1``
     they wait until the service has them.  Every other call goes out at once and sees what was
-    logged before it.  What the service refuses is raised by the next call that names its run, at
+    logged before it.  What the service refuses is raised by the next call that changes its run, at
     the latest by the one that ends it.
     """
 
