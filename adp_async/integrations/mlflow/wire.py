@@ -39,11 +39,16 @@ BY_PATH: Final[Mapping[str, Endpoint]] = {
 }
 
 _RENAMED: Final = {"mlflow/runs/log-inputs": {"datasets": "dataset_inputs"}}
+#: What of a metric the service has no place for: the model and the dataset it was measured on.
+_OF_A_METRIC: Final = {"model_id", "dataset_name", "dataset_digest", "run_id"}
 #: What MLflow sends and the service doesn't know.  The user's name is in the tag ``mlflow.user``.
 _DROPPED: Final = {
     "mlflow/runs/create": {"user_id"},
     "mlflow/runs/log-inputs": {"models"},
+    "mlflow/runs/log-metric": _OF_A_METRIC - {"run_id"},
 }
+#: What a search is narrowed by and the service doesn't know: dropped, it would find too much.
+_REFUSED: Final = {"mlflow/logged-models/search": {"datasets"}}
 #: The old name of ``run_id``, which MLflow still sends beside it.
 _OLD_NAME: Final = "run_uuid"
 
@@ -85,6 +90,10 @@ def translated(path: str, fields: Mapping[str, Any]) -> Translated:
     endpoint = BY_PATH.get(path)
     if endpoint is None:
         raise unpublished(path)
+    if refused := [name for name in _REFUSED.get(path, ()) if fields.get(name)]:
+        raise not_published(
+            f"{path} by {refused[0]}", "Search without, and look through what comes."
+        )
     names, dropped = _RENAMED.get(path, {}), _DROPPED.get(path, set())
     named = {
         names.get(name, name): _published(name, value)
@@ -103,7 +112,14 @@ def unpublished(path: str, what: str = "") -> MlflowException:
 
 
 def _published(name: str, value: Any) -> Any:
-    return published_uri(value) if name in ("source", "artifact_location") else value
+    if name in ("source", "artifact_location"):
+        return published_uri(value)
+    if name == "metrics":
+        return [
+            {part: each for part, each in metric.items() if part not in _OF_A_METRIC}
+            for metric in value
+        ]
+    return value
 
 
 def _one(value: Any) -> Any:
