@@ -94,7 +94,8 @@ def translated(path: str, fields: Mapping[str, Any]) -> Translated:
         raise not_published(
             f"{path} by {refused[0]}", "Search without, and look through what comes."
         )
-    names, dropped = _RENAMED.get(path, {}), _DROPPED.get(path, set())
+    names = _RENAMED.get(path, {})
+    dropped = _DROPPED.get(path, set()) | _REFUSED.get(path, set())
     named = {
         names.get(name, name): _published(name, value)
         for name, value in fields.items()
