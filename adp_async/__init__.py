@@ -2,9 +2,11 @@
 
 from adp_async import address, blocking
 from adp_async._sansio.endpoints import Endpoint, Scope
+from adp_async._sansio.flattening import flatten
 from adp_async._sansio.lane import RecordBatch
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.statuses import EndStatus
 from adp_async.auth import (
     ApiKey,
     CustomSigner,
@@ -60,6 +62,7 @@ __all__ = [
     "CustomSigner",
     "DelegationToken",
     "DeliveryError",
+    "EndStatus",
     "Endpoint",
     "Forbidden",
     "InstancePrincipal",
@@ -87,4 +90,5 @@ __all__ = [
     "WorkloadIdentity",
     "address",
     "blocking",
+    "flatten",
 ]

@@ -7,6 +7,9 @@ status.  No message holds a record's value, a key, a token or a signature.
 
 from __future__ import annotations
 
+import os
+import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
@@ -252,6 +255,11 @@ class ConfigurationError(AdpError):
     """A setting is missing or wrong; names it, where it was looked for, and the fix."""
 
 
+def misconfigured(setting: str, problem: str, *, looked: str, fix: str) -> ConfigurationError:
+    """The error that names a setting, what is wrong, where it was looked for, and the fix."""
+    return ConfigurationError(f"{setting}: {problem} (looked in {looked}). {fix}")
+
+
 class Closed(AdpError):
     """Used before opening, after closing, in a forked child or on another event loop."""
 
@@ -259,6 +267,27 @@ class Closed(AdpError):
 #: What is shown by its `repr`; that of any other type may be long, secret, or raise.
 _SHOWN: Final[tuple[Any, ...]] = (str, bytes, bool, int, float, type(None))
 _LENGTH: Final = 80
+
+
+def reason_of(error: BaseException) -> str:
+    """What may be shown of a foreign *error*: its type, and what the system says.
+
+    Its own words may hold a URL with a password, a header or a token.
+
+    >>> reason_of(ConnectionRefusedError(111, "for http://user:secret@example.com"))
+    'Connection refused'
+    >>> reason_of(ValueError("secret"))
+    'ValueError'
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and isinstance(number, int):
+        if isinstance(error, ssl.SSLError):
+            return str(getattr(error, "reason", None) or type(error).__name__)
+        if isinstance(error, socket.gaierror):
+            return error.strerror or type(error).__name__
+        if number > 0:
+            return os.strerror(number)
+    return type(error).__name__
 
 
 def shown(value: object) -> str:

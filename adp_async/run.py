@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from itertools import starmap
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import anyio
 
 from adp_async._io.log import logger
-from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_text
-from adp_async.errors import AdpError, BadRequest, Conflict, DeliveryError, NotFound, shown
+from adp_async._sansio.statuses import EndStatus, end_status, status_of
+from adp_async.errors import AdpError, DeliveryError
+from adp_async.lenient import LenientWriter
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from types import TracebackType
 
     from adp_async._io.intake import Intake
-    from adp_async._sansio.records import BatchLimits
-    from adp_async._sansio.values import Texts
+    from adp_async._io.open_runs import OpenRuns
+    from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api.runs import Runs
-    from adp_async.entities.experiments import Experiment
-    from adp_async.entities.runs import DatasetInput, RunTag
-    from adp_async.entities.runs import Run as RunEntity
-    from adp_async.errors import ServiceError
+    from adp_async.entities.runs import DatasetInput
     from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
     from adp_async.stats import Stats
-
-#: How a run ends.
-EndStatus = Literal["FINISHED", "FAILED", "KILLED"]
+#: MLflow's names of what a run is part of, and what it is for.
+PARENT: Final = "mlflow.parentRunId"
+DESCRIPTION: Final = "mlflow.note.content"
 
 
 class Host(Protocol):
@@ -51,9 +49,13 @@ class Host(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    async def _experiment_id_of(self, name: str) -> str: ...
+    @property
+    def _open_runs(self) -> OpenRuns: ...
 
-    async def _look_up_experiment(self, name: str) -> Experiment: ...
+    async def _source_tags(self) -> dict[str, str]: ...
+
+    @property
+    def _experiment_names(self) -> ExperimentNames: ...
 
 
 class Run(RunWriter):
@@ -89,6 +91,10 @@ class Run(RunWriter):
         There is no time limit: use ``asyncio.timeout``.
         """
         await self._session.logger.flush(self.run_id)
+
+    async def try_flush(self) -> AdpError | None:
+        """As `flush`, but returns the error that would be raised; see `BatchLogger.try_flush`."""
+        return await self._session.logger.try_flush(self.run_id)
 
     async def drain(self) -> None:
         """Wait until the session's buffer is below its high-water mark."""
@@ -130,6 +136,9 @@ class Run(RunWriter):
 
     async def _leave(self, error: BaseException | None) -> None:
         """Flush and end the run, within ``close_timeout``; what exiting ``start_run`` does."""
+        await self._end_in_time(None if self.status else status_of(error), error)
+
+    async def _end_in_time(self, status: EndStatus | None, error: BaseException | None) -> None:
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True):
@@ -137,12 +146,12 @@ class Run(RunWriter):
             # The status is worth a part of the time, also when the flush needs all it can get, and
             # so is the session, which may be exited right after.
             await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
-            if self.status is None:
+            if status is not None:
                 left = ends_by - 0.1 * timeout - time.monotonic()
-                await _within(left, self._end(status_of(error)), self._not_ended, failures)
+                await _within(left, self._end(status), self._not_ended, failures)
             if failures:
                 self._session._ends_by = ends_by
-        _tell(error, failures)
+        self._tell(error, failures)
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,7 +169,18 @@ class Run(RunWriter):
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
             if failures:
                 self._session._ends_by = ends_by
-        _tell(error, failures)
+        self._tell(error, failures)
+
+    def _tell(self, error: BaseException | None, failures: list[AdpError]) -> None:
+        """Raise the first of *failures*, or note them on the caller's own *error*."""
+        if error is None and failures:
+            first, *others = failures
+            for other in others:
+                first.add_note(f"also: {other}")
+            raise first
+        for failure in failures:
+            assert error is not None
+            tell_behind(error, failure)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -200,152 +220,48 @@ class Run(RunWriter):
         return f"<table>{cells}</table>"
 
 
-class StartedRun:
-    """What ``session.start_run`` returns: awaited or entered, it creates the run."""
+class LenientRun(LenientWriter, Run):
+    """A run with ``strict=False``: what the others raise is a warning."""
 
-    def __init__(
-        self,
-        session: Host,
-        *,
-        experiment: str | None,
-        experiment_id: str | None,
-        run_name: str | None,
-        params: Texts | None,
-        tags: Texts | None,
-    ) -> None:
-        if experiment is not None and experiment_id is not None:
-            raise TypeError("give an experiment's name or its id, not both")
-        self._session = session
-        limits = session._intake.limits
-        # Mistakes are reported before anything is created.
-        try:
-            self._experiment = valid_name(experiment, "the name of an experiment")
-            self._experiment_id = valid_name(experiment_id, "the id of an experiment")
-            self._run_name = valid_name(run_name, "the name of a run")
-            self._params = _checked("param", params, self._run_name, limits)
-            self._tags = _checked("tag", tags, self._run_name, limits)
-        except (TypeError, ValueError) as error:
-            # It is the caller's mistake: the way we found it is of no interest.
-            raise error.with_traceback(None)  # noqa: B904 - the same error
-        self._run: Run | None = None
+    async def flush(self) -> None:
+        """As `Run.flush`, but what was refused is a warning."""
+        with warned(self):
+            await super().flush()
 
-    def __await__(self) -> Generator[Any, None, Run]:
-        return self._create().__await__()
+    async def drain(self) -> None:
+        """As `Run.drain`, but of a closed session it returns."""
+        with warned(self):
+            await super().drain()
 
-    async def _create(self) -> Run:
-        if self._experiment is None:
-            created = await self._create_in(self._experiment_id)
-        else:
-            created = await self._create_by_name(self._experiment)
-        info = created.info
-        names = {"run_name": info.run_name, "experiment_id": info.experiment_id}
-        try:
-            run = Run(info.run_id, self._session, **names)
-        except ValueError as error:
-            raise AdpError(f"the service created a run, and {error}") from None
-        if self._params:
-            run.log_params(self._params)
-        return run
+    async def finish(self, status: EndStatus = "FINISHED") -> None:
+        """As `Run.finish`, within ``close_timeout``, but what fails is a warning.
 
-    async def _create_in(self, experiment_id: str | None) -> RunEntity:
-        return await self._session.runs.create(
-            experiment_id=experiment_id,
-            run_name=self._run_name,
-            start_time=time.time_ns() // 1_000_000,
-            tags=_as_sent(self._tags),
-        )
-
-    async def _create_by_name(self, name: str) -> RunEntity:
-        """Create it in the experiment called *name*; the error of one that fails names that.
-
-        When the service refuses the experiment that had the name, it is looked up once more:
-        somebody may have deleted it, or given its name to another.
+        ValueError for a status that is not an end.
         """
-        tried = await self._session._experiment_id_of(name)
-        try:
-            return await self._create_in(tried)
-        except (BadRequest, NotFound, Conflict) as refused:
-            if not refused.code:  # not the service's own words
-                raise
-            now = await self._looked_up(name)
-            if now is None or now.experiment_id == tried or now.lifecycle_stage == "deleted":
-                _tell_of_experiment(refused, name, now, tried)
-                raise
-        try:
-            return await self._create_in(now.experiment_id)
-        except (BadRequest, NotFound, Conflict) as refused:
-            _tell_of_experiment(refused, name, now, now.experiment_id)
-            raise
+        await self._end_in_time(end_status(status), None)
 
-    async def _looked_up(self, name: str) -> Experiment | None:
-        try:
-            return await self._session._look_up_experiment(name)
-        except AdpError as error:
-            logger.debug("experiment %r could not be looked up again: %s", name, error)
-            return None
+    async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
+        """As `Run.log_inputs`, but what fails is a warning."""
+        with warned(self):
+            await super().log_inputs(dataset_inputs)
 
-    async def __aenter__(self) -> Run:
-        self._run = await self._create()
-        return self._run
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._run is not None
-        await self._run._leave(error)
+    def _tell(self, error: BaseException | None, failures: list[AdpError]) -> None:
+        for failure in failures:
+            if error is None:
+                logger.warning("%s", failure)
+            else:
+                tell_behind(error, failure)
 
 
-def _checked(
-    kind: Literal["param", "tag"], given: Texts | None, run_name: str | None, limits: BatchLimits
-) -> dict[str, str]:
-    """Params or tags of a run that is not yet there, as they are sent."""
-    texts: dict[str, str] = {}
-    run_id = f"{shown(run_name)} (not yet created)"
-    pairs = [] if given is None else pairs_of(given, f"start_run({kind}s=...)")
-    for key, value in pairs:
-        plain = valid_key(key, kind=kind, run_id=run_id, limits=limits)
-        texts[plain] = valid_text(value, kind=kind, key=plain, run_id=run_id, limits=limits)
-    return texts
-
-
-def _as_sent(tags: dict[str, str]) -> list[RunTag]:
-    from adp_async.entities.runs import RunTag
-
-    return list(starmap(RunTag, tags.items()))
-
-
-def end_status(status: object) -> EndStatus:
-    """*status* if a run can end with it, else ValueError."""
-    for allowed in get_args(EndStatus):
-        if issubclass(type(status), str) and str.__str__(status) == allowed:
-            return allowed  # type: ignore[no-any-return]
-    message = f"a run ends FINISHED, FAILED or KILLED, not {shown(status)}"
-    raise ValueError(message)
-
-
-def _tell_of_experiment(
-    refused: ServiceError, name: str, found: Experiment | None, tried: str
-) -> None:
-    """Have the error of a run that could not be created name its experiment."""
-    what = f"experiment {name!r:.120} (id {tried})"
-    if found is not None and found.lifecycle_stage == "deleted":
-        what += (
-            " is deleted; bring it back with "
-            f"session.experiments.restore({found.experiment_id!r}), or take another name"
-        )
-    refused.message = f"{what}: {refused.message}" if refused.message else what
-
-
-def status_of(error: BaseException | None) -> EndStatus:
-    """How a run ends whose body ended with *error*."""
-    if error is None:
-        return "FINISHED"
-    if isinstance(error, SystemExit):
-        return "FINISHED" if error.code in (None, 0) else "FAILED"
-    return "FAILED" if isinstance(error, Exception) else "KILLED"
+@contextmanager
+def warned(run: Run) -> Iterator[None]:
+    """What fails in the block, or takes too long, is a warning, and ends only the block."""
+    try:
+        yield
+    except AdpError as failure:
+        logger.warning("%s", failure)
+    except TimeoutError:
+        logger.warning("%s", run._undelivered())
 
 
 async def _within(
@@ -361,18 +277,6 @@ async def _within(
         failures.append(too_late())
     except AdpError as error:
         failures.append(error)
-
-
-def _tell(error: BaseException | None, failures: list[AdpError]) -> None:
-    """Raise the first of *failures*, or note them on the caller's own *error*."""
-    if error is None and failures:
-        first, *others = failures
-        for other in others:
-            first.add_note(f"also: {other}")
-        raise first
-    for failure in failures:
-        assert error is not None
-        tell_behind(error, failure)
 
 
 def tell_behind(error: BaseException, failure: AdpError) -> None:

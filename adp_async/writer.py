@@ -199,10 +199,7 @@ class RunWriter:
 
     def _metric(self, step: object, timestamp: object, key: object, value: object) -> Metric:
         run_id = self._run_id
-        plain = self._known.get(key) if type(key) is str else None
-        if plain is None:
-            limits, known = self._intake.limits, self._known
-            plain = valid_key(key, kind="metric", run_id=run_id, limits=limits, known=known)
+        plain = self._key("metric", key)
         number = valid_value(value, key=plain, run_id=run_id)
         if step is None:
             step = 0
@@ -217,12 +214,18 @@ class RunWriter:
     def _text(
         self, make: type[Param] | type[RunTag], kind: Kind, key: object, value: object
     ) -> Param | RunTag:
-        run_id, limits, known = self._run_id, self._intake.limits, self._known
-        plain = known.get(key) if type(key) is str else None
-        if plain is None:
-            plain = valid_key(key, kind=kind, run_id=run_id, limits=limits, known=known)
-        text = valid_text(value, kind=kind, key=plain, run_id=run_id, limits=limits)
+        plain = self._key(kind, key)
+        limits = self._intake.limits
+        text = valid_text(value, kind=kind, key=plain, run_id=self._run_id, limits=limits)
         return make(plain, text, self._lane)
+
+    def _key(self, kind: Kind, key: object) -> str:
+        known = self._known
+        plain = known.get(key) if type(key) is str else None
+        if plain is not None:
+            return plain
+        limits = self._intake.limits
+        return valid_key(key, kind=kind, run_id=self._run_id, limits=limits, known=known)
 
     def _accept(self, records: Sequence[AnyRecord]) -> Receipts:
         self._intake.add_all(records)

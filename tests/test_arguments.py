@@ -56,7 +56,7 @@ RENAMED = {
 def test_the_table_agrees_with_the_signatures(row: Any) -> None:
     """What a method's parameter is annotated with is what is checked at the call."""
     family, _, name = row.method.partition(".")
-    annotations = dict(vars(FAMILIES[family])[name].__annotations__)
+    annotations = dict(getattr(FAMILIES[family], name).__annotations__)
     del annotations["return"], annotations["options"]
 
     for parameter, annotation in annotations.items():

@@ -37,6 +37,7 @@ from adp_async.testing import FakeSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from adp_async._io.authenticator import Authenticator
     from adp_async.local import LocalPlatform
 
 SECRET = "s3cr3t"
@@ -248,15 +249,15 @@ async def test_opening_that_fails_half_way(
     """Nothing is left open, and the session can be opened once that is mended."""
     session = bare_platform.session()
 
-    async def fail() -> None:
+    async def fail(auth: Authenticator) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_make_spool", fail)
+        patch.setattr(session._engine.spools, "create", fail)
         with pytest.raises(type(error)):
             await session.open()
-    assert "closed" in repr(session._direct.transport)
-    assert "closed" in repr(session._auth)
+    assert "closed" in repr(session._engine.direct.transport)
+    assert "closed" in repr(session._engine.auth)
     async with session:
         await session.runs.get(bare_platform.gateway.add_run())
 
@@ -343,7 +344,7 @@ async def test_odd_dates(date: str) -> None:
         headers = {"date": date, "retry-after": date}
         session.answer(GET_RUN, status=503, headers=headers, times=1)
         session.answer(LOG_BATCH, status=503, headers=headers, times=1)
-        assert session._auth.skew == 0.0
+        assert session._engine.auth.skew == 0.0
         run = session.attach_run(run_id)
         run.log_metric("loss", 0.5)
         async with asyncio.timeout(5):
@@ -375,7 +376,7 @@ async def test_a_correction_that_does_not_help_is_taken_back(
             service.refuse(2, ahead=7200)
             with pytest.raises(NotAuthenticated):
                 await session.runs.get(run_id)
-            assert session._auth.skew == 0.0
+            assert session._engine.auth.skew == 0.0
         await session.runs.get(run_id)
         dates = [parse_http_date(request.headers["date"]) for request in session.requests]
     assert [round((date or 0) - time.time(), -3) for date in dates] == [0, 7000] * 3 + [0]
@@ -392,13 +393,13 @@ async def test_a_correction_that_helped_stays() -> None:
         service.refuse(1, ahead=7200)
         with pytest.raises(NotAuthenticated):
             await session.runs.get(run_id)
-        assert session._auth.skew == pytest.approx(7200, abs=2)
+        assert session._engine.auth.skew == pytest.approx(7200, abs=2)
 
 
 async def test_an_answer_to_an_old_signature_confirms_nothing() -> None:
     """What was signed before the correction says nothing about it."""
     async with FakeSession() as session:
-        auth = session._auth
+        auth = session._engine.auth
         auth._correct_clock(http_date(time.time() + 7200))
         auth.accepted(0.0)
         auth.refused(0.0)
@@ -423,7 +424,7 @@ async def test_clock_and_token_wrong_at_once() -> None:
         run_id = session.add_run()
         Doubtful(session).refuse(2, ahead=3600)
         await session.runs.get(run_id)
-        assert session._auth.skew == pytest.approx(3600, abs=2)
+        assert session._engine.auth.skew == pytest.approx(3600, abs=2)
         assert [each.headers["authorization"] for each in session.requests] == [
             "token 0",
             "token 0",

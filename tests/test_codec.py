@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import enum
 import json
 import math
@@ -21,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adp_async import entities
-from adp_async._sansio import codec
-from adp_async._sansio.codec import decode, encode, wire_name
+from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.messages import Reply
+from adp_async._sansio.wire_names import wire_name
 from adp_async.entities import (
     Dataset,
     DatasetInput,
@@ -467,8 +466,3 @@ def test_plain_json_for_an_operation_of_tomorrow() -> None:
     """`object` gives what JSON has, and None for an empty body."""
     assert decode(b'{"a":[1,null]}', object) == {"a": [1, None]}
     assert decode(b"", object) is None
-
-
-def test_examples_in_the_docstrings() -> None:
-    """The examples say what happens."""
-    assert doctest.testmod(codec).failed == 0

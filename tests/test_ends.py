@@ -71,7 +71,9 @@ async def next_session_delivers(platform: LocalPlatform, run_id: str, count: int
     await platform.gateway.up()
     async with platform.session(**KNOBS) as session:
         await until(lambda: len(platform.gateway.received(run_id).metrics) >= count)
-        await until(lambda: session._recoveries is not None and session._recoveries.is_done)
+        await until(
+            lambda: session._engine.recoveries is not None and session._engine.recoveries.is_done
+        )
     assert sorted(points(platform.gateway, run_id)["loss"]) == list(range(count))
     assert list(session.spool_folder.iterdir()) == []
 

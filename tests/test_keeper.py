@@ -278,7 +278,7 @@ async def test_a_batch_that_is_partly_on_disk_is_written_whole_beyond_the_limit(
             record.place = lane
         accumulator.take_in(records, 0.0)
         await keeper.commit()
-        spool.limit = 1
+        spool._writer.limit = 1
     assert isinstance(keeper.failure, SpoolLimit)
 
     (batch,) = accumulator.drain(0.0)

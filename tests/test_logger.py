@@ -54,17 +54,17 @@ async def pulled(session: FakeSession) -> None:
     async def pull() -> None:
         session._intake.pull(time.monotonic())
 
-    assert session._thread is not None
-    await session._thread.run(pull())
+    assert session._engine.thread is not None
+    await session._engine.thread.run(pull())
 
 
 def close_without_its_loop(session: FakeSession) -> None:
     """What the interpreter's end does with a session whose loop is gone."""
-    thread = session._thread
+    thread = session._engine.thread
     assert thread is not None
-    thread.wait(session._close_delivery(1.0))
+    thread.wait(session._engine._close_delivery(1.0))
     thread.stop()
-    session._auth._worker.stop()  # type: ignore[union-attr]
+    session._engine.auth._worker.stop()  # type: ignore[union-attr]
 
 
 def attach(session: FakeSession) -> Run:
@@ -229,8 +229,8 @@ async def test_flush_of_all_runs_ends_with_the_last() -> None:
         flush = asyncio.create_task(session.logger.flush())
         await asyncio.gather(*(run.flush() for run in runs[:-1]))
         assert not flush.done()
-        assert session._thread is not None
-        session._thread.call_soon(opened.set)
+        assert session._engine.thread is not None
+        session._engine.thread.call_soon(opened.set)
         await flush
         assert all(receipt.delivered for receipt in receipts)
         assert session._delivery._waiters.are_none
@@ -881,7 +881,7 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
         async def run_is_gone(self, run_id: str) -> bool:
             raise RuntimeError("a mistake of ours")
 
-        post_batch = session._batches.post_batch
+        post_batch = session._engine.batches.post_batch
 
     session._delivery.sender.service = Crashing()
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]

@@ -43,6 +43,8 @@ def _https(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # what MLflow sets is taken back
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     request_auth.signed_by_oci.cache_clear()
     mlflow.set_tracking_uri(uri)
     yield

@@ -66,7 +66,8 @@ def _mlflow(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("MLFLOW_TRACKING_URI", URI)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # what MLflow sets is taken back
+        monkeypatch.delenv(name)
     mlflow.set_tracking_uri(URI)
     yield
     while mlflow.active_run() is not None:
@@ -737,6 +738,7 @@ def test_processes_log_into_one_run(experiment: str, method: str) -> None:
 ENDS = {
     "normal": ("", "FINISHED"),
     "exception": ("raise ValueError", "FAILED"),
+    "exit status": ("import sys; sys.exit(1)", "FAILED"),
     "Ctrl-C": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(10)", "KILLED"),
 }
 

@@ -23,8 +23,7 @@ from attrs import define, frozen
 from roads import HOST, Authority, ConnectProxy, Fork, listening, server_context, tls_before
 
 from adp_async import RetryPolicy
-from adp_async._io import resolver
-from adp_async._io import transport as transport_module
+from adp_async._io import network_problems, resolver
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
 from adp_async.errors import AdpError, ConfigurationError, ConnectionFailed
@@ -107,7 +106,7 @@ def _nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(network_problems, "PATIENCE", 0.2)
 
 
 @pytest.fixture
@@ -294,16 +293,16 @@ async def test_with_the_usual_policy(road: Road) -> None:
 @pytest.mark.parametrize("road", ["proxy says 502", "no such host"], indirect=True)
 async def test_a_road_that_has_worked(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the service has answered, what might pass is waited for as long as a call may take."""
-    monkeypatch.setattr(transport_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(network_problems, "PATIENCE", 0.0)
     run_id = road.platform.gateway.add_run()
     async with road.session(spool=False) as session:
         with pytest.raises(ConnectionFailed):
             await session.runs.get(run_id)
         road.mend()
         await session.runs.get(run_id)
-        way = session._direct.transport._ways[road.endpoint]
+        way = session._engine.direct.transport._ways[road.endpoint]
         assert way.answered
-        problem = transport_module._Problem(ConnectionFailed, "no", is_doubtful=True)
+        problem = network_problems.Problem(ConnectionFailed, "no", is_doubtful=True)
         request = Request("GET", road.endpoint)
         assert problem.as_error(request, way).patience == float("inf")  # type: ignore[attr-defined]
 

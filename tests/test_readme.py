@@ -18,10 +18,11 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 
 import adp_async
+from adp_async._knobs import variable_of
 from adp_async.api.__main__ import table
 from adp_async.cli import app
 from adp_async.cli.serve import environment
-from adp_async.settings import Settings, variable_of
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

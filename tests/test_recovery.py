@@ -23,6 +23,7 @@ from adp_async._io import recovery, spool
 from adp_async._io.recovery import Recovery, open_orphan
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, SpoolError, find_spools
+from adp_async._io.spool_writer import Writer
 from adp_async._sansio.messages import Reply
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
@@ -207,7 +208,9 @@ async def test_a_journaled_batch_leaves_after_its_token_was_written(folder: Path
 
         async def send(request: Any, **options: Any) -> Any:
             if request.operation == LOG_BATCH:
-                rows = keeper(session).spool._connection.execute("SELECT token FROM sealed")
+                rows = keeper(session).spool._database.connection.execute(
+                    "SELECT token FROM sealed"
+                )
                 seen.append((request.headers["opc-retry-token"], *(row[0] for row in rows)))
             return await post(request, **options)
 
@@ -287,15 +290,15 @@ async def test_a_disk_that_fails_is_said_once(
 ) -> None:
     """Logging goes on in memory, and when the disk is back what waits is written."""
     monkeypatch.setattr("adp_async._io.keeper.SECONDS_AFTER_FAILURE", 0.02)
-    insert = Spool._insert
+    insert = Writer._insert
     is_full = True
 
-    def failing(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+    def failing(self: Writer, connection: sqlite3.Connection, changes: Changes) -> None:
         if is_full:
             raise sqlite3.OperationalError("database or disk is full")
         insert(self, connection, changes)
 
-    monkeypatch.setattr(Spool, "_insert", failing)
+    monkeypatch.setattr(Writer, "_insert", failing)
     async with session_with(folder, down=True) as session:
         run = session.attach_run(session.add_run("run"))
         for step in range(20):
@@ -316,10 +319,10 @@ async def test_a_disk_that_fails_costs_no_memory(
 ) -> None:
     """What is delivered while nothing can be written is not kept for when it can."""
 
-    def failing(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+    def failing(self: Writer, connection: sqlite3.Connection, changes: Changes) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(Spool, "_insert", failing)
+    monkeypatch.setattr(Writer, "_insert", failing)
     async with session_with(folder, linger=0.2) as session:
         run = session.attach_run(session.add_run("run"))
         run.log_metric("loss", 0.5)
@@ -468,7 +471,7 @@ async def test_a_spool_of_elsewhere_is_not_delivered_here(folder: Path, other: s
     before = theirs.read_bytes()
     async with session_with(folder) as session:
         session.add_run("run")
-        await until(lambda: session._recoveries.is_done)  # type: ignore[union-attr]
+        await until(lambda: session._engine.recoveries.is_done)  # type: ignore[union-attr]
 
     assert steps(session) == [0, 1, 2]
     assert find_spools(folder) == sorted([theirs, later])

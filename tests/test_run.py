@@ -53,7 +53,7 @@ async def test_a_run_from_beginning_to_end() -> None:
     async with FakeSession(linger=60.0) as session:
         began = time.time() * 1000 - 1
         async with session.start_run(
-            "digits", run_name="sgd", params={"lr": 0.1}, tags={"team": "vision"}
+            "digits", run_name="sgd", params={"lr": 0.1}, tags={"team": "vision"}, source=False
         ) as run:
             assert run.run_name == "sgd"
             assert run.experiment_id == "1"

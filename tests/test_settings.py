@@ -12,10 +12,11 @@ import pytest
 from yarl import URL
 
 from adp_async import Session
+from adp_async._knobs import absolute_folder, variable_of
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import ApiKey, CustomSigner, InstancePrincipal
 from adp_async.errors import ConfigurationError
-from adp_async.settings import Knobs, Settings, absolute_folder, variable_of
+from adp_async.settings import Knobs, Settings
 
 PLATFORM = "ocid1.aidataplatform.oc1.iad.aaaaaaaaplatform"
 

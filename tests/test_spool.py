@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
 
 from adp_async._io import spool as spool_module
-from adp_async._io.spool import KEPT_REFUSED, LOADED, Spool
+from adp_async._io.spool import Spool
+from adp_async._io.spool_database import Database
 from adp_async._io.spool_file import (
-    FORMAT,
     SpoolBusy,
     SpoolError,
     SpoolLimit,
@@ -32,6 +32,10 @@ from adp_async._io.spool_file import (
     find_spools,
     remove,
 )
+from adp_async._io.spool_reader import LOADED
+from adp_async._io.spool_rows import checksum_of
+from adp_async._io.spool_schema import FORMAT
+from adp_async._io.spool_writer import KEPT_REFUSED, Writer
 from adp_async._sansio.journal import Changes, Chunk, Refused, Sealed, Unreadable
 from adp_async._sansio.packing import DAMAGED, pack, unpack
 from adp_async._sansio.records import Metric, Param, RunTag
@@ -78,7 +82,7 @@ def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
     refused = Changes(refused=[Refused(rejection, Metric("loss", 0.5, 1, 7))])
     path = orphan(tmp_path, refused)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.create_function("checksum_of", 5, spool_module._checksum_of)
+        connection.create_function("checksum_of", 5, checksum_of)
         connection.execute(damage)
     spool = Spool.open(path, limit=LIMIT)
     spool.commit(refused)
@@ -135,11 +139,11 @@ def test_a_damaged_token(tmp_path: Path, token: str) -> None:
 def test_an_owner_that_cannot_be_taken_out(spool: Spool, caplog: Any) -> None:
     """The file is let go all the same; that its process ended says the same later."""
     caplog.set_level("DEBUG", "adp_async")
-    spool._connection.execute("DROP TABLE meta")
+    spool._database.connection.execute("DROP TABLE meta")
     spool.let_go()
     assert "names its owner until that ends" in caplog.text
     with pytest.raises(sqlite3.ProgrammingError):
-        spool._connection.execute("SELECT 1")
+        spool._database.connection.execute("SELECT 1")
 
 
 def test_removed_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,10 +456,10 @@ def test_what_frees_space_is_written_when_there_is_none(tmp_path: Path) -> None:
 def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
     """A spool of just so many bytes takes no more; with a byte less in it one commit goes in."""
     spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
-    spool.limit = spool.size
+    spool._writer.limit = spool.size
     with pytest.raises(SpoolError, match="spool_limit"):
         spool.commit(chunk(metrics(1)))
-    spool.limit += 1
+    spool._writer.limit += 1
     spool.commit(chunk(metrics(1)))
 
     assert spool.pieces()[0].spilled == ((0, 1),)
@@ -465,7 +469,7 @@ def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
 def test_at_the_limit_tokens_are_written(spool: Spool) -> None:
     """Those of records that are on disk: only when these have left there is room again."""
     spool.commit(chunk(metrics(10)))
-    spool.limit = 1
+    spool._writer.limit = 1
     with pytest.raises(SpoolLimit):
         spool.commit(
             Changes(
@@ -571,7 +575,7 @@ def test_a_damaged_row_costs_no_other(spool: Spool, damage: bytes) -> None:
     """Records before and after it are read, and it is put aside as it is."""
     for first in range(0, 30, 10):
         spool.commit(chunk(metrics(10, first), first))
-    spool._connection.execute("UPDATE chunks SET body = ? WHERE first = 10", (damage,))
+    spool._database.connection.execute("UPDATE chunks SET body = ? WHERE first = 10", (damage,))
 
     assert steps(spool.load("run", 0, 30)) == list(range(10))
     with pytest.raises(SpoolUnreadable, match="damaged") as raised:
@@ -621,7 +625,7 @@ def test_a_damaged_token_costs_no_record(spool: Spool, change: str) -> None:
     """It could not be sent: the records are, as if they had not been under way."""
     spool.commit(chunk(metrics(10)))
     spool.commit(sealed(0, 10, "token"))
-    spool._connection.execute(change)
+    spool._database.connection.execute(change)
     (piece,) = spool.pieces()
     assert (piece.sealed, piece.spilled) == ((), ((0, 10),))
 
@@ -631,7 +635,7 @@ def test_a_batch_that_cannot_be_read_whole_is_no_batch(spool: Spool) -> None:
     spool.commit(chunk(metrics(5)))
     spool.commit(chunk(metrics(5, 5), 5))
     spool.commit(sealed(0, 10, "token"))
-    spool._connection.execute("UPDATE chunks SET body = x'00' WHERE first = 5")
+    spool._database.connection.execute("UPDATE chunks SET body = x'00' WHERE first = 5")
     (piece,) = spool.pieces()
     assert (piece.sealed, piece.spilled) == ((), ((0, 10),))
 
@@ -669,7 +673,7 @@ def test_nothing_is_kept_of_a_run_that_is_through(spool: Spool) -> None:
         spool.commit(settled(3, run_id=f"run-{number}"))
 
     for table in ("chunks", "sealed", "runs", "done"):
-        count = spool._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        count = spool._database.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         assert count == 0, table
 
 
@@ -846,7 +850,7 @@ def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path) -> None:
 def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:
     """It is counted as damaged, and put aside when the others are to be sent again."""
     spool.commit(Changes(refused=[refusal(step) for step in range(3)]))
-    spool._connection.execute("UPDATE refused SET body = x'c1' WHERE rowid = 2")
+    spool._database.connection.execute("UPDATE refused SET body = x'c1' WHERE rowid = 2")
 
     assert [row.record.step for row in spool.contents().rejected] == [0, 2]  # type: ignore[union-attr]
     assert "1 rows are damaged" in spool.contents().trouble
@@ -858,7 +862,7 @@ def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:
 def test_a_refused_row_that_says_something_else_is_damaged(spool: Spool) -> None:
     """Its checksum is about the run, the key and the reason, too."""
     spool.commit(Changes(refused=[refusal(1), refusal(2)]))
-    spool._connection.execute("UPDATE refused SET run_id = 'another' WHERE rowid = 1")
+    spool._database.connection.execute("UPDATE refused SET run_id = 'another' WHERE rowid = 1")
     contents = spool.contents()
     assert [each.record.step for each in contents.rejected] == [2]  # type: ignore[union-attr]
     assert contents.trouble
@@ -867,7 +871,7 @@ def test_a_refused_row_that_says_something_else_is_damaged(spool: Spool) -> None
 def test_a_spool_that_says_not_whose_records(spool: Spool) -> None:
     """It is damaged, and no other error than that comes out."""
     spool.commit(chunk(metrics(3)))
-    spool._connection.execute("DELETE FROM meta WHERE name = 'workspace'")
+    spool._database.connection.execute("DELETE FROM meta WHERE name = 'workspace'")
 
     with pytest.raises(SpoolError, match="doesn't say whose"):
         _ = spool.identity
@@ -909,7 +913,7 @@ def test_of_a_run_whose_rows_are_damaged(spool: Spool) -> None:
     spool.commit(chunk(metrics(10)))
     spool.commit(settled(5))
     spool.commit(Changes(refused=[refusal(50)]))
-    spool._connection.execute("UPDATE chunks SET body = x'00'")
+    spool._database.connection.execute("UPDATE chunks SET body = x'00'")
     assert spool.take() == 1
     spool.requeue_refused()
     assert steps([record for _, record in spool.waiting()]) == [50]
@@ -919,13 +923,13 @@ def test_a_failure_in_the_middle_moves_none(spool: Spool, monkeypatch: pytest.Mo
     """They leave the one table and enter the other together."""
     spool.commit(Changes(refused=[refusal(step) for step in range(5)]))
 
-    def failing(self: Spool, connection: sqlite3.Connection, table: str, rows: Any) -> None:
+    def failing(self: Database, connection: sqlite3.Connection, table: str, rows: Any) -> None:
         insert(self, connection, table, list(rows)[:2])
         raise sqlite3.OperationalError("database or disk is full")
 
-    insert = Spool._insert_rows
+    insert = Database.insert_rows
     with monkeypatch.context() as patch:
-        patch.setattr(Spool, "_insert_rows", failing)
+        patch.setattr(Database, "insert_rows", failing)
         with pytest.raises(SpoolError, match="disk is full"):
             spool.requeue_refused()
 
@@ -942,15 +946,15 @@ def test_a_fork_waits_for_a_commit(spool: Spool, monkeypatch: pytest.MonkeyPatch
     """A child that starts in the middle of one would inherit SQLite's locks for good."""
     inside, go_on = threading.Event(), threading.Event()
     happened: list[str] = []
-    insert = Spool._insert
+    insert = Writer._insert
 
-    def slow(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+    def slow(self: Writer, connection: sqlite3.Connection, changes: Changes) -> None:
         inside.set()
         go_on.wait(5)
         insert(self, connection, changes)
         happened.append("written")
 
-    monkeypatch.setattr(Spool, "_insert", slow)
+    monkeypatch.setattr(Writer, "_insert", slow)
     writer = threading.Thread(target=spool.commit, args=(chunk(metrics(3)),))
     writer.start()
     assert inside.wait(5)

@@ -33,10 +33,11 @@ from adp_async._io.spool_file import (
     default_spool_folder,
     find_spools,
 )
+from adp_async._knobs import absolute_folder
 from adp_async._sansio.packing import pack
 from adp_async.auth import ApiKey
 from adp_async.errors import ConfigurationError
-from adp_async.settings import Settings, absolute_folder
+from adp_async.settings import Settings
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ def adds_up(session: FakeSession, run: Run, count: int) -> None:
 
 async def cancel_all(session: FakeSession, *names: str) -> int:
     """Cancel the tasks of the delivery thread whose names hold one of *names*; how many."""
-    assert session._thread is not None
-    loop = session._thread.loop
+    assert session._engine.thread is not None
+    loop = session._engine.thread.loop
 
     async def cancel() -> int:
         tasks = [
@@ -51,7 +51,7 @@ async def cancel_all(session: FakeSession, *names: str) -> int:
             task.cancel()
         return len(tasks)
 
-    return await session._thread.run(cancel())
+    return await session._engine.thread.run(cancel())
 
 
 # Handlers and filters of the log ------------------------------------------------------------------
@@ -204,12 +204,12 @@ async def test_tasks_that_are_cancelled_while_it_closes(tmp_path: Path) -> None:
     run = session.attach_run(session.add_run())
     script = session.answer(LOG_BATCH, status=503)
     run.log_metric("loss", 0.5, step=0)
-    thread = session._thread
+    thread = session._engine.thread
     closing = asyncio.create_task(session.close())
     await asyncio.sleep(0.03)
-    session._thread = thread
+    session._engine.thread = thread
     await cancel_all(session, "adp_async sender")
-    session._thread = None
+    session._engine.thread = None
     script.left = 0
     async with asyncio.timeout(3):
         await closing

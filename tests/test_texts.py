@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import time
 import unicodedata
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adp_async._sansio import texts
 from adp_async._sansio.texts import first_words, printable, without_values
 
 if TYPE_CHECKING:
@@ -292,8 +290,3 @@ def test_a_value_written_as_python_writes_it_never_shows(before: str, value: str
 
     assert told == "x: [{'key': 'lr', 'old_value': ..., 'new_value': ...}]"
     without_values(before)
-
-
-def test_examples_in_the_docstrings() -> None:
-    """The examples say what happens."""
-    assert doctest.testmod(texts).failed == 0

@@ -218,7 +218,7 @@ async def test_discarded_while_it_is_read_back(tmp_path: Path) -> None:
         assert keeper is not None
         lane = session._intake.lane("run")
         first, last = lane.spilled[0]
-        thread = session._thread
+        thread = session._engine.thread
         assert thread is not None
 
         async def discarded_meanwhile() -> None:
@@ -272,7 +272,7 @@ async def test_what_nobody_flushes_is_bounded(runs: int, each: int) -> None:
     on_batch(session, lambda *_: refusal(400, "INVALID_PARAMETER_VALUE", "no such thing"))
 
     class Service:
-        post_batch = session._batches.post_batch
+        post_batch = session._engine.batches.post_batch
 
         async def run_is_gone(self, run_id: str) -> bool:
             return True

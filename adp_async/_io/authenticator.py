@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from adp_async._io.log import logger
 from adp_async._io.worker import Worker
 from adp_async._sansio.signing import Signable, corrected_skew, http_date, problem_of_header
-from adp_async.auth import reason_of
-from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated
+from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated, reason_of
 
 if TYPE_CHECKING:
     import concurrent.futures

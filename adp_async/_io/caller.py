@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
-from adp_async._sansio.arguments import checked_options, named
+from adp_async._sansio.call import Call
 from adp_async._sansio.codec import decode, encode
-from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH
 from adp_async._sansio.messages import Request
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
@@ -117,29 +117,20 @@ class Caller:
     _under_way: int = field(default=0, init=False)
     _log_batch_url: str = field(default="", init=False)
 
-    async def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        returning: type[Any] | None = None,
-        **options: Any,
-    ) -> Any:
+    async def call(self, call: Call, returning: type[Any] | None = None) -> Any:
         """One operation with its retries, and its reply decoded; see `Session.call`."""
+        endpoint = call.endpoint
 
         async def ask() -> Any:
-            reply = await self.fetch(endpoint, path=path, query=query, body=body, **options)
+            reply = await self.fetch(call)
             operation = endpoint.operation
             return decode(reply.body, returning or object, reply=reply, operation=operation)
 
-        check_endpoint(endpoint)
-        options = {**checked_options(options)}
         if not endpoint.takes_retry_token:
             return await ask()
-        deadline = time.monotonic() + options.get("timeout", self.settings.call_timeout)
-        options.setdefault("retry_token", self.new_token())
+        deadline = time.monotonic() + self._timeout_of(call)
+        if "retry_token" not in call.options:
+            call = call.with_options(retry_token=self.new_token())
         for attempt in range(1, READINGS):
             try:
                 return await ask()
@@ -151,51 +142,44 @@ class Caller:
                     raise
                 logger.debug("%s: asked again: %s", endpoint.operation, error)
             await asyncio.sleep(wait)
-            options["timeout"] = max(0.0, deadline - time.monotonic())
+            call = call.with_options(timeout=max(0.0, deadline - time.monotonic()))
         return await ask()
 
-    async def fetch(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        **options: Any,
-    ) -> Reply:
-        """As `call`, but the reply as it came: status, headers and body, which is no page."""
-        check_endpoint(endpoint)
-        options = {**checked_options(options)}
-        path, query = named(path, "path"), named(query, "query")
-        request = self._request(endpoint, path, query, body, options)
-        timeout = options.get("timeout", self.settings.call_timeout)
-        call = _Call(endpoint, timeout, self.settings.retry.max_attempts)
-        tell = asyncio.get_running_loop().call_later(TELL_AFTER, call.tell, True)
+    async def fetch(self, call: Call) -> Reply:
+        """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
+        request = self._request(call)
+        timeout = self._timeout_of(call)
+        progress = _Progress(call.endpoint, timeout, self.settings.retry.max_attempts)
+        tell = asyncio.get_running_loop().call_later(TELL_AFTER, progress.tell, True)
         try:
             async with asyncio.timeout(timeout):
-                reply = await self._until_answered(request, call)
+                reply = await self._until_answered(request, progress)
         except TimeoutError:
-            raise call.timed_out() from call.last_error
+            raise progress.timed_out() from progress.last_error
         finally:
             tell.cancel()
-        if on_reply := options.get("on_reply"):
+        if on_reply := call.options.get("on_reply"):
             on_reply(reply)
         return reply
 
-    async def _until_answered(self, request: Request, call: _Call) -> Reply:
+    def _timeout_of(self, call: Call) -> float:
+        timeout: float = call.options.get("timeout", self.settings.call_timeout)
+        return timeout
+
+    async def _until_answered(self, request: Request, progress: _Progress) -> Reply:
         """Try until it works, or until trying again makes no sense."""
         while True:
             try:
-                return await self.attempt(request, call)
+                return await self.attempt(request, progress)
             except AdpError as error:
-                call.failed(error)
-                if not call.may_try_again(error):
+                progress.failed(error)
+                if not progress.may_try_again(error):
                     raise
-                wait = self._wait_after(error, call.attempts)
-                if time.monotonic() + wait > call.ends_at():
+                wait = self._wait_after(error, progress.attempts)
+                if time.monotonic() + wait > progress.ends_at():
                     raise
-                logger.debug("%s: attempt %d: %s", request.operation, call.attempts, error)
-            call.tell()
+                logger.debug("%s: attempt %d: %s", request.operation, progress.attempts, error)
+            progress.tell()
             await asyncio.sleep(wait)
 
     def _wait_after(self, error: AdpError, attempts: int) -> float:
@@ -205,27 +189,27 @@ class Caller:
         policy = self.settings.retry
         return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
 
-    async def attempt(self, request: Request, call: _Call | None = None) -> Reply:
+    async def attempt(self, request: Request, progress: _Progress | None = None) -> Reply:
         """One attempt; and once more after a 401 that the right time or a refresh can mend.
 
         Whatever goes wrong is an `AdpError`: the request that met it is held or fails, and
         nothing else.
         """
         try:
-            return await self._mended(request, call)
+            return await self._mended(request, progress)
         except AdpError:
             raise
         except Exception as error:
             failure = _unexpected(error, request)
         raise failure
 
-    async def _mended(self, request: Request, call: _Call | None) -> Reply:
+    async def _mended(self, request: Request, progress: _Progress | None) -> Reply:
         before = self.auth.skew
         mendings = 0
         while True:
             generation, skew = self.auth.generation, self.auth.skew
             try:
-                reply = await self._attempt_once(request, call)
+                reply = await self._attempt_once(request, progress)
             except NotAuthenticated as error:
                 # Once it was refreshed, and still isn't good, there is nothing left to mend.
                 is_mended = mendings == MENDINGS or (mendings and skew == before)
@@ -241,15 +225,15 @@ class Caller:
         date = error.server_date
         return await self.auth.recover(error, generation=generation, server_date=date)
 
-    async def _attempt_once(self, request: Request, call: _Call | None) -> Reply:
+    async def _attempt_once(self, request: Request, progress: _Progress | None) -> Reply:
         throttle, departed = self.throttle, time.monotonic()
         while (delay := throttle.take_turn(departed)) > 0.0:
-            if call is not None:
-                call.is_held = True
+            if progress is not None:
+                progress.is_held = True
             await asyncio.sleep(delay)
             departed = time.monotonic()
-        if call is not None:
-            call.is_held = False
+        if progress is not None:
+            progress.is_held = False
         reply = await self._signed_and_sent(request)
         try:
             read_reply(reply, request.operation)
@@ -276,24 +260,22 @@ class Caller:
         finally:
             self._under_way -= 1
 
-    def _request(
-        self,
-        endpoint: Endpoint,
-        path: Mapping[str, str],
-        query: Mapping[str, object],
-        body: object,
-        options: Mapping[str, Any],
-    ) -> Request:
-        settings = self.settings
+    def _request(self, call: Call) -> Request:
+        settings, endpoint, body = self.settings, call.endpoint, call.body
         url = url_of(
-            endpoint, settings.base_url, settings.platform_id, settings.workspace, path, query
+            endpoint,
+            settings.base_url,
+            settings.platform_id,
+            settings.workspace,
+            call.path,
+            call.query,
         )
         payload: Any = None
         if body is not None or endpoint.method != "GET":
             payload = (
                 body if issubclass(type(body), bytes) else encode({} if body is None else body)
             )
-        headers = _headers(endpoint, options, self.new_token, has_body=payload is not None)
+        headers = _headers(endpoint, call.options, self.new_token, has_body=payload is not None)
         return Request(endpoint.method, url, headers, payload, endpoint.operation)
 
     # What the sender needs
@@ -301,7 +283,7 @@ class Caller:
     async def post_batch(self, body: bytes, retry_token: str) -> None:
         """One attempt of one log-batch request."""
         if not self._log_batch_url:
-            self._log_batch_url = self._request(LOG_BATCH, {}, {}, b"", {}).url
+            self._log_batch_url = self._request(Call.of(LOG_BATCH, body=b"")).url
         headers = {
             "accept": "application/json",
             "content-type": "application/json",
@@ -316,7 +298,7 @@ class Caller:
 
         Raises what answered when that was not the service, which decides nothing.
         """
-        request = self._request(GET_RUN, {}, {"run_id": run_id}, None, {})
+        request = self._request(Call.of(GET_RUN, query={"run_id": run_id}))
         try:
             reply = await self.attempt(request)
         except NotFound as error:
@@ -330,8 +312,8 @@ class Caller:
 
 
 @define(eq=False, repr=False)
-class _Call:
-    """One direct call: what bounds it and what has gone wrong so far."""
+class _Progress:
+    """How one direct call goes: what bounds it and what has gone wrong so far."""
 
     endpoint: Endpoint
     timeout: float

@@ -27,7 +27,7 @@ from adp_async._sansio.accumulator import (
 )
 from adp_async._sansio.dispatch import Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
-from adp_async.errors import Closed, DeliveryError
+from adp_async.errors import AdpError, Closed, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
@@ -152,6 +152,19 @@ class Delivery:
 
     async def flush(self, run_id: str | None) -> None:
         """Until what was accepted so far is settled; raises what was refused."""
+        await self._accepted_settled(run_id)
+        self._raise_refused(run_id)
+
+    async def try_flush(self, run_id: str | None) -> AdpError | None:
+        """The same, but what it would raise is returned, and still to be told."""
+        try:
+            await self._accepted_settled(run_id)
+        except AdpError as error:
+            return error
+        rejections, rejected = self.accumulator.refused_of(run_id)
+        return delivery_error(rejections, rejected=rejected) if rejected else None
+
+    async def _accepted_settled(self, run_id: str | None) -> None:
         now = time.monotonic()
         self.intake.pull(now)
         lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
@@ -162,7 +175,6 @@ class Delivery:
             self.accumulator.urge(lane, now)
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
-        self._raise_refused(run_id)
 
     async def drain(self) -> None:
         """Until the buffer is below its high-water mark.  On any event loop."""

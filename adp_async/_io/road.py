@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 from attrs import field, frozen
 from yarl import URL
 
-from adp_async.auth import misconfigured, reason_of
+from adp_async.errors import misconfigured, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

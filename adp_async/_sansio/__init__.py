@@ -90,7 +90,9 @@ The modules
 
 ======================  ============================================================================
 `endpoints`, `urls`     the operations, one row each; a call's arguments sorted, and its URL
-`codec`                 entities to JSON and back: the one place that knows names on the wire
+`call`                  one call of an operation as it was asked for, checked
+`codec`, `plain`        entities to JSON and back; what callers hand in, as plain JSON
+`wire_names`            the one place that knows how the wire spells names
 `messages`, `replies`   a request and a reply as values; who answered, and what it means
 `texts`                 texts from outside, fit to be shown: printable, short, without values
 `signing`               what is signed, by which clock, and what may stand in a header
@@ -107,5 +109,6 @@ The modules
 `names`                 which experiment has a name, for as long as that is believed
 `retry`, `throttle`     when one request may be tried again; when any request may leave
 `rules`                 what a setting may be, and how a value is shown in a message
+`service_address`       what may be set as platform, workspace, region and URL
 ======================  ============================================================================
 """

@@ -513,6 +513,13 @@ class Accumulator:
         is_known = lane.run_id in self.unreported or len(self.unreported) < KEPT_RUNS
         self.unreported[lane.run_id if is_known else ""] += count
 
+    def refused_of(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
+        """What `take_refused` would return; it is still to be told."""
+        if run_id is None:
+            return list(self.refused), self.unreported.total()
+        rejections = [each for each in self.refused if each.run_id == run_id]
+        return rejections, self.unreported[run_id]
+
     def take_refused(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
         """What was refused since somebody was last told, of one run or of all; and how many."""
         if run_id is None:

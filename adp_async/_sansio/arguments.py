@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from adp_async._sansio.codec import plain_json, rfc3339
+from adp_async._sansio.plain import plain_json, rfc3339
 from adp_async._sansio.values import number_of, pairs_of, valid_name, whole_of
 from adp_async.errors import shown, type_name
 

@@ -14,13 +14,16 @@ import re
 from numbers import Number
 from typing import Any, Final
 
-__all__ = ["LONGEST", "MOST", "count", "seconds", "shown", "text"]
+__all__ = ["LONGEST", "MOST", "OCID", "count", "require", "seconds", "shown", "text"]
 
 #: The longest duration that can be set: ten years.  Timers and locks overflow beyond 292.
 LONGEST: Final = 10 * 365 * 86_400.0
 
 #: The largest count or size that can be set: what SQLite and other C code take.
 MOST: Final = 2**63 - 1
+
+# Patterns are compiled when first asked for: an import waits for none of them.
+OCID: Final = r"(?a)(?=ocid)[\w-]+[.:](?:[\w-]*[.:]){3,}[\w-]+"
 
 _SHOWN: Final = 80
 _PRIVATE: Final = r"(?i)-----BEGIN|PRIVATE KEY|pass_?(?:phrase|word)|secret|:\S*@"
@@ -57,6 +60,13 @@ def _repr(value: object) -> str:
 def _kind(value: object) -> str:
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name:.40}"
+
+
+def require(holds: bool, rule: str, value: object) -> None:
+    """Raise ValueError, that *value* must be *rule*, unless it *holds*."""
+    if not holds:
+        message = f"must be {rule}, not {shown(value)}"
+        raise ValueError(message)
 
 
 def seconds(value: Any, *, above: bool = False, most: float = LONGEST) -> float:
@@ -117,7 +127,5 @@ def text(value: Any, rule: str, *, pattern: str, most: int) -> str:
     if plain is not None and len(plain) > most:
         message = f"must have at most {most:,} characters, not {len(plain):,}"
         raise ValueError(message)
-    if plain is None or not re.fullmatch(pattern, plain):
-        message = f"must be {rule}, not {shown(value)}"
-        raise ValueError(message)
-    return plain
+    require(plain is not None and bool(re.fullmatch(pattern, plain)), rule, value)
+    return plain or ""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from adp_async._sansio.arguments import checked, query_texts
-from adp_async._sansio.codec import camel_case, wire_name
 from adp_async._sansio.endpoints import API_VERSION, Scope
 from adp_async._sansio.values import valid_name
+from adp_async._sansio.wire_names import camel_case, wire_name
 from adp_async.errors import ConfigurationError, shown
 
 if TYPE_CHECKING:

@@ -130,13 +130,12 @@ def valid_key(
 
 def valid_text(value: object, *, kind: Kind, key: str, run_id: str, limits: BatchLimits) -> str:
     """*value* of a param or tag, written with ``str``."""
-    text = value if type(value) is str else _asked(str, value)
+    text = value if type(value) is str else text_of(value)
     rule = ""
     longest = limits.param_length if kind == "param" else limits.tag_length
     if text is None:
         rule = f"str() failed on a value of type {type_name(value)}"
     else:
-        text = str.__str__(text)
         if len(text) > longest:
             rule = f"a {kind}'s value has at most {longest} characters, this one has {len(text)}"
         elif not is_unicode(text):
@@ -144,6 +143,12 @@ def valid_text(value: object, *, kind: Kind, key: str, run_id: str, limits: Batc
     if rule:
         raise InvalidRecord(run_id=run_id, kind=kind, key=key, rule=rule)
     return text  # type: ignore[return-value]
+
+
+def text_of(value: object) -> str | None:
+    """*value* written with ``str``; None where that raises."""
+    text = _asked(str, value)
+    return None if text is None else str.__str__(text)
 
 
 def valid_name(name: object, what: str) -> str | None:

@@ -42,42 +42,31 @@ class CallOptions(TypedDict, total=False):
     on_reply: Callable[[Reply], object]
 
 
+class CallArguments(CallOptions, total=False):
+    """What `Session.call` takes by keyword: where the operation's arguments go, and options.
+
+    *path* and *query* go into the URL, quoted; *body* is JSON, or bytes as they are.
+    """
+
+    path: Mapping[str, str]
+    query: Mapping[str, object]
+    body: object
+
+
 class Caller(Protocol):
     """Whoever signs and sends: the session, or a test's stand-in."""
 
     @overload
     async def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: type[T],
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: type[T], **given: Unpack[CallArguments]
     ) -> T: ...
 
     @overload
     async def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: None = None,
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: None = None, **given: Unpack[CallArguments]
     ) -> object: ...
 
-    async def fetch(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        **options: Unpack[CallOptions],
-    ) -> Reply:
+    async def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """The reply itself, checked for errors and not decoded."""
         ...
 

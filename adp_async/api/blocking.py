@@ -28,6 +28,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Item = TypeVar("Item")
 FamilyType = TypeVar("FamilyType", bound=Family)
+FamilyOut = TypeVar("FamilyOut", bound=Family, covariant=True)
 PageType = TypeVar("PageType", bound="Page[object]")
 
 
@@ -37,12 +38,12 @@ class Waiting(Protocol):
     def call(self, doing: Awaitable[T], /) -> T: ...
 
 
-class BlockingFamily(Generic[FamilyType]):
+class BlockingFamily(Generic[FamilyOut]):
     """The operations of one kind of thing; a blocking session has one of each family."""
 
     __slots__ = ("_family", "_session")
 
-    def __init__(self, family: FamilyType, session: Waiting) -> None:
+    def __init__(self, family: FamilyOut, session: Waiting) -> None:
         self._family = family
         self._session = session
 

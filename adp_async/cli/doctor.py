@@ -29,10 +29,12 @@ import adp_async
 from adp_async import RetryPolicy, Session
 from adp_async._io.spool_file import SpoolError, check_folder, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
+from adp_async._knobs import absolute_folder, found_in, variables_of
+from adp_async._oci_config import read_profile
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import parse_http_date
 from adp_async._sansio.texts import printable
-from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
+from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -45,7 +47,7 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, absolute_folder, found_in, variables_of
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -29,16 +29,16 @@ from adp_async._io.spool_file import (
     find_spools,
     remove,
 )
+from adp_async._knobs import absolute_folder
 from adp_async._sansio.records import KINDS, Metric, spell
 from adp_async._sansio.texts import printable
 from adp_async.errors import ConfigurationError
-from adp_async.settings import absolute_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from adp_async._io.spool import RunRow
+    from adp_async._io.spool_report import RunRow
     from adp_async._sansio.records import AnyRecord
 
 __all__ = [

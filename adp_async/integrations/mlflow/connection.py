@@ -8,15 +8,15 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from adp_async.blocking import shared_session
 from adp_async.errors import Closed, DeliveryError
 from adp_async.integrations.mlflow import ending
-from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words, refusal
-from adp_async.integrations.mlflow.shared import shared_session
+from adp_async.integrations.mlflow.failures import in_mlflows_words, refusal
 from adp_async.integrations.mlflow.uri import StoreAddress
 from adp_async.integrations.mlflow.wire import BY_PATH, call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from adp_async.blocking import BatchLogger, Session
     from adp_async.errors import Rejection
@@ -53,10 +53,9 @@ class Connection:
     def __init__(self, address: StoreAddress) -> None:
         self.address = address
         self._session: Session | None = None
+        self._hooks: list[Callable[[str | None], object]] = []
         #: Refusals that were raised where somebody waited for the record.
         self._told: set[tuple[object, ...]] = set()
-        #: Refusals that a flush came across, until a call changes their run.
-        self._refused: dict[str, list[Rejection]] = {}
 
     @property
     def session(self) -> Session:
@@ -67,7 +66,19 @@ class Connection:
                 if ending.time_left() is not None:
                     raise Closed("the interpreter is ending: no session is opened any more")
                 session = self._session = shared_session(**self.address.knobs())
+            ending.watch_the_exit(session.settings.exit_timeout)
+            for hook in self._hooks:
+                session.on_close(hook)
         return session
+
+    def on_close(self, hook: Callable[[str | None], object]) -> None:
+        """Have *hook* called before any session of this connection closes; see `Session.on_close`.
+
+        It hears how the process ends, or None when it goes on.
+        """
+        self._hooks.append(hook)
+        if self._session is not None and self._session.is_open:
+            self._session.on_close(hook)
 
     @property
     def settings(self) -> Settings:
@@ -99,7 +110,8 @@ class Connection:
         self, path: str, fields: Mapping[str, Any], reply: Any, *, timeout: float | None = None
     ) -> Any:
         """The same without settling anything."""
-        return call(self.session, path, fields, reply, timeout=timeout or ending.time_left())
+        limits = [limit for limit in (timeout, ending.time_left()) if limit is not None]
+        return call(self.session, path, fields, reply, timeout=min(limits, default=None))
 
     def settle(self, run_id: str, *, is_read: bool = False) -> None:
         """Until the service has what was logged into a run; raises what it refused of that run.
@@ -109,9 +121,9 @@ class Connection:
         ``close_timeout`` seconds, and RESOURCE_DOES_NOT_EXIST when there is no such run.
         """
         with in_mlflows_words():
-            self._flush(run_id, self._patience)
-        if not is_read and (refused := self._refused.pop(run_id, None)):
-            raise refusal(refused)
+            self._until_settled(run_id, self._patience)
+            if not is_read:
+                self._tell(run_id)
 
     def settle_all(self) -> None:
         """Until the service has what was logged into any run, or nothing moves any more.
@@ -119,7 +131,7 @@ class Connection:
         What it refuses is raised by the next call that changes the run.
         """
         try:
-            self._flush(None, min(_PATIENCE_OF_A_SEARCH, self._patience))
+            self._until_settled(None, min(_PATIENCE_OF_A_SEARCH, self._patience))
         except TimeoutError:
             waiting = self.logger.stats().undelivered
             logger.warning("a search does not see %d records that still wait", waiting)
@@ -134,12 +146,11 @@ class Connection:
                     self._told.update(map(_name_of, error.rejections))
                     raise
 
-    def flush_and_tell(self) -> None:
+    def settle_and_tell(self) -> None:
         """Settle all runs and raise what was refused of any; ``mlflow.flush_async_logging``."""
         with in_mlflows_words():
-            self._flush(None, self._patience)
-        if refused := [each for run in list(self._refused) for each in self._refused.pop(run, ())]:
-            raise refusal(refused)
+            self._until_settled(None, self._patience)
+            self._tell(None)
 
     @property
     def _patience(self) -> float:
@@ -147,23 +158,20 @@ class Connection:
         timeout = self.settings.close_timeout
         return timeout if left is None else min(left, timeout)
 
-    def _flush(self, run_id: str | None, patience: float) -> None:
+    def _until_settled(self, run_id: str | None, patience: float) -> None:
         """Flush one run or all; TimeoutError after *patience* seconds in which nothing moved."""
         moved_at, settled = time.monotonic(), self._settled(run_id)
         while (left := moved_at + patience - time.monotonic()) > 0:
-            try:
-                self.logger.flush(run_id, min(left, _LOOK))
-            except TimeoutError:
-                now = self._settled(run_id)
-                if now != settled:
-                    moved_at, settled = time.monotonic(), now
-                elif run_id is not None:
-                    self._check_exists(run_id)
-            except DeliveryError as error:
-                self._keep(error)
+            error = self.logger.try_flush(run_id, min(left, _LOOK))
+            if error is None or (isinstance(error, DeliveryError) and not error.undelivered):
                 return
-            else:
-                return
+            if not isinstance(error, DeliveryError):
+                raise error
+            now = self._settled(run_id)
+            if now != settled:
+                moved_at, settled = time.monotonic(), now
+            elif run_id is not None:
+                self._check_exists(run_id)
         waiting = self.logger.stats(run_id).undelivered
         whose = "" if run_id is None else f" of run {run_id}"
         message = (
@@ -182,14 +190,18 @@ class Connection:
 
         self.send(_GET_RUN, {"run_id": run_id}, GetRun.Response())
 
-    def _keep(self, error: DeliveryError) -> None:
-        if not error.rejections:
-            raise as_mlflow(error) from error
-        for rejection in error.rejections:
-            if (name := _name_of(rejection)) in self._told:
-                self._told.discard(name)
-            else:
-                self._refused.setdefault(rejection.run_id, []).append(rejection)
+    def _tell(self, run_id: str | None) -> None:
+        """Raise what was refused, of one run or of all, and not told yet."""
+        try:
+            self.logger.flush(run_id, _LOOK)
+        except DeliveryError as error:
+            names = {_name_of(rejection): rejection for rejection in error.rejections}
+            untold = [names[name] for name in names if name not in self._told]
+            self._told.difference_update(names)
+            if untold:
+                raise refusal(untold) from error
+            if not names:
+                raise
 
 
 def _name_of(rejection: Rejection) -> tuple[object, ...]:

@@ -1,8 +1,14 @@
 """How runs end: as their body, or the process, ended.
 
 MLflow itself ends the active run FINISHED when the interpreter ends, whatever happened before.
-Here the runs that this process has begun and not ended become FAILED after an uncaught exception
-and KILLED after Ctrl-C, before MLflow's own handler and before the sessions close.
+Here that waits until the session hears how the process ends: FAILED after an uncaught exception,
+KILLED after Ctrl-C.  So do other runs that this process has begun and not ended, as those of
+`MlflowClient`; at a normal end they stay open, as MLflow leaves them.
+
+::
+
+    the interpreter ends ──► _begin ──► MLflow ends its active run ──► the session is about to close
+                             (first)    (`OpenRuns.defer`)             (`OpenRuns.session_closes`)
 """
 
 from __future__ import annotations
@@ -13,52 +19,43 @@ import logging
 import os
 import sys
 import time
-from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from mlflow.exceptions import MlflowException
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
 logger = logging.getLogger("adp_async")
 
 _INTERRUPTED: Final = (KeyboardInterrupt, asyncio.CancelledError)
 
-
-class Ender(Protocol):
-    """What can give a run its status at the end of the process, within *seconds*."""
-
-    def end(self, run_id: str, status: str, seconds: float) -> None: ...
-
-    @property
-    def exit_timeout(self) -> float: ...
-
-
-#: Runs that this process has begun, or taken up again, and not ended.
-_open: dict[str, Ender] = {}
-#: When the interpreter has begun to end: until when MLflow's calls may take, else None.
+#: Seconds for everything that happens when the interpreter ends.
+_seconds = 10.0
+#: When it has begun to: until when calls may take, else None.
 _ends_by: float | None = None
 
 
-def began(run_id: str, ender: Ender) -> None:
-    """This process logs into the run from now on, and ends it."""
-    _open[run_id] = ender
-    _watch_the_exit()
+def watch_the_exit(seconds: float) -> None:
+    """From now on this module hears of it first; calls may then take *seconds* altogether."""
+    global _seconds
+    _seconds = seconds
+    _register()
 
 
-def ended(run_id: str) -> None:
-    """The run has its end."""
-    _open.pop(run_id, None)
+@cache
+def _register() -> None:
+    # Handlers run in reverse order: after this import ours comes before MLflow's own.
+    import mlflow.tracking.fluent  # noqa: F401
+
+    atexit.register(_begin)
 
 
-def is_too_late(run_id: str) -> bool:
-    """Whether an end is MLflow's own at the interpreter's end, of a run that is ended already.
-
-    Or of one that belongs to the parent process of a fork.
-    """
-    return _ends_by is not None and run_id not in _open
+def _begin() -> None:
+    global _ends_by
+    if _ends_by is None:
+        _ends_by = time.monotonic() + _seconds
 
 
 def time_left() -> float | None:
@@ -73,48 +70,57 @@ def status_now(status: str) -> str:
     return status
 
 
-def _of_the_process() -> str | None:
-    """How the process ends: None when its end says nothing of the runs."""
-    if hasattr(sys, "ps1") or ("IPython" in sys.modules and _in_ipython()):
-        return None  # the last error of a prompt or a cell is not the end of the process
-    error = getattr(sys, "last_value", None)
-    if error is None:
-        return None
-    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+class OpenRuns:
+    """Runs that this process has begun, or taken up again, and not ended.
 
+    *end* gives a run its status.  A forked child starts with none.
+    """
 
-def _in_ipython() -> bool:
-    return sys.modules["IPython"].get_ipython() is not None
+    def __init__(self, end: Callable[[str, str], object]) -> None:
+        self._end = end
+        self._pid = os.getpid()
+        #: By their ids, and whether MLflow has ended them since the interpreter is ending.
+        self._runs: dict[str, bool] = {}
 
+    def began(self, run_id: str) -> None:
+        """This process ends the run."""
+        self._forget_parents()
+        self._runs[run_id] = False
 
-@cache
-def _watch_the_exit() -> None:
-    # Handlers run in reverse order: after this import ours comes before MLflow's own.
-    import mlflow.tracking.fluent  # noqa: F401
+    def ended(self, run_id: str) -> None:
+        """The run has its end."""
+        self._runs.pop(run_id, None)
 
-    atexit.register(_at_exit)
+    def defer(self, run_id: str) -> bool:
+        """Whether MLflow's end of a run has to wait, since the interpreter is ending.
 
+        What the parent process of a fork has begun is not ended at all.
+        """
+        if _ends_by is None:
+            return False
+        self._forget_parents()
+        if run_id in self._runs:
+            self._runs[run_id] = True
+        return True
 
-def _at_exit() -> None:
-    global _ends_by
-    status = _of_the_process()
-    runs: Mapping[str, Ender] = dict(_open)
-    seconds = min((ender.exit_timeout for ender in runs.values()), default=0.0)
-    _ends_by = time.monotonic() + seconds
-    if status is None:
-        return
-    for run_id, ender in reversed(list(runs.items())):
-        try:
-            ender.end(run_id, status, time_left() or 0.0)
-        except MlflowException as error:
-            # There is no caller to catch it.
-            logger.warning("run %s could not be ended as %s: %s", run_id, status, error)
-        ended(run_id)
+    def session_closes(self, status: str | None) -> None:
+        """End what is open; *status* says how the process ends, None that it goes on."""
+        self._forget_parents()
+        if status is None:
+            return
+        _begin()
+        for run_id, is_deferred in reversed(list(self._runs.items())):
+            if is_deferred or status != "FINISHED":
+                try:
+                    self._end(run_id, status)
+                except MlflowException as error:
+                    # There is no caller to catch it.
+                    logger.warning(
+                        "run %s, at the end of the process (%s): %s", run_id, status, error
+                    )
+            self.ended(run_id)
 
-
-def _after_fork_in_child() -> None:
-    _open.clear()
-
-
-with suppress(AttributeError):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    def _forget_parents(self) -> None:
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._runs.clear()

@@ -11,14 +11,15 @@ import mlflow
 from mlflow.entities import RunInfo, RunStatus
 from mlflow.environment_variables import MLFLOW_TRUNCATE_LONG_VALUES
 from mlflow.exceptions import MlflowException
-from mlflow.protos.service_pb2 import GetRun, LogInputs, MlflowService, UpdateRun
+from mlflow.protos.service_pb2 import LogInputs, MlflowService, UpdateRun
+from mlflow.protos.service_pb2 import RunInfo as ProtoRunInfo
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.rest_utils import MlflowHostCreds
 
 from adp_async import BatchLimits
-from adp_async.integrations.mlflow import ending
 from adp_async.integrations.mlflow.connection import Connection, connection_of
+from adp_async.integrations.mlflow.ending import OpenRuns, status_now
 from adp_async.integrations.mlflow.failures import in_mlflows_words
 from adp_async.integrations.mlflow.logged_models import LoggedModels
 from adp_async.integrations.mlflow.wire import Methods, unpublished
@@ -56,6 +57,8 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
     def __init__(self, store_uri: str, artifact_uri: str | None = None) -> None:
         self._uri = store_uri
         self._connection: Connection = connection_of(store_uri)
+        self._runs = OpenRuns(self._end_run)
+        self._connection.on_close(self._runs.session_closes)
         super().__init__(self._host_creds)
         # MLflow would print a link to its own page at the end of each run, to this "host".
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -132,7 +135,7 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
 
     def flush_async_logging(self) -> None:
         """Wait until the service has what was logged into all runs; raises what it refused."""
-        self._connection.flush_and_tell()
+        self._connection.settle_and_tell()
 
     def shut_down_async_logging(self) -> None:
         """Nothing to shut down: the end of a run waits for its own records."""
@@ -156,76 +159,50 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
 
     def create_run(self, *args: Any, **kwargs: Any) -> Any:
         run = super().create_run(*args, **kwargs)
-        ending.began(run.info.run_id, self)
+        self._runs.began(run.info.run_id)
         return run
 
     def update_run_info(
-        self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
+        self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None
     ) -> RunInfo:
         """Settle what was logged into the run, then update it.
 
-        The status is set also when records were refused, which is raised afterwards, unless the
+        An end is given also when records were refused, which is raised afterwards, unless the
         run's body is being left by an exception of its own.
         """
         status = None if run_status is None else RunStatus.to_string(run_status)
         if status not in _ENDS:
-            info = self._update(run_id, status, end_time, run_name)
+            self._connection.settle(run_id)
+            info = self._update(run_id, status=status, end_time=end_time, run_name=run_name)
             if status == "RUNNING":
-                ending.began(run_id, self)
+                self._runs.began(run_id)
             return info
-        if ending.is_too_late(run_id):
-            logger.debug("run %s is not ended as %s: it was before", run_id, status)
-            return self._info(run_id)
-        failure = self._settle(run_id)
-        info = self._update(run_id, ending.status_now(status), end_time, run_name, is_end=True)
-        ending.ended(run_id)
+        if self._runs.defer(run_id):
+            return RunInfo.from_proto(ProtoRunInfo(run_id=run_id, status=run_status))
+        return self._end_run(run_id, status_now(status), end_time=end_time, run_name=run_name)
+
+    def _end_run(self, run_id: str, status: str, **changes: Any) -> RunInfo:
+        failure: MlflowException | None = None
+        try:
+            self._connection.settle(run_id)
+        except MlflowException as error:
+            failure = error
+        # The end of a run is bounded, as leaving our own runs is.
+        timeout = self._connection.settings.close_timeout
+        info = self._update(run_id, timeout=timeout, status=status, **changes)
+        self._runs.ended(run_id)
         if failure is not None and sys.exc_info()[1] is None:
             raise failure
         if failure is not None:
             logger.warning("run %s: %s", run_id, failure)
         return info
 
-    def _settle(self, run_id: str) -> MlflowException | None:
-        try:
-            self._connection.settle(run_id)
-        except MlflowException as error:
-            return error
-        return None
-
-    def _update(
-        self,
-        run_id: str,
-        status: str | None,
-        end_time: int | None,
-        run_name: str | None,
-        *,
-        is_end: bool = False,
-    ) -> RunInfo:
-        given = {"run_id": run_id, "status": status, "end_time": end_time, "run_name": run_name}
-        fields = {name: value for name, value in given.items() if value is not None}
+    def _update(self, run_id: str, *, timeout: float | None = None, **changes: Any) -> RunInfo:
+        given = {name: value for name, value in changes.items() if value is not None}
+        fields = {"run_id": run_id, **given}
         path = _METHODS.path_of(UpdateRun)
-        if not is_end:
-            self._connection.settle(run_id)
-        # The end of a run is bounded, as leaving our own runs is.
-        timeout = self._connection.settings.close_timeout if is_end else None
         reply = self._connection.send(path, fields, UpdateRun.Response(), timeout=timeout)
         return RunInfo.from_proto(reply.run_info)
-
-    def _info(self, run_id: str) -> RunInfo:
-        path = _METHODS.path_of(GetRun)
-        reply = self._connection.send(path, {"run_id": run_id}, GetRun.Response())
-        return RunInfo.from_proto(reply.run.info)
-
-    # What `ending` needs.
-
-    @property
-    def exit_timeout(self) -> float:
-        """Seconds for everything that happens when the interpreter ends."""
-        return self._connection.settings.exit_timeout
-
-    def end(self, run_id: str, status: str, seconds: float) -> None:
-        """End a run as the process ends; within about *seconds*."""
-        self.update_run_info(run_id, RunStatus.from_string(status), None, None)
 
 
 class Pending:

@@ -1,0 +1,297 @@
+"""What works behind a session: signer, throttle, connections, and the thread that delivers.
+
+Opened and closed in order, from whichever event loop; a fork, and the interpreter's end when nobody
+closed it, are heard of here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+
+from adp_async._io.authenticator import Authenticator
+from adp_async._io.caller import Caller, SharedThrottle
+from adp_async._io.close_hooks import CloseHooks
+from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
+from adp_async._io.ending import how_it_ends
+from adp_async._io.lifetime import Living, Why, forget, register
+from adp_async._io.log import logger
+from adp_async._io.open_runs import OpenRuns
+from adp_async._io.spool_folder import SpoolFolder
+from adp_async._io.tokens import Tokens
+from adp_async._io.transport import AiohttpTransport
+from adp_async._sansio.dispatch import Pulse
+from adp_async.errors import AdpError, Closed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adp_async._io.caller import Transport
+    from adp_async._io.lifetime import Lifetime
+    from adp_async._io.loop_thread import LoopThread
+    from adp_async._io.recovery import Orphan, Recoveries, Recovery
+    from adp_async._io.spool import Spool
+    from adp_async._sansio.statuses import EndStatus
+    from adp_async.settings import Settings
+
+
+def connections(settings: Settings) -> AiohttpTransport:
+    """A pool of connections with the limits of *settings*."""
+    return AiohttpTransport(
+        connect_timeout=settings.connect_timeout,
+        timeout=settings.timeout,
+        limit=settings.max_connections,
+        ca_bundle=settings.ca_bundle,
+    )
+
+
+class Engine:
+    """The working parts of one session, and their common lifetime.
+
+    *direct* calls the service from the event loop it was opened in, *batches* from the delivery
+    thread; both share the throttle and the authenticator *auth*.  *settings* are those in use: the
+    endpoint of a region is known once it is open.
+    """
+
+    def __init__(self, settings: Settings, transport: Callable[[Settings], Transport]) -> None:
+        self.settings = settings
+        self.spools = SpoolFolder(settings)
+        self.auth = Authenticator(settings.auth)
+        self._throttle = SharedThrottle(settings.retry)
+        self._pulse = Pulse()
+        self._new_token = Tokens()
+        # Two pools, since each belongs to its event loop.
+        self.direct = self._caller(transport(settings))
+        self.batches = self._caller(transport(settings))
+        self.delivery = self._make_delivery(settings)
+        self.thread: LoopThread | None = None
+        self.recoveries: Recoveries | None = None
+        self.open_runs = OpenRuns()
+        self.close_hooks = CloseHooks()
+        self._owns_thread = False
+        self._changing = asyncio.Lock()  # opening and closing, whoever does it
+        #: The task that opens it just now.
+        self._opening: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._recovering: asyncio.Task[None] | None = None
+        self._living = Living(self._forked, self._interpreter_ends)
+
+    def _caller(self, transport: Transport) -> Caller:
+        return Caller(self.settings, self._throttle, self.auth, transport, self._new_token)
+
+    def _make_delivery(self, settings: Settings) -> Delivery:
+        return Delivery(
+            settings,
+            self.batches,
+            throttle=self._throttle,
+            new_token=self._new_token,
+            pulse=self._pulse,
+        )
+
+    @property
+    def lifetime(self) -> Lifetime:
+        """Whether it is open, or why not."""
+        return self.delivery.lifetime
+
+    def check_open(self) -> None:
+        """Raise `Closed` unless it is open, and was opened in the running event loop."""
+        self.lifetime.check()
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            message = (
+                "operations of a session belong to the event loop it was opened in; "
+                "its logger and the log_* of its runs may be used from any"
+            )
+            raise Closed(message)
+
+    # ------------------------------------------------------------------ opening
+
+    async def open(self, make_thread: Callable[[], LoopThread]) -> None:
+        """Load the signer, open the pools and start to deliver, in the thread of *make_thread*.
+
+        That is a new one, or for the blocking face the one that this runs in.
+        """
+        async with self._changing:
+            if self.lifetime.why is Why.NOT_OPENED:
+                await self._open_unless_closed(make_thread)
+            elif not self.lifetime.is_open:
+                raise Closed("a closed session cannot be reopened; create a new one")
+        self.check_open()
+
+    async def _open_unless_closed(self, make_thread: Callable[[], LoopThread]) -> None:
+        """`close` doesn't wait for an opening that hangs: it cancels that."""
+        task = self._opening = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._open(make_thread)
+        except asyncio.CancelledError:
+            if self._opening is task or task.uncancel():
+                raise  # not by us, or not by us alone
+            is_closed = True
+        else:
+            is_closed = False
+        finally:
+            self._opening = None
+        if is_closed:
+            raise Closed("the session was closed while it was being opened")
+
+    async def _open(self, make_thread: Callable[[], LoopThread]) -> None:
+        await self.auth.open()
+        thread: LoopThread | None = None
+        try:
+            settings = await self.auth.run(self.settings.complete, self.auth.region)
+            for part in (self, self.spools, self.direct, self.batches):
+                part.settings = settings
+            await self.auth.run(self.direct.transport.load, settings.base_url)
+            await self.auth.run(self.batches.transport.load, settings.base_url)
+            await self.direct.transport.open()
+            spool = await self.spools.create(self.auth)
+            self.thread = thread = make_thread()
+            self._loop = asyncio.get_running_loop()
+            await thread.run(self._open_delivery(thread, spool))
+        except BaseException:
+            self.thread = None
+            await self.direct.transport.close()
+            await self.auth.close()
+            if thread is not None and not thread.is_here:
+                thread.stop()
+            raise
+        self._owns_thread = not thread.is_here
+        register(self._living)
+
+    async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
+        """In the delivery thread."""
+        await self.batches.transport.open()
+        # Where no spool can be made none can be emptied either.
+        does_recover = spool is not None and self.settings.recover
+        if does_recover:
+            self.delivery.bar(None)
+        await self.delivery.open(thread, spool)
+        if does_recover:
+            self.recoveries = self._make_recoveries(thread)
+            recovering = self.recoveries.run()
+            self._recovering = asyncio.create_task(recovering, name="adp_async recovery")
+
+    # ------------------------------------------------------------------ closing
+
+    async def close(self, seconds: float) -> None:
+        """Deliver what waits, for at most so many *seconds*, and stop; harmless when closed.
+
+        Raises `DeliveryError` for records that were refused or not delivered in time.
+        """
+        # Being cancelled was the reason to come here; it must not keep us from tidying up.
+        with anyio.CancelScope(shield=True):
+            if (opening := self._opening) is not None:
+                self._opening = None
+                opening.cancel()
+            async with self._changing:
+                if self.thread is not None:
+                    self.close_hooks.run(None)
+                    await self._close(self.thread, seconds)
+
+    async def _close(self, thread: LoopThread, seconds: float) -> None:
+        if self.lifetime.why is Why.FORKED:
+            raise self.lifetime.error()
+        self._check_loop()
+        self.thread = None
+        forget(self._living)
+        try:
+            await thread.run(self._close_delivery(seconds))
+        finally:
+            await self.direct.transport.close()
+            await self.auth.close()
+            if self._owns_thread:
+                thread.stop()
+
+    async def _close_delivery(self, seconds: float, why: Why = Why.CLOSED) -> None:
+        """In the delivery thread."""
+        ends_at, recovering = time.monotonic() + seconds, self._recovering
+        if recovering is not None:
+            # It lets go of its files while this session's own records are written down.
+            asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
+        try:
+            await self.delivery.close(seconds, why)
+        finally:
+            if recovering is not None:
+                recovering.cancel()
+                left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
+                await asyncio.wait([recovering], timeout=left)
+            await self.batches.transport.close()
+
+    def _forked(self) -> None:
+        self.delivery.forked()
+        self.open_runs.forked()
+        self.close_hooks.forked()
+
+    def _interpreter_ends(self) -> None:
+        """It was not closed: end its runs, deliver for a while, and keep the rest."""
+        status = how_it_ends()
+        self.close_hooks.run(status)
+        thread, self.thread = self.thread, None
+        if thread is None or not thread.is_alive:
+            return
+        seconds = min(self.settings.exit_timeout, self.settings.close_timeout)
+        try:
+            thread.wait(self._end(status, seconds), 2.0 * seconds + 1.0)
+        except (AdpError, TimeoutError) as failure:
+            # There is no caller to catch it.
+            logger.warning("%s", failure)
+        finally:
+            if self._loop is thread.loop:
+                thread.wait(self.direct.transport.close(), seconds)
+            else:
+                self.direct.transport.abandon()
+            thread.stop()
+
+    async def _end(self, status: EndStatus, seconds: float) -> None:
+        """In the delivery thread."""
+        ends_at = time.monotonic() + seconds
+        if self.open_runs:
+            settled = partial(self.delivery.try_flush, None)
+            await self.open_runs.end(status, 0.7 * seconds, settled=settled, call=self.batches.call)
+        left = max(0.3 * seconds, ends_at - time.monotonic())
+        await self._close_delivery(left, Why.ENDED)
+
+    # ------------------------------------------------------------------ records of dead processes
+
+    def _make_recoveries(self, thread: LoopThread) -> Recoveries:
+        from adp_async._io.recovery import Recoveries
+
+        return Recoveries(
+            find=self.spools.finder(),
+            make=self._make_recovery,
+            bar=self.delivery.bar,
+            thread=thread,
+            folder=self.spools.path,
+        )
+
+    def _make_recovery(self) -> Delivery:
+        """What delivers the records of one process that is gone."""
+        from adp_async._io.recovery import MAX_IN_FLIGHT, MEMORY_LIMIT
+
+        settings = attrs.evolve(
+            self.settings,
+            linger=0.0,
+            max_in_flight=MAX_IN_FLIGHT,
+            buffer_limit=MEMORY_LIMIT,
+            spool_interval=1.0,
+        )
+        return self._make_delivery(settings)
+
+    async def recover(
+        self, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
+    ) -> None:
+        """Deliver the records of a dead process; *on_progress* hears of it."""
+        from adp_async._io.recovery import Recovery
+
+        self.check_open()
+        assert self.thread is not None
+        recovery = Recovery(orphan, self._make_recovery(), on_progress)
+        await self.thread.run(recovery.run(self.thread))
