@@ -119,6 +119,14 @@ def test_the_table_points_down() -> None:
         below.add(layer)
 
 
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names_only(path: Path) -> None:
+    """What joins us to a framework could have been written by a user, but for what they share."""
+    for name in imports(path):
+        parts = name.removeprefix("adp_async.integrations._shared").split(".")
+        assert parts[0] != "adp_async" or not any(part.startswith("_") for part in parts), name
+
+
 @pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
 def test_the_core_is_pure(path: Path) -> None:
     """No clock, no dice, no disk, no socket, no task: those are arguments, or the shell's."""
