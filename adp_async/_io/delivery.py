@@ -249,7 +249,7 @@ class Delivery:
         except TimeoutError:
             return
 
-    async def let_go(self, seconds: float) -> None:
+    async def stop(self, seconds: float) -> None:
         """Stop, and leave what is not settled in the spool."""
         task, self._task = self._task, None
         self._is_over = True

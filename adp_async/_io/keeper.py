@@ -338,7 +338,7 @@ class SpoolKeeper:
                 await self._close()
         except TimeoutError:
             logger.warning("the spool could not be closed in time: %s", self.spool.path)
-            self._worker.submit(self.spool.let_go)  # when the disk answers
+            self._worker.submit(self.spool.release)  # when the disk answers
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
         except Exception as error:  # it must not replace what the body raised

@@ -112,7 +112,7 @@ def open_orphans(
                 orphans.append(orphan)
             elif orphan is not None:
                 later.update(orphan.run_ids)
-                orphan.spool.let_go()
+                orphan.spool.release()
     return Found(tuple(orphans), frozenset(later))
 
 
@@ -127,7 +127,7 @@ def open_orphan(
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
-            spool.let_go()
+            spool.release()
             return None
         if again:
             spool.requeue_refused()
@@ -135,7 +135,7 @@ def open_orphan(
         if orphan.records and _take(spool):
             orphan.pieces = spool.pieces()
     except BaseException:
-        spool.let_go()
+        spool.release()
         raise
     if not orphan.records:
         spool.close()
@@ -194,7 +194,7 @@ class Recovery:
                 self.on_progress(self)
             return not delivery.accumulator.unsettled
         finally:
-            await delivery.let_go(LONGEST_WAIT)
+            await delivery.stop(LONGEST_WAIT)
 
     @property
     def _is_stuck(self) -> bool:
@@ -262,7 +262,7 @@ class Recoveries:
         except asyncio.CancelledError:
             if await ended([finding], LONGEST_WAIT) and finding.exception() is None:
                 for orphan in finding.result().orphans:
-                    orphan.spool.let_go()
+                    orphan.spool.release()
             raise
         except SpoolError as error:
             logger.warning("%s", error)
@@ -326,7 +326,7 @@ class Recoveries:
 
     def _ended(self, orphan: Orphan, task: asyncio.Task[None]) -> None:
         """Also one that was cancelled before its first step."""
-        orphan.spool.let_go()
+        orphan.spool.release()
         self._tasks.discard(task)
         self._done[orphan.spool.path].set()
         self._bar()

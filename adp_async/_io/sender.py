@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
+from adp_async._sansio.actions import Action, action_for
 from adp_async._sansio.dispatch import Fault, fault_of
-from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
 if TYPE_CHECKING:

@@ -112,7 +112,7 @@ The modules
 `dispatch`              whose fault a failure is, and so when the next batch may leave
 `refusals`, `blame`     which records a refusal is about, by its words and by trying
 `concurrency`           how many batches are worth having under way
-`verdicts`              what an error means for a batch
+`actions`               what an error means for a batch
 `journal`, `packing`    what has to outlive the process, as notes for the spool; as bytes
 `ranges`                from a number to a number: joined, and without each other
 `names`                 which experiment has a name, for as long as that is believed

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from adp_async._sansio.actions import Action
 from adp_async._sansio.discarding import drop
 from adp_async._sansio.line import LASTING
-from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     AdpError,
     ConnectionFailed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adp_async import errors
-from adp_async._sansio.verdicts import Action, action_for, is_about_the_run
+from adp_async._sansio.actions import Action, action_for, is_about_the_run
 
 RUN = "0123456789abcdef"
 
