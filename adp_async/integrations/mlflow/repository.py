@@ -13,6 +13,7 @@ import mlflow
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
+from adp_async.artifacts import ArtifactFolder
 from adp_async.errors import UploadError
 from adp_async.integrations.mlflow.artifacts import published_uri
 from adp_async.integrations.mlflow.connection import connection_of
@@ -20,7 +21,7 @@ from adp_async.integrations.mlflow.failures import in_mlflows_words, not_publish
 from adp_async.integrations.mlflow.uri import SCHEME
 
 if TYPE_CHECKING:
-    from adp_async.artifacts import ArtifactFolder, Upload, Uploads
+    from adp_async.artifacts import Upload, Uploads
 
 
 class PlatformArtifacts(ArtifactRepository):
@@ -42,7 +43,7 @@ class PlatformArtifacts(ArtifactRepository):
         uri = self.tracking_uri or mlflow.get_tracking_uri()
         if not uri.startswith(f"{SCHEME}:"):
             uri = f"{SCHEME}://"
-        return connection_of(uri).session.artifact_folder(published_uri(self.artifact_uri))
+        return ArtifactFolder(connection_of(uri).session, published_uri(self.artifact_uri))
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Upload a file into the folder *artifact_path*."""
