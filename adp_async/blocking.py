@@ -21,6 +21,7 @@ from adp_async._shared_sessions import SharedSessions
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.logger import LoggerFace
+from adp_async.run import attach_note
 from adp_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Session:
     call that waits.
 
     *session* is the asynchronous session.  One that is still open when the interpreter ends is
-    closed then, within ``close_timeout``.
+    closed then, within ``exit_timeout``.
     """
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
@@ -290,7 +291,7 @@ class Session:
     ) -> StartedRun: ...
 
     def attach_run(self, run_id: str, *, resume: bool = False, strict: bool = True) -> Run:
-        """A handle of a run that exists, without a request; ``with`` only flushes.
+        """A handle for an existing run; sends no request.  ``with`` only flushes.
 
         With *resume* the run is set RUNNING again, and ``with`` ends it.
         """
@@ -401,7 +402,7 @@ def attach_run(
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
 ) -> AttachedRun | StartedRun:
-    """A handle of a run that exists, with a session of its own that ``with`` closes.
+    """A handle for an existing run, with a session of its own that ``with`` closes.
 
     With *resume* the run is set RUNNING again, and ``with`` ends it as well.
     """

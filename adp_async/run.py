@@ -151,7 +151,7 @@ class Run(RunWriter):
                 await _within(left, self._end(status), self._not_ended, failures)
             if failures:
                 self._session._ends_by = ends_by
-        self._tell(error, failures)
+        self._report(error, failures)
 
     async def __aenter__(self) -> Self:
         return self
@@ -169,9 +169,9 @@ class Run(RunWriter):
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
             if failures:
                 self._session._ends_by = ends_by
-        self._tell(error, failures)
+        self._report(error, failures)
 
-    def _tell(self, error: BaseException | None, failures: list[AdpError]) -> None:
+    def _report(self, error: BaseException | None, failures: list[AdpError]) -> None:
         """Raise the first of *failures*, or note them on the caller's own *error*."""
         if error is None and failures:
             first, *others = failures
@@ -236,7 +236,7 @@ class LenientRun(LenientWriter, Run):
     async def finish(self, status: EndStatus = "FINISHED") -> None:
         """As `Run.finish`, within ``close_timeout``, but what fails is a warning.
 
-        ValueError for a status that is not an end.
+        ValueError for a status that does not end a run.
         """
         await self._end_in_time(end_status(status), None)
 
@@ -245,7 +245,7 @@ class LenientRun(LenientWriter, Run):
         with warned(self):
             await super().log_inputs(dataset_inputs)
 
-    def _tell(self, error: BaseException | None, failures: list[AdpError]) -> None:
+    def _report(self, error: BaseException | None, failures: list[AdpError]) -> None:
         for failure in failures:
             if error is None:
                 logger.warning("%s", failure)

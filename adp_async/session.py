@@ -17,7 +17,7 @@ from adp_async._sansio.call import Call
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
-from adp_async.run import LenientRun, Run
+from adp_async.run import LenientRun, Run, attach_note
 from adp_async.settings import Settings
 from adp_async.starting import BegunRun, ResumedRun, StartedRun
 
@@ -233,7 +233,7 @@ class Session:
     def attach_run(
         self, run_id: str, *, resume: bool = False, strict: bool = True
     ) -> Run | BegunRun:
-        """A handle of a run that exists, without a request.
+        """A handle for an existing run; sends no request.
 
         As a context manager it flushes and leaves the run's status alone.  With *resume* it is
         awaited or entered, as `start_run` is: that sets the run RUNNING again, and leaving ends
