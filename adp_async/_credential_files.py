@@ -207,13 +207,13 @@ class FileSigner:
         #: How often the credentials have changed.
         self.renewals = 0
 
-    def __call__(self, request: Any) -> None:
+    def __call__(self, request: Any, **options: Any) -> None:
         now = self._clock()
         if now >= self._look_again:
             self._look_again = now + _SECONDS_BETWEEN_LOOKS
             if self._stamps_now() != self._stamps:
                 self._renew_or_keep()
-        self._signer(request)
+        self._signer(request, **options)
 
     def refresh_security_token(self) -> bool:
         """Read the files again; True if they hold anything new.  Raises when they are unusable.

@@ -63,7 +63,9 @@ _MODE: Final = r"[A-Za-z_ -]{1,40}"
 class Signer(Protocol):
     """Signs a request: reads its method, url, path_url, headers and body, and writes headers.
 
-    A signer that has ``refresh_security_token()`` is told to renew itself after a 401.
+    A signer that has ``refresh_security_token()`` is told to renew itself after a 401.  For an
+    artifact it is called with ``enforce_content_headers=False``, if it takes that: the body is a
+    stream, and is not signed.
     """
 
     def __call__(self, request: Any, /) -> object: ...

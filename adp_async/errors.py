@@ -38,6 +38,7 @@ __all__ = [
     "ServiceFault",
     "Throttled",
     "UnreadableReply",
+    "UploadError",
 ]
 
 
@@ -226,6 +227,26 @@ class DeliveryError(AdpError):
         self.step = first.step if first else None
         self.cause = first.cause if first else cause
         super().__init__(message)
+
+
+class UploadError(DeliveryError):
+    """Artifacts that were accepted and are not uploaded, or not yet when time ran out.
+
+    *artifacts* are their names, *run_id* is the run of the first, *cause* what kept the first
+    that failed from being uploaded, or None.  It is not about records: *rejections* is empty.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        artifacts: Sequence[str] = (),
+        run_id: str | None = None,
+        cause: AdpError | None = None,
+    ) -> None:
+        super().__init__(message, run_id=run_id, cause=cause)
+        self.artifacts = tuple(artifacts)
+        self.__cause__ = cause
 
 
 class BufferFull(AdpError):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.recovery import Orphan, Recovery
+    from adp_async._io.uploads import Uploader
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async._sansio.statuses import EndStatus
@@ -110,6 +111,10 @@ class Session:
     @property
     def _delivery(self) -> Delivery:
         return self._engine.delivery
+
+    @property
+    def _uploader(self) -> Uploader:
+        return self._engine.uploader
 
     @property
     def _intake(self) -> Intake:

@@ -59,6 +59,7 @@ class Knobs(TypedDict, total=False):
 
     endpoint: str | None
     path_prefix: str
+    object_storage_endpoint: str | None
     region: str | None
     auth: Auth | Signer | str | None
     linger: float
@@ -92,6 +93,8 @@ class Settings:
     *endpoint*: the base URL, ``https://aidp.<region>.oci.<domain>`` unless given; ``http`` only
     to this machine.  ``AIDP_ENDPOINT``.
     *path_prefix*: what some gateways expect before ``/20260430``, such as ``/api``.  Default none.
+    *object_storage_endpoint*: where artifacts with ``oci:`` go; default the region's Object
+    Storage.
     *region*: in place of an endpoint, ``us-ashburn-1`` or ``iad``; default that of the
     credentials.  ``OCI_REGION``, then ``OCI_CLI_REGION``.
     *auth*: how to sign, see `adp_async.auth`.  Default an API key.  ``OCI_CLI_AUTH``.
@@ -158,6 +161,12 @@ class Settings:
         fix="Use https, or http to localhost; or leave it out and set a region.",
     )
     path_prefix: str = knob("", Kind(service_address.path_prefix))
+    object_storage_endpoint: str | None = knob(
+        None,
+        Kind(service_address.endpoint),
+        fix="Leave it out, or give a URL such as "
+        "https://objectstorage.us-ashburn-1.oraclecloud.com.",
+    )
     region: str | None = knob(
         None, Kind(service_address.region), variable="OCI_REGION", also="OCI_CLI_REGION"
     )

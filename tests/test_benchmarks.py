@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: MLflow is imported by these; its warnings, and the time it takes, are not for this process.
-WITH_MLFLOW = ("call", "memory", "mlflow", "step")
-WITHOUT_MLFLOW = tuple(name for name in NAMES if name != "mlflow")
+WITH_MLFLOW = ("call", "integrations", "memory", "mlflow", "step")
+WITHOUT_MLFLOW = tuple(name for name in NAMES if name not in ("integrations", "mlflow"))
 #: Their goals are all against peers.
 NO_GOALS_ALONE = ("step",)
 

@@ -31,10 +31,11 @@ LAYERS = {
     "stats": {"_io", "_sansio"},
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "lenient", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
-        "errors",
+        "artifacts", "lenient", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
+        "entities", "errors",
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
@@ -43,7 +44,8 @@ LAYERS = {
     },
     "_shared_sessions": {"settings"},
     "_blocking_runs": {
-        "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities", "errors",
+        "artifacts", "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities",
+        "errors",
     },
     "blocking": {
         "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",
@@ -115,6 +117,14 @@ def test_the_table_points_down() -> None:
     for layer, allowed in LAYERS.items():
         assert allowed <= below, layer
         below.add(layer)
+
+
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names_only(path: Path) -> None:
+    """What joins us to a framework could have been written by a user, but for what they share."""
+    for name in imports(path):
+        parts = name.removeprefix("adp_async.integrations._shared").split(".")
+        assert parts[0] != "adp_async" or not any(part.startswith("_") for part in parts), name
 
 
 @pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
@@ -196,7 +206,7 @@ def test_the_core_holds_no_callable_of_the_shell(path: Path) -> None:
     held = [name for name, kind in annotations(path) if "Callable" in kind]
     assert not held
 
-    # These describe values, and where a record is: in a lane, or at its verdict.
+    # These describe values, where a record is (in a lane, or at its verdict), and a request's body.
     described = {("values", "SupportsItem"), ("values", "SupportsItems"), ("values", "Labelled")}
-    described |= {("records", "Place")}
+    described |= {("records", "Place"), ("messages", "Stream")}
     assert {(path.stem, name) for name in protocols(path)} <= WAYS_BACK | described

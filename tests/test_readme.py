@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import mlflow
 import pytest
 import typer
 from aiohttp import ClientSession
@@ -28,6 +29,8 @@ from adp_async.cli.serve import environment
 from adp_async.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from adp_async.local import Gateway, LocalPlatform
 
 ROOT = Path(__file__).parent.parent
@@ -66,11 +69,16 @@ def lines_of(language: str) -> list[str]:
 @pytest.fixture
 def local_environment(
     platform: LocalPlatform, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """What ``adp-async serve`` prints for a shell."""
+) -> Iterator[None]:
+    """What ``adp-async serve`` prints for a shell; MLflow forgets afterwards where it was."""
     for name, value in environment(platform).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "spool"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, "")  # what the code sets is taken back
+    yield
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 @pytest.mark.mlflow

@@ -35,6 +35,7 @@ def test_defaults():
         "workspace": None,
         "endpoint": None,
         "path_prefix": "",
+        "object_storage_endpoint": None,
         "region": None,
         "auth": ApiKey(),
         "linger": 1.0,

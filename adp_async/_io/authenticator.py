@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.log import logger
 from adp_async._io.worker import Worker
+from adp_async._sansio.messages import Signing
 from adp_async._sansio.signing import Signable, corrected_skew, http_date, problem_of_header
 from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated, reason_of
 
@@ -35,6 +36,7 @@ _CANNOT_SIGN: Final = "CannotSign"
 _THREADS: Final = 2
 #: Seconds that a fork waits for signatures in progress, and that they wait for the fork.
 _LONGEST_FORK: Final = 1.0
+_BODY_HASH: Final = "x-content-sha256"
 #: The largest body that is hashed on the event loop: 0.05 ms.
 _SMALL_BODY: Final = 16 * 1024
 #: The most that two readings of the same clock differ, in seconds.
@@ -105,6 +107,8 @@ class Authenticator:
         headers that cannot be sent.
         """
         worker = self._working()
+        if request.signing is Signing.NOTHING:
+            return request
         if alone and self._is_quick and len(request.body or b"") <= _SMALL_BODY:
             return self._sign(request)
         return await worker.do(self._sign, request)
@@ -211,8 +215,10 @@ class Authenticator:
             # The signer itself, never its do_request_sign: only the call renews instance
             # principals.
             with _signing:
-                returned = signer(signable)
+                returned = _call(signer, signable, request.signing)
             problem = _problem_of_signature(signable, given, returned)
+            if request.signing is Signing.HEAD and not problem:
+                problem = _problem_of_head(signable, given)
             if not problem:
                 return signable.signed(request)
         except (KeyboardInterrupt, SystemExit):
@@ -301,6 +307,33 @@ class _RefreshFailed(Exception):
 def _named(error: BaseException) -> str:
     name, reason = type(error).__name__, reason_of(error)
     return name if reason == name else f"{name} ({reason})"
+
+
+def _call(signer: Any, signable: Signable, signing: Signing) -> object:
+    """Have *signable* signed; what a signer of OCI's is told that has to leave the body alone."""
+    if signing is Signing.HEAD and _takes_options(signer):
+        return signer(signable, enforce_content_headers=False)
+    return signer(signable)
+
+
+def _takes_options(signer: Any) -> bool:
+    try:
+        parameters = inspect.signature(signer).parameters.values()
+    except (TypeError, ValueError):  # some callables of C have none
+        return False
+    return any(
+        each.name == "enforce_content_headers" or each.kind is each.VAR_KEYWORD
+        for each in parameters
+    )
+
+
+def _problem_of_head(signable: Signable, given: dict[str, str]) -> str:
+    if _BODY_HASH in signable.headers and _BODY_HASH not in given:
+        return (
+            "signs the body of an upload, which is a stream; it has to take "
+            "enforce_content_headers=False as the signers of oci do"
+        )
+    return ""
 
 
 def _problem_of_signature(signable: Signable, given: dict[str, str], returned: object) -> str:

@@ -20,7 +20,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.call import Call
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH
-from adp_async._sansio.messages import Request
+from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
@@ -151,19 +151,22 @@ class Caller:
     async def fetch(self, call: Call) -> Reply:
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
         request = self._request(call)
-        timeout = self._timeout_of(call)
-        progress = _Progress(call.endpoint, timeout, self.settings.retry.max_attempts)
+        reply = await self.answered(request, call.endpoint, self._timeout_of(call))
+        if on_reply := call.options.get("on_reply"):
+            on_reply(reply)
+        return reply
+
+    async def answered(self, request: Request, endpoint: Endpoint, timeout: float) -> Reply:
+        """The reply to *request*, which is tried again as *endpoint* allows; see `fetch`."""
+        progress = _Progress(endpoint, timeout, self.settings.retry.max_attempts)
         warning = asyncio.get_running_loop().call_later(TELL_AFTER, progress.warn, True)
         try:
             async with asyncio.timeout(timeout):
-                reply = await self._until_answered(request, progress)
+                return await self._until_answered(request, progress)
         except TimeoutError:
             raise progress.timed_out() from progress.last_error
         finally:
             warning.cancel()
-        if on_reply := call.options.get("on_reply"):
-            on_reply(reply)
-        return reply
 
     def _timeout_of(self, call: Call) -> float:
         timeout: float = call.options.get("timeout", self.settings.call_timeout)
@@ -206,6 +209,8 @@ class Caller:
         raise failure
 
     async def _until_accepted(self, request: Request, progress: _Progress | None) -> Reply:
+        if request.signing is Signing.NOTHING:
+            return await self._attempt_once(request, progress)
         before = self.auth.skew
         fixes = 0
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adp_async._io.ending import watch
 from adp_async._io.log import logger
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class CloseHooks:
         """Have *hook* called; what is returned takes that back."""
         if not callable(hook):
             raise TypeError(f"a close hook is a function, not {type(hook).__name__}")
+        watch()  # so that it can be told how the process ends
         entry = object()
         self._hooks[entry] = hook
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from adp_async._io.intake import Intake
 from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
+from adp_async._io.receipts import ReceiptWaits
 from adp_async._io.sender import Sender
 from adp_async._io.state import DeliveryState
 from adp_async._io.tidying import first_end
@@ -25,17 +26,15 @@ from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import Closed, DeliveryError
+from adp_async.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterator
+    from collections.abc import Coroutine, Iterator
 
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.sender import Service
     from adp_async._io.spool import Spool
-    from adp_async._sansio.lane import Lane
-    from adp_async._sansio.records import AnyRecord
     from adp_async._sansio.throttle import Throttle
     from adp_async.settings import Settings
 
@@ -75,7 +74,7 @@ class Delivery:
             linger=settings.linger,
             limits=limits or BatchLimits(),
             tokens=tokens,
-            waits=self,
+            waits=ReceiptWaits(self),
             kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
             unit=min(1.0, settings.retry.first_backoff),
         )
@@ -103,7 +102,7 @@ class Delivery:
         self.kept: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self._waiters = self.state.waiters
-        self._thread: LoopThread | None = None
+        self.thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
         #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
         self._is_over = False
@@ -113,11 +112,11 @@ class Delivery:
 
     async def running(self, doing: Coroutine[Any, Any, T]) -> T:
         """Await *doing* in the delivery thread."""
-        if not self.lifetime.is_open or self._thread is None:
+        if not self.lifetime.is_open or self.thread is None:
             doing.close()
             raise self.lifetime.error()
         try:
-            return await self._thread.run(doing)
+            return await self.thread.run(doing)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling() or self.lifetime.is_open:
@@ -126,8 +125,8 @@ class Delivery:
 
     def _ring(self) -> None:
         """Wake the delivery thread.  From anywhere."""
-        if self._thread is not None:
-            self._thread.call_soon(self._look)
+        if self.thread is not None:
+            self.thread.call_soon(self._look)
 
     def _look(self) -> None:
         if self.intake.is_short and self.keeper is not None:
@@ -137,11 +136,8 @@ class Delivery:
     def _spills(self) -> bool:
         return self.keeper is not None and self.keeper.failure is None
 
-    def _is_here(self) -> bool:
-        return self._thread is not None and self._thread.is_here
-
     def _is_ours(self) -> bool:
-        return self._is_here() or is_worker_here()
+        return is_worker_here() or (self.thread is not None and self.thread.is_here)
 
     # ------------------------------------------------------------------ in the delivery thread
 
@@ -167,13 +163,13 @@ class Delivery:
     def discard(self, run_id: str) -> int:
         """Give up what waits for a run: how many records that are.  From any thread."""
         self.lifetime.check()
-        if self._thread is None or self._thread.is_here:
+        if self.thread is None or self.thread.is_here:
             return self._discard(run_id)
 
         async def discard() -> int:
             return self._discard(run_id)
 
-        return self._thread.wait(discard())
+        return self.thread.wait(discard())
 
     def _discard(self, run_id: str) -> int:
         now = time.monotonic()
@@ -184,44 +180,6 @@ class Delivery:
         self.state.hand_on()
         self.sender.wake()
         return count
-
-    # A record's receipt asks its lane, and the lane asks here.
-
-    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]:
-        """A record's `Receipt.__await__`."""
-        return self._wait_on_any_loop(lane, record).__await__()
-
-    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None:
-        """A record's `Receipt.wait`."""
-        if self._thread is None:
-            raise self.lifetime.error()
-        try:
-            self._thread.wait(self._wait(lane, record), timeout)
-        except Closed:
-            if record.done:  # it was given up while this thread waited
-                return record.wait(0)
-            if self._is_here() or self.lifetime.is_open:
-                raise
-            raise self.lifetime.error() from None
-
-    async def _wait_on_any_loop(self, lane: Lane, record: AnyRecord) -> None:
-        try:
-            await self.running(self._wait(lane, record))
-        except Closed:
-            if not record.done:
-                raise
-        if record.place is not lane and record.place is not None:
-            record.place.wait_blocking(record, 0)
-
-    async def _wait(self, lane: Lane, record: AnyRecord) -> None:
-        now = time.monotonic()
-        self.state.pull(now)
-        if record.place is lane:
-            self.lifetime.check()
-            self.accumulator.urge(lane, now)
-            self.sender.wake()
-            await self._waiters.settled(record)
-        record.place.wait_blocking(record, 0)
 
     def _raise_refused(self, run_id: str | None = None) -> None:
         """Raise what was refused since the last time somebody was told."""
@@ -238,7 +196,7 @@ class Delivery:
 
         *is_recovery*: what the spool holds is what there is to deliver; nothing is accepted.
         """
-        self._thread = thread
+        self.thread = thread
         if spool is not None:
             self.keeper = self._keep(spool)
         if is_recovery:
@@ -295,7 +253,7 @@ class Delivery:
         while True:
             keeping = [self.keeper.run()] if self.keeper is not None else []
             ended = await first_end([self.sender.run(), *keeping])
-            if self._is_over or (self._thread is not None and self._thread.is_ending):
+            if self._is_over or (self.thread is not None and self.thread.is_ending):
                 return
             now = time.monotonic()
             crashes = [*(each for each in crashes if each > now - CRASH_TIME), now]
@@ -396,7 +354,7 @@ class Delivery:
         self.lifetime.close(Why.FORKED)
         self.intake.forked()
         # Nothing is written or said on the parent's behalf.
-        self._thread = self._task = self.keeper = None
+        self.thread = self._task = self.keeper = None
 
 
 def _named(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from adp_async._io.spool_folder import SpoolFolder
 from adp_async._io.tidying import ended
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
+from adp_async._io.uploads import Uploader
 from adp_async._sansio.dispatch import Pulse
 from adp_async.errors import AdpError, Closed
 
@@ -74,6 +75,16 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
+        self.uploader = Uploader(
+            self.lifetime,
+            self.batches,
+            self.auth,
+            # Other servers have other limits, and so their own throttle.
+            make_caller=lambda: self._caller(
+                transport(self.settings), SharedThrottle(settings.retry)
+            ),
+            find_endpoint=self._object_storage_endpoint,
+        )
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
         self.open_runs = OpenRuns()
@@ -86,8 +97,14 @@ class Engine:
         self._recovering: asyncio.Task[None] | None = None
         self._living = Living(self._forked, self._interpreter_ends)
 
-    def _caller(self, transport: Transport) -> Caller:
-        return Caller(self.settings, self._throttle, self.auth, transport, self._new_token)
+    def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
+        throttle = throttle or self._throttle
+        return Caller(self.settings, throttle, self.auth, transport, self._new_token)
+
+    def _object_storage_endpoint(self) -> str:
+        from adp_async._io.object_storage import endpoint_of
+
+        return endpoint_of(self.settings, self.auth.region)
 
     def _make_delivery(self, settings: Settings) -> Delivery:
         return Delivery(
@@ -192,6 +209,7 @@ class Engine:
         if does_recover:
             self.delivery.bar(None)
         await self.delivery.open(thread, spool)
+        self.uploader.open(thread)
         if does_recover:
             self.recoveries = self._make_recoveries(thread)
             recovering = self.recoveries.run()
@@ -235,13 +253,23 @@ class Engine:
             # It releases its files while this session's own records are being written.
             asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
         try:
-            await self.delivery.close(seconds, why)
+            await self._close_both(seconds, why)
         finally:
             if recovering is not None:
                 recovering.cancel()
                 left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
                 await asyncio.wait([recovering], timeout=left)
             await self.batches.transport.close()
+
+    async def _close_both(self, seconds: float, why: Why) -> None:
+        """Records and uploads have the same time; the first failure is raised, the other noted."""
+        closing = self.delivery.close(seconds, why), self.uploader.close(seconds)
+        ends = await asyncio.gather(*closing, return_exceptions=True)
+        failures = [end for end in ends if end is not None]
+        for other in failures[1:]:
+            failures[0].add_note(f"also: {other}")
+        if failures:
+            raise failures[0]
 
     def _forked(self) -> None:
         self.delivery.forked()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import warnings
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -43,10 +43,11 @@ from adp_async.errors import (
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import AsyncGenerator
 
     from aiohttp.connector import Connection
 
-    from adp_async._sansio.messages import Request
+    from adp_async._sansio.messages import Request, Stream
 
 __all__ = ["AiohttpTransport"]
 
@@ -150,8 +151,9 @@ class AiohttpTransport:
         """Send *request* exactly as it is and read the reply to its end.
 
         Raises `ConnectionFailed`, `ConnectionLost`, `RequestTimeout` after *timeout* seconds
-        (default: that of the transport), and `UnreadableReply` for a successful reply that is too
-        large; always an `AdpError`.  Cancelling closes the connection.
+        (default: that of the transport; with a stream they count from the last chunk that left),
+        `UnreadableReply` for a successful reply that is too large, and the failure of a stream;
+        always an `AdpError`.  Cancelling closes the connection.
         """
         if self._session is None:
             message = "the transport is not open"
@@ -177,6 +179,8 @@ class AiohttpTransport:
         except Exception as error:
             problem = problem_of(error, request, way, journey, seconds)
         # Raised out here, without a context, so that aiohttp's error is not shown behind it.
+        if request.stream is not None and request.stream.failure is not None:
+            raise request.stream.failure
         if problem.may_be_tls and not way.answered and await _speaks_tls(url):
             what = "no connection: the server speaks TLS; the address must begin with https://"
             problem = Problem(ConnectionFailed, what, is_permanent=True)
@@ -190,12 +194,32 @@ class AiohttpTransport:
         way: Way,
         seconds: float,
     ) -> Reply:
+        if request.stream is None:
+            return await self._sent(session, request, url, way, request.body, seconds)
+        async with asyncio.timeout(seconds) as stalled:
+            body = _watched(request.stream, stalled, seconds)
+            try:
+                return await self._sent(session, request, url, way, body, None)
+            finally:
+                # aiohttp lets go of it in the middle; where it has been cancelled, it ends itself.
+                with suppress(RuntimeError):
+                    await body.aclose()
+
+    async def _sent(
+        self,
+        session: aiohttp.ClientSession,
+        request: Request,
+        url: URL,
+        way: Way,
+        body: object,
+        seconds: float | None,
+    ) -> Reply:
         proxy = way.proxy
         async with session.request(
             request.method,
             url,
             headers=request.headers,
-            data=request.body,
+            data=body,
             # A redirect would replay the signature at another target.
             allow_redirects=False,
             proxy=proxy.url if proxy else None,
@@ -249,8 +273,20 @@ async def _read_up_to(limit: int, response: aiohttp.ClientResponse, body: bytear
             return
 
 
+async def _watched(
+    stream: Stream, stalled: asyncio.Timeout, seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of *stream*, each of which puts the end of *stalled* off."""
+    loop = asyncio.get_running_loop()
+    async with aclosing(stream.chunks()) as chunks:
+        async for chunk in chunks:
+            yield chunk
+            with suppress(RuntimeError):  # the answer came early, and all is over
+                stalled.reschedule(loop.time() + seconds)
+
+
 @lru_cache
-def _client_timeout(total: float, connect: float) -> aiohttp.ClientTimeout:
+def _client_timeout(total: float | None, connect: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=total, sock_connect=connect)
 
 

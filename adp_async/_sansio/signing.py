@@ -64,7 +64,8 @@ class Signable(msgspec.Struct, eq=False):
         body = request.body
         if request.method in BODY_METHODS:
             body = body or b""
-            headers["content-length"] = str(len(body))
+            size = len(body) if request.stream is None else request.stream.size
+            headers["content-length"] = str(size)
             headers.setdefault("content-type", "application/json")
         # A request that was signed before gets a new signature.
         headers.pop("authorization", None)

@@ -21,7 +21,9 @@ from adp_async.local.identity import (
 )
 from adp_async.local.mlflow_backend import MlflowBackend
 from adp_async.local.mlflow_server import MlflowServer
+from adp_async.local.objects import BUCKET, NAMESPACE, Artifacts
 from adp_async.local.stand_in import StandIn
+from adp_async.local.storage import StorageServer
 from adp_async.local.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class LocalPlatform:
         self._is_temporary = directory is None
         self._identity: Identity | None = None
         self._gateway: Gateway | None = None
+        self._artifacts: Artifacts | None = None
         self.mlflow_server: MlflowServer | None = None
 
     # -- lifetime
@@ -144,12 +147,14 @@ class LocalPlatform:
         directory = self._make_directory()
         self._identity = identity = Identity.load_or_invent(directory / "platform.json")
         verifier = Verifier()
+        self._artifacts = Artifacts.in_folder(directory / "storage")
         self._write_credentials(identity, verifier)
         self._gateway = Gateway(
             await self._make_backend(directory),
             verifier,
             platform_id=identity.platform_id,
             workspace=identity.workspace,
+            storage=StorageServer(self.artifacts, verifier, identity.platform_id),
         )
         await self._gateway.start(self._port)
 
@@ -162,7 +167,7 @@ class LocalPlatform:
 
     async def _make_backend(self, directory: Path) -> Backend:
         if not self._with_mlflow:
-            return StandIn()
+            return StandIn(f"oci://{BUCKET}@{NAMESPACE}")
         self.mlflow_server = MlflowServer(
             directory, start_timeout=self._start_timeout, progress=self._progress
         )
@@ -212,6 +217,13 @@ class LocalPlatform:
         if self._gateway is None:
             raise RuntimeError("the local platform is not started: enter it with async with")
         return self._gateway
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """What arrived in Object Storage and in volumes, to read and to list; their stand-in."""
+        if self._artifacts is None:
+            raise RuntimeError("the local platform is not started: enter it with async with")
+        return self._artifacts
 
     def session(self, **overrides: Any) -> Session:
         """An `adp_async.Session` for this platform, not entered yet.

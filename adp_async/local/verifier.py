@@ -114,18 +114,26 @@ class Verifier:
         self._keys.pop(key_id, None)
 
     def verify(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, *, now: datetime
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        now: datetime,
     ) -> str:
         """Return the key id that signed the request.  Header names are lower case.
 
-        *now* is the service's clock, timezone-aware.
+        *now* is the service's clock, timezone-aware.  With *body* None it needn't be signed, as
+        Object Storage has it for the content of an object.
         """
         signature = parse_authorization(headers.get("authorization"))
         _check_form(signature)
-        _check_signed_headers(signature, method)
+        has_body = method in _METHODS_WITH_BODY and body is not None
+        _check_signed_headers(signature, method, has_body=has_body)
         _check_date(headers.get("date"), now)
-        if method in _METHODS_WITH_BODY:
-            _check_body(headers, body)
+        if has_body:
+            _check_body(headers, body or b"")
         self._check_signature(signature, signing_string(method, target, signature.headers, headers))
         return signature.key_id
 
@@ -168,8 +176,8 @@ def _check_form(signature: Signature) -> None:
         raise Refused("the algorithm is not rsa-sha256")
 
 
-def _check_signed_headers(signature: Signature, method: str) -> None:
-    required = _ALWAYS_SIGNED + (_SIGNED_WITH_BODY if method in _METHODS_WITH_BODY else ())
+def _check_signed_headers(signature: Signature, method: str, *, has_body: bool) -> None:
+    required = _ALWAYS_SIGNED + (_SIGNED_WITH_BODY if has_body else ())
     missing = [name for name in required if name not in signature.headers]
     if missing:
         raise Refused(f"{method} must sign {', '.join(missing)} as well")
