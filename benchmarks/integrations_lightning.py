@@ -3,8 +3,8 @@
 The same training without a logger, and with one that drops everything; with Lightning's own
 ``MLFlowLogger``, synchronous as is its default, into MLflow over http, and on ``aidp://``; and with
 `AdpLogger`.  Then all of them again with 50 ms of latency on the road, and with a quota of 5
-requests a second.  Needs ``pip install 'adp-async[test-frameworks]'``; the entry point of ``aidp://`` needs an installed
-package.
+requests a second.  Needs ``pip install 'adp-async[test-frameworks]'``; the entry point of
+``aidp://`` needs an installed package.
 """
 
 from __future__ import annotations
