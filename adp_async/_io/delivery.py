@@ -26,16 +26,15 @@ from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import AdpError, DeliveryError
+from adp_async.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Coroutine, Iterator
 
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.sender import Service
     from adp_async._io.spool import Spool
-    from adp_async._sansio.lane import Lane
     from adp_async._sansio.throttle import Throttle
     from adp_async.settings import Settings
 
@@ -144,27 +143,12 @@ class Delivery:
 
     async def flush(self, run_id: str | None) -> None:
         """Wait until all accepted records are settled; raises what was refused."""
-        await self._accepted_settled(run_id)
+        await self.settled(run_id)
         self._raise_refused(run_id)
 
-    async def try_flush(self, run_id: str | None) -> AdpError | None:
-        """The same, but returns what it would raise, which remains to be reported."""
-        try:
-            await self._accepted_settled(run_id)
-        except AdpError as error:
-            return error
-        rejections, rejected = self.accumulator.rejections.of(run_id)
-        return delivery_error(rejections, rejected=rejected) if rejected else None
-
-    async def _accepted_settled(self, run_id: str | None) -> None:
-        now = time.monotonic()
-        self.state.pull(now)
-        lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
-        if run_id is not None:
-            lanes = [self.intake.lane(run_id)]
-        busy = [lane for lane in lanes if not lane.is_idle]
-        for lane in busy:
-            self.accumulator.urge(lane, now)
+    async def settled(self, run_id: str | None) -> None:
+        """The same, but raises nothing that was refused."""
+        busy = self.state.urge(run_id, time.monotonic())
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
 
@@ -311,10 +295,7 @@ class Delivery:
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
-        now = time.monotonic()
-        self.state.pull(now)
-        for lane in list(self.accumulator.lanes.values()):
-            self.accumulator.urge(lane, now)
+        self.state.urge(None, time.monotonic())
         self.sender.wake()
         if self.accumulator.unsettled and self._crash is None:
             await self._waiters.all_settled()

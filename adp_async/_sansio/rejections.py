@@ -65,8 +65,7 @@ class Rejections:
         """What `take` would return; it is still to be reported."""
         if run_id is None:
             return list(self.last), self.unreported.total()
-        rejections = [each for each in self.last if each.run_id == run_id]
-        return rejections, self.unreported[run_id]
+        return [each for each in self.last if each.run_id == run_id], self.unreported[run_id]
 
     def take(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
         """What was refused and not yet reported, of one run or of all; and how many."""
