@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from adp_async._sansio.statuses import end_status
+from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError
 from adp_async.lenient import LenientWriter
 from adp_async.run import warned
@@ -42,11 +43,13 @@ class Host(Protocol):
     ) -> None: ...
 
 
-class Run(RunWriter):
+class Run(ArtifactWriter, RunWriter):
     """A run of a blocking session: ``log_*`` return at once, the rest waits.  Any thread."""
 
     def __init__(self, run: AsyncRun, session: Host) -> None:
         super().__init__(run.run_id, run._intake)
+        self._uploader = run._uploader
+        self._artifact_uri = run._artifact_uri
         self._run = run
         self._session = session
 
@@ -181,7 +184,7 @@ class AttachedRun(_RunWithSession):
         self._session.close()
 
 
-class Lenient(LenientWriter, Run):
+class Lenient(LenientWriter, LenientArtifactWriter, Run):
     """What ``strict=False`` changes of a run: what would be raised is a warning."""
 
     def flush(self, timeout: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Files that credentials are in: their paths, tokens and keys, and a signer that follows them."""
+"""Files with credentials: their paths, tokens and keys, and a signer that follows changes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FilePath: TypeAlias = "str | os.PathLike[str]"
 # A stat of two files costs 3 us, but a network drive may take its time.
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
-# Of a header: tokens are base64 and dots, some services add others.
+# What a header may hold: tokens are base64 and dots, and some services add other characters.
 _HEADER_TEXT: Final = r"[\x21-\x7e]+"
 
-#: No config file, key or token comes near it.
+#: Far larger than any config file, key or token.
 _LARGEST_FILE: Final = 2**20
 _LONGEST_PATH: Final = 4096
 
@@ -40,14 +40,14 @@ def text_of(name: str, value: object) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        # Not its content: it may be a key or a passphrase.
+        # Never show its content, which may be a key or a passphrase.
         problem = f"must be a str, not {type(value).__name__:.40}"
         raise misconfigured(name, problem, looked=f"the argument {name}", fix=f"Correct {name}=.")
     return str.__str__(value).strip()
 
 
 def path_of(value: Any, setting: str, *, looked: str) -> Path:
-    """A path as people write it; `ConfigurationError` for what can be none."""
+    """A path as people write it; `ConfigurationError` for what cannot be one."""
 
     def wrong(problem: str, fix: str = "") -> ConfigurationError:
         return misconfigured(setting, problem, looked=looked, fix=fix or f"Correct {setting}.")
@@ -69,7 +69,7 @@ def path_of(value: Any, setting: str, *, looked: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # no HOME, and a user that the system doesn't know
         fix = "Set HOME, or give the whole path."
-        raise wrong(f"{shown(text)} needs a home directory, and there is none", fix) from None
+        raise wrong(f"{shown(text)} needs a home directory, and this user has none", fix) from None
 
 
 def _is_encodable(text: str) -> bool:
@@ -143,7 +143,7 @@ def load_private_key(
     try:
         private_key = load(pem.strip(), secret)
     except BaseException as error:
-        # `cryptography` is in Rust, and its panics are no Exception: one follows a short IV.
+        # `cryptography` is in Rust: its panics, as after a short IV, are not Exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         _not_a_key(pem, error, wrong)
@@ -179,13 +179,13 @@ def _not_a_key(
 def wait_for_oci() -> None:
     """Import all of ``oci`` before a part of it.
 
-    Another thread may be half-way through importing it, and who imports a part doesn't wait.
+    Another thread may be half-way through importing it, and importing a part doesn't wait for that.
     """
     import oci  # noqa: F401
 
 
 class FileSigner:
-    """A signer made from files, made anew when one of them changes.
+    """A signer made from files, and made again when one of them changes.
 
     A renewal that fails half way (the files are written one after the other) keeps the old
     credentials and is tried again at the next look.
@@ -207,18 +207,18 @@ class FileSigner:
         #: How often the credentials have changed.
         self.renewals = 0
 
-    def __call__(self, request: Any) -> None:
+    def __call__(self, request: Any, **options: Any) -> None:
         now = self._clock()
         if now >= self._look_again:
             self._look_again = now + _SECONDS_BETWEEN_LOOKS
             if self._stamps_now() != self._stamps:
                 self._renew_or_keep()
-        self._signer(request)
+        self._signer(request, **options)
 
     def refresh_security_token(self) -> bool:
         """Read the files again; True if they hold anything new.  Raises when they are unusable.
 
-        Their times aren't asked: a 401 is reason enough, and some file systems count in seconds.
+        Their times are ignored: a 401 is reason enough, and some file systems count in seconds.
         """
         stamps, signer = self._stamps_now(), self._load()
         if stamps == self._stamps and signer.api_key == self._signer.api_key:

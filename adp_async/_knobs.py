@@ -73,14 +73,14 @@ def absolute_folder(path: str | PathLike[str]) -> Path:
     require(is_name, "a folder without NUL and surrogates in its name", path)
     try:
         folder = Path(path).expanduser()
-        # With an empty HOME the home would be the root of all.
+        # With an empty HOME, ~ would expand to the root folder.
         is_nowhere = os.environ.get("HOME") == "" and (path == "~" or path.startswith("~/"))
         if is_nowhere or (not folder.is_absolute() and path.startswith("~")):
-            message = f"{path!r:.80} leads to no home folder: HOME is empty or relative"
+            message = f"{path!r:.80} has no home folder to start from: HOME is empty or relative"
             raise ValueError(message)
         return folder.absolute()
     except RuntimeError:
-        message = f"{path!r:.80} leads to no home folder: this user has none, or it is unknown"
+        message = f"{path!r:.80} has no home folder to start from: the user has none, or is unknown"
         raise ValueError(message) from None
     except OSError:
         message = f"{path!r:.80} is relative, and there is no working folder"
@@ -165,8 +165,8 @@ CA_BUNDLE: Final = Kind(_ca_bundle)
 def knob(default: T, kind: Kind, *, variable: str = "", also: str = "", fix: str = "") -> T:
     """A field of *kind*, which can come from an environment *variable* as well.
 
-    The variable is ``ADP_ASYNC_<NAME>`` unless it has a name of its own.  *also* is what others
-    call it, which is read when it isn't set.
+    The variable is ``ADP_ASYNC_<NAME>`` unless it has a name of its own.  *also*: a variable of
+    other tools, read when that one isn't set.
     """
     metadata = {
         "rule": kind.rule,
@@ -195,7 +195,7 @@ def checked(knob: attrs.Attribute[Any], value: object, looked: str | Callable[[]
         return value if found is None else found
     except ValueError as error:
         problem = str(error)
-    except Exception as error:  # what an object's own methods raise when they are asked
+    except Exception as error:  # raised by the object's own methods
         problem = f"{shown(value)} cannot be used: it raised {type(error).__name__}"
     where = looked if isinstance(looked, str) else looked()
     raise misconfigured(knob.name, problem, looked=where, fix=_fix(knob)) from None
@@ -207,13 +207,13 @@ def variable_of(knob: attrs.Attribute[Any]) -> str:
 
 
 def variables_of(knob: attrs.Attribute[Any]) -> tuple[str, ...]:
-    """The variables that are read for it, the first that is set wins."""
+    """The variables that are read for it; the first one that is set wins."""
     also = knob.metadata.get("also")
     return (variable_of(knob), also) if also else (variable_of(knob),)
 
 
 def found_in(environ: Mapping[str, str], knob: attrs.Attribute[Any]) -> str | None:
-    """The first of its variables that is set.  One that is empty, or blank, is not."""
+    """The first of its variables that is set, and not empty or blank."""
     return next((name for name in variables_of(knob) if environ.get(name, "").strip()), None)
 
 

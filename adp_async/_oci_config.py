@@ -1,4 +1,4 @@
-"""OCI's config file: its profiles, and what the environment of OCI's command line puts in place."""
+"""OCI's config file: its profiles, and the environment variables that override them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFAULT_PROFILE: Final = "DEFAULT"
 
 _FINGERPRINT: Final = r"(?:[0-9a-f]{2}:){15}[0-9a-f]{2}"
 
-#: Lines of a profile, and what OCI's command line reads in place of them.
+#: Lines of a profile, and the variables with which OCI's command line overrides them.
 _VARIABLES: Final = {
     "tenancy": "OCI_CLI_TENANCY",
     "user": "OCI_CLI_USER",
@@ -44,13 +44,13 @@ _VARIABLES: Final = {
 
 @frozen
 class Profile:
-    """One profile of an OCI config file, and what was given by argument in its place."""
+    """One profile of an OCI config file, and the values that override it."""
 
     where: str
     values: Mapping[str, str] = field(repr=False)
-    #: What stands in place of the file's lines, and where that was found.
+    #: Values that override lines of the file, and where each was found.
     given: Mapping[str, tuple[str, str]] = field(factory=dict, repr=False)
-    #: The lines of DEFAULT, which are among the values of every profile.
+    #: The lines of DEFAULT, which every profile inherits.
     inherited: Mapping[str, str] = field(factory=dict, repr=False)
 
     def get(self, key: str) -> str:
@@ -88,13 +88,13 @@ class Profile:
 
 
 def read_profile(config_file: FilePath | None, profile: str | None) -> Profile:
-    """The *profile* of *config_file*; what is None comes from the environment or OCI's default."""
+    """The *profile* of *config_file*; None: from the environment, or the default."""
     file, source = _config_file(config_file)
     name, looked = _profile_name(profile)
     parser = _parsed(file, f"{shown_path(file)}, {source}")
     if name not in parser or not parser[name]:
         names = [shown(each)[1:-1] for each in parser if parser[each]]
-        known = ", ".join(names[:20]) or "none at all"
+        known = ", ".join(names[:20]) or "no profile"
         fix = f"The file has: {known}. Set OCI_CLI_PROFILE or pass profile=."
         problem = f"{shown(name)} does not exist"
         raise misconfigured("profile", problem, looked=f"{shown_path(file)}{looked}", fix=fix)
@@ -105,7 +105,9 @@ def read_profile(config_file: FilePath | None, profile: str | None) -> Profile:
 def place_of(config_file: FilePath | None, profile: str | None) -> str:
     try:
         return read_profile(config_file, profile).where
-    except ConfigurationError:  # gone since it was read, and the file isn't what is asked about
+    except (
+        ConfigurationError
+    ):  # the file is gone since it was read, which is not the caller's question
         return "OCI's config file"
 
 
@@ -114,7 +116,7 @@ def _config_file(given: FilePath | None) -> tuple[Path, str]:
     if is_given(given):
         source = "the argument config_file"
         return path_of(given, setting, looked=source), source
-    # The second is the name that the command line of OCI knows.
+    # The second is the name that OCI's command line uses.
     if variable := first_set("OCI_CONFIG_FILE", "OCI_CLI_CONFIG_FILE"):
         source = f"the environment's {variable}"
         return path_of(os.environ[variable], setting, looked=source), source
@@ -136,7 +138,7 @@ def first_set(*variables: str) -> str | None:
 
 
 def given_by_environment(given: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """With what the variables of OCI's command line give, as it replaces lines there as well."""
+    """*given*, and what the variables of OCI's command line override besides."""
     found = dict(given)
     has_key = "key_content" in given or "key_file" in given
     for key, variable in _VARIABLES.items():
@@ -208,11 +210,11 @@ def _what_is_wrong(error: configparser.Error) -> str:
 
     line = getattr(error, "lineno", None)
     if isinstance(error, configparser.DuplicateSectionError):
-        why = "begins a profile that is there already"
+        why = "repeats a profile"
     elif isinstance(error, configparser.DuplicateOptionError):
         why = "repeats a key of its profile"
     elif isinstance(error, configparser.MissingSectionHeaderError):
-        why = "stands before the first [PROFILE] line"
+        why = "comes before the first [PROFILE] line"
     else:
         line = getattr(error, "errors", [(None,)])[0][0]
         why = "is not key=value"

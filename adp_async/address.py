@@ -27,8 +27,8 @@ class RunAddress:
     """Where a run is, for another process: pickle it, and `attach` there.
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
-    arrives in.  *settings* are those of the session it comes from; what they hold of credentials
-    is where to find them, unless they were given outright.
+    arrives in.  *settings* are those of the session it comes from; they say where to find the
+    credentials, and hold them only if they were given as arguments.
     """
 
     run_id: str
@@ -37,7 +37,7 @@ class RunAddress:
     strict: bool = True
 
     def attach(self) -> Run:
-        """A handle of the run, with a session that this process has once for all its runs.
+        """A handle of the run, on a session shared by all attached runs of this process.
 
         That session ends with the process, and then delivers what waits.
         """

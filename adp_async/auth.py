@@ -1,8 +1,8 @@
-"""Who signs: one frozen class for each way OCI knows to prove who is calling.
+"""How requests are signed: one frozen class for each kind of OCI credentials.
 
 A class says *how* to sign and its ``load`` builds the signer of ``oci`` that does, which reads
-files, may ask a metadata service and imports ``oci`` (over a second).  Who calls it, and when, is
-the business of `adp_async._io.authenticator`.
+files, may ask a metadata service and imports ``oci`` (over a second).  It is called by
+`adp_async._io.authenticator`.
 """
 
 from __future__ import annotations
@@ -56,14 +56,16 @@ __all__ = [
 logger = logging.getLogger("adp_async")
 
 
-# Patterns are compiled when first asked for: an import waits for none of them.
+# Compiled when first used, so that importing takes no time for it.
 _MODE: Final = r"[A-Za-z_ -]{1,40}"
 
 
 class Signer(Protocol):
-    """What signs: it reads a request's method, url, path_url, headers and body, writes headers.
+    """Signs a request: reads its method, url, path_url, headers and body, and writes headers.
 
-    A signer that has ``refresh_security_token()`` is told to renew itself after a 401.
+    A signer that has ``refresh_security_token()`` is told to renew itself after a 401.  For an
+    artifact it is called with ``enforce_content_headers=False``, if it takes that: the body is a
+    stream, and is not signed.
     """
 
     def __call__(self, request: Any, /) -> object: ...
@@ -74,8 +76,8 @@ class Auth:
 
     #: The name of this mode in ``OCI_CLI_AUTH`` and in ``Session(auth=...)``.
     mode: ClassVar[str] = ""
-    #: Whether the signer only computes: it asks nobody, and nothing is left of one signature at
-    #: the next.  Then several threads may sign at once.
+    #: Whether signing is pure computation (no I/O, no state), so that several threads may sign at
+    #: once.
     only_computes: ClassVar[bool] = False
 
     def load(self) -> Signer:
@@ -83,7 +85,7 @@ class Auth:
         raise NotImplementedError
 
     def is_quick(self, signer: Signer) -> bool:
-        """Whether a signature only computes, and for less than a millisecond."""
+        """Whether signing is pure computation that takes less than a millisecond."""
         return False
 
     def region(self, signer: Signer) -> str | None:
@@ -92,11 +94,11 @@ class Auth:
         return region if isinstance(region, str) else None
 
     def place_of_region(self) -> str:
-        """Where that region is written, for a message."""
+        """Where that region comes from, for a message."""
         return "the credentials"
 
 
-# The modes that live in OCI's config file -------------------------------------------------------
+# The modes of OCI's config file -------------------------------------------------------
 
 
 @frozen
@@ -132,7 +134,7 @@ class ApiKey(Auth):
         setting, looked = "key_content", profile.looked("key_content")
         if not pem:
             setting, (pem, looked) = "key_file", read_key_file(profile)
-        # Blanks belong to a passphrase, if not to one in a file.
+        # Blanks are part of a passphrase, unless it comes from a file.
         passphrase = self.passphrase or profile.get("pass_phrase")
         load_private_key(pem, passphrase, looked=looked, setting=setting)
         if profile.has_another_token():
@@ -155,7 +157,7 @@ class ApiKey(Auth):
         return place_of(self.config_file, self.profile)
 
     def doubts(self) -> str:
-        """What looks like a mistake in the profile, though the service has to say, or ""."""
+        """What looks like a mistake in the profile, or "".  Only the service can tell for sure."""
         profile = self._profile()
         return _another_token(profile) if profile.has_another_token() else ""
 
@@ -168,7 +170,7 @@ class ApiKey(Auth):
 
     def _given(self) -> dict[str, tuple[str, str]]:
         """What replaces lines of the profile, and where it was found."""
-        text_of("passphrase", self.passphrase)  # only looked at: blanks may belong to it
+        text_of("passphrase", self.passphrase)  # only its type: blanks may be part of it
         arguments = {
             "tenancy": text_of("tenancy", self.tenancy),
             "user": text_of("user", self.user),
@@ -177,7 +179,7 @@ class ApiKey(Auth):
             "key_file": self._key_file(),
         }
         given = {key: (text, f"the argument {key}") for key, text in arguments.items() if text}
-        # Whoever names file or profile in the code means its lines.
+        # Code that names a file or a profile means the lines of that.
         is_named = self.config_file is not None or self.profile is not None
         return given if is_named else given_by_environment(given)
 
@@ -206,7 +208,7 @@ class SessionToken(Auth):
     """A session token of ``oci session authenticate``; re-read whenever its file changes.
 
     *config_file* and *profile* as for `ApiKey`; the profile names the ``security_token_file`` and
-    the ``key_file``.  `oci session refresh` in another terminal is all it takes to go on.
+    the ``key_file``.  `oci session refresh` in another terminal is enough to keep it going.
     """
 
     mode: ClassVar[str] = "security_token"
@@ -243,7 +245,7 @@ def _session_signer(profile: Profile, token_file: Path, passphrase: str | None) 
     return SecurityTokenSigner(token, private_key)
 
 
-# The modes that OCI itself vouches for ----------------------------------------------------------
+# The modes in which OCI issues the credentials ----------------------------------------------------
 
 
 @frozen
@@ -334,7 +336,7 @@ class CustomSigner(Auth):
 
 
 _ON_AN_INSTANCE: Final = (
-    "It works on an OCI compute instance, whose metadata service at 169.254.169.254 it asks."
+    "It only works on an OCI compute instance: it asks the metadata service at 169.254.169.254."
 )
 
 
@@ -342,7 +344,7 @@ def _built(mode: str, build: Callable[[], Signer], fix: str) -> Signer:
     try:
         return build()
     except Exception as error:
-        # The error itself may show the URL of a proxy, and the password in it.
+        # The error itself may show the URL of a proxy, with a password in it.
         problem = f"{mode!r} gave no credentials ({type(error).__name__})"
         cause = _ForeignError(" <- ".join(_told_by(error)))
     looked = "the metadata service and environment of this machine"
@@ -350,11 +352,11 @@ def _built(mode: str, build: Callable[[], Signer], fix: str) -> Signer:
 
 
 class _ForeignError(Exception):
-    """Stands in for an error of another library: the types behind it, and what the system said."""
+    """Replaces an error of another library: its types, and what the system said."""
 
 
 def _told_by(error: BaseException) -> Iterator[str]:
-    """What may be shown of *error* and of what led to it, the last one first."""
+    """What may be shown of *error* and of its causes, the last one first."""
     deep: BaseException | None = error
     for _ in range(10):
         if deep is None:
@@ -364,7 +366,7 @@ def _told_by(error: BaseException) -> Iterator[str]:
         deep = deep.__cause__ or deep.__context__
 
 
-# From what a user writes ------------------------------------------------------------------------
+# What a user passes ------------------------------------------------------------------------
 
 _MODES: Final[dict[str, type[Auth]]] = {
     each.mode: each
@@ -396,7 +398,7 @@ def auth_from(value: object, environ: Mapping[str, str]) -> Auth:
             return _MODES[mode]()
     except ValueError as error:
         problem = str(error)
-    except Exception as error:  # what the object's own methods raise when they are asked
+    except Exception as error:  # raised by the object's own methods
         problem = f"{type(value).__name__:.40} cannot sign: it raised {type(error).__name__}"
     fix = f"Use one of {', '.join(_MODES)}, a class of adp_async.auth, or an object that signs."
     raise misconfigured("auth", problem, looked=looked, fix=fix) from None
@@ -410,7 +412,7 @@ def _unknown_mode(mode: str) -> str:
 
 
 def _signing(value: Any) -> Signer:
-    """*value* if it can sign as far as can be seen, else ValueError with what it lacks."""
+    """*value* if it looks like a signer, else ValueError with what it lacks."""
     name = type(value).__name__[:40]
     if isinstance(value, type):
         message = f"is the class {value.__name__:.40}; an instance of it is needed"
@@ -431,6 +433,6 @@ def _takes_a_request(value: Any) -> bool:
         inspect.signature(value).bind(None)
     except TypeError:
         return False
-    except ValueError:  # built-in, and doesn't say
+    except ValueError:  # a built-in without a signature
         return True
     return True

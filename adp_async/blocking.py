@@ -1,7 +1,7 @@
-"""The same for code without an event loop: a background thread owns one.
+"""`adp_async` for code without an event loop: a background thread runs one.
 
 ``with adp_async.blocking.start_run("digits") as run`` is all a training script needs;
-`Session` is for more than one run.
+use `Session` for more than one run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adp_async._shared_sessions import SharedSessions
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.logger import LoggerFace
-from adp_async.run import tell_behind
+from adp_async.run import attach_note
 from adp_async.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ __all__ = [
 
 
 class BatchLogger(LoggerFace):
-    """The background logger of a blocking session; ``log_*`` return at once.  Any thread.
+    """The background logger of a blocking session; ``log_*`` return at once.  Thread-safe.
 
     Its ``log_*`` take the run's id first and are otherwise those of `Run`.
     """
@@ -107,11 +107,11 @@ class Session:
     It has every operation of that one, without ``await``: *runs*, *experiments*,
     *registered_models*, *model_versions*, *logged_models* and *deployments*, whose listings are
     plain iterators, *logger*, `call` and `fetch`.  They run in an event loop in a background
-    thread, and so does what *on_reply* names.  Any thread may use them, and Ctrl-C interrupts a
+    thread, as does *on_reply*.  Any thread may use them, and Ctrl-C interrupts a
     call that waits.
 
-    *session* is the asynchronous session.  Left open when the interpreter ends, it is closed
-    then, within ``close_timeout``.
+    *session* is the asynchronous session.  One that is still open when the interpreter ends is
+    closed then, within ``close_timeout``.
     """
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
@@ -132,7 +132,7 @@ class Session:
     )
 
     _thread: LoopThread | None = None
-    #: The same while it opens: `close` may come in between.
+    #: The same while it is opening: `close` may be called meanwhile.
     _opening: LoopThread | None = None
 
     def __init__(
@@ -182,7 +182,7 @@ class Session:
         thread = self._thread
         if thread is None:
             if (opening := self._opening) is not None:
-                opening.wait(self.session.close())  # it hears of that, and stops the thread
+                opening.wait(self.session.close())  # `open` then fails, and stops the thread
             return
         thread.check()
         self.session._engine.close_hooks.run(None)  # here, since they may wait for the session
@@ -217,11 +217,11 @@ class Session:
     def call(
         self, endpoint: Awaitable[T] | Endpoint, timeout: float | None = None, **given: Any
     ) -> Any:
-        """One operation, as `adp_async.Session.call`; or whatever *session* can be asked to do.
+        """One operation, as `adp_async.Session.call`; or any awaitable, in the session's thread.
 
         ``call(Endpoint(...), path=..., query=..., body=..., returning=...)`` sends that operation
-        and returns its reply.  ``call(awaitable)`` runs, for instance, a coroutine of *session* to
-        its end and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
+        and returns its reply.  ``call(awaitable)`` runs it to its end, a coroutine of *session* for
+        instance, and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
         after *timeout* seconds.
         """
         if isinstance(endpoint, Endpoint):
@@ -234,7 +234,7 @@ class Session:
         doing = endpoint if iscoroutine(endpoint) else _awaited(endpoint)
         if given:
             doing.close()
-            raise TypeError(f"call of an awaitable takes no {', '.join(given)}")
+            raise TypeError(f"call of an awaitable does not take {', '.join(given)}")
         return self._wait(doing, timeout)
 
     def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
@@ -315,7 +315,7 @@ class Session:
         except AdpError as failure:
             if error is None:
                 raise
-            tell_behind(error, failure)
+            attach_note(error, failure)
 
     @property
     def is_open(self) -> bool:
@@ -348,7 +348,7 @@ def start_run(
     """Open a session of its own, create a run, and end both with the ``with`` block.
 
     *platform_id*, *workspace* and *knobs* are those of `Session`; the rest as for
-    `adp_async.Session.start_run`.  In place of ``with``, ``run.finish()`` ends both as well.
+    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both.
     """
     session = Session(platform_id, workspace, **knobs).open()
     try:

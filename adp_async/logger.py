@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchLogger", "Receipt", "Receipts", "Stats"]
 
-#: Runs whose writers are kept although nothing of theirs waits.
+#: Idle runs whose writers are kept.
 KEPT_WRITERS: Final = 4096
 
 
 class LoggerFace:
-    """What both faces of a session's logger have in common: all that doesn't wait."""
+    """What the asynchronous and the blocking logger share: everything that doesn't wait."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
@@ -73,9 +73,9 @@ class LoggerFace:
     def discard(self, run_id: str) -> int:
         """Give up the records that wait for a run; returns how many.  They count as dropped.
 
-        For a run whose records are held forever, since the service does not know it or fails on
-        it.  Records in flight may still be delivered; records logged later are accepted again.
-        Raises `Closed`.
+        For a run whose records are held forever, because the service does not know it or keeps
+        failing on it.  Records in flight may still be delivered; records logged later are accepted
+        again.  Raises `Closed`.
         """
         return self._delivery.discard(valid_run_id(run_id))
 
@@ -110,11 +110,11 @@ class LoggerFace:
         return writer
 
     def _forget_idle(self) -> None:
-        """Keep no writer of which nothing waits.  A lane lives as long as somebody holds it."""
+        """Drop the writers of idle runs.  A lane lives as long as somebody holds it."""
         for run_id in list(self._writers):
             if self._delivery.intake.lane(run_id).is_idle:
                 self._writers.pop(run_id, None)
-        # Where most are busy it isn't looked again before there are twice as many.
+        # If most are busy, the next look is when there are twice as many.
         self._most_writers = max(KEPT_WRITERS, 2 * len(self._writers))
 
 
@@ -122,7 +122,7 @@ class BatchLogger(LoggerFace):
     """Coalesces metrics, params and tags of many runs into few log-batch requests.
 
     ``session.logger`` is the one of a session; its ``log_*`` take the run's id first and are
-    otherwise those of `Run`.  All of it is for any thread and any event loop.
+    otherwise those of `Run`.  It may be used from any thread and any event loop.
     """
 
     async def flush(self, run_id: str | None = None) -> None:

@@ -11,6 +11,7 @@ import anyio
 
 from adp_async._io.log import logger
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
+from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError, DeliveryError
 from adp_async.lenient import LenientWriter
 from adp_async.writer import RunWriter
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
+    from adp_async._io.uploads import Uploader
     from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api.runs import Runs
     from adp_async.entities.runs import DatasetInput
@@ -40,6 +42,9 @@ class Host(Protocol):
     @property
     def _intake(self) -> Intake: ...
 
+    @property
+    def _uploader(self) -> Uploader: ...
+
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
 
@@ -58,10 +63,10 @@ class Host(Protocol):
     def _experiment_names(self) -> ExperimentNames: ...
 
 
-class Run(RunWriter):
+class Run(ArtifactWriter, RunWriter):
     """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
 
-    *run_id*; *run_name* and *experiment_id* are None for an attached run, which doesn't ask.
+    *run_id*; *run_name* and *experiment_id* are None for an attached run, which sends no request.
     *status* is the one that this handle has given the run, or None.
     """
 
@@ -72,9 +77,12 @@ class Run(RunWriter):
         *,
         run_name: str | None = None,
         experiment_id: str | None = None,
+        artifact_uri: str | None = None,
     ) -> None:
         super().__init__(run_id, session._intake)
         self._session = session
+        self._uploader = session._uploader
+        self._artifact_uri = artifact_uri
         self.run_name = run_name
         self.experiment_id = experiment_id
         self.status: EndStatus | None = None
@@ -101,16 +109,25 @@ class Run(RunWriter):
         await self._session.logger.drain()
 
     async def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time.
+        """Flush, wait for the uploads, then give the run its *status* and end time.
 
-        Raises `DeliveryError` when records were refused; the status is set all the same.
-        ValueError for a status that is not an end, before anything is done.
+        Uploads are waited for up to ``close_timeout``.  Raises `DeliveryError` when records were
+        refused, `UploadError` when artifacts are not uploaded; the status is set all the same.
+        ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
         try:
-            await self.flush()
+            try:
+                await self.flush()
+            finally:
+                await self._finish_uploads(self._session.settings.close_timeout)
         finally:
             await self._end(status)
+
+    async def _finish_uploads(self, timeout: float) -> None:
+        """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
+        if self._uploader.has_any(self.run_id):
+            await self._uploader.all_settled(self.run_id, timeout)
 
     async def _end(self, status: EndStatus) -> None:
         end_time = time.time_ns() // 1_000_000
@@ -124,9 +141,9 @@ class Run(RunWriter):
     def discard(self) -> int:
         """Give up the records that wait for this run; returns how many.  They count as dropped.
 
-        For a run whose records are held forever, since the service does not know it or fails on
-        it.  Records in flight may still be delivered; records logged later are accepted again.
-        From any thread.
+        For a run whose records are held forever, because the service does not know it or keeps
+        failing on it.  Records in flight may still be delivered; records logged later are accepted
+        again.  From any thread.
         """
         return self._session.logger.discard(self.run_id)
 
@@ -143,9 +160,10 @@ class Run(RunWriter):
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True):
             ends_by = time.monotonic() + timeout
-            # The status is worth a part of the time, also when the flush needs all it can get, and
-            # so is the session, which may be exited right after.
+            # Time is kept for setting the status, even if the flush could use all of it, and for
+            # the session, which may be exited right after.
             await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
+            await self._uploads_within(ends_by - 0.3 * timeout, failures)
             if status is not None:
                 left = ends_by - 0.1 * timeout - time.monotonic()
                 await _within(left, self._end(status), self._not_ended, failures)
@@ -167,6 +185,7 @@ class Run(RunWriter):
         with anyio.CancelScope(shield=True):
             ends_by = time.monotonic() + timeout
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
+            await self._uploads_within(ends_by - 0.2 * timeout, failures)
             if failures:
                 self._session._ends_by = ends_by
         self._tell(error, failures)
@@ -180,7 +199,13 @@ class Run(RunWriter):
             raise first
         for failure in failures:
             assert error is not None
-            tell_behind(error, failure)
+            attach_note(error, failure)
+
+    async def _uploads_within(self, ends_by: float, failures: list[AdpError]) -> None:
+        try:
+            await self._finish_uploads(ends_by - time.monotonic())
+        except AdpError as error:
+            failures.append(error)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -220,7 +245,7 @@ class Run(RunWriter):
         return f"<table>{cells}</table>"
 
 
-class LenientRun(LenientWriter, Run):
+class LenientRun(LenientWriter, LenientArtifactWriter, Run):
     """A run with ``strict=False``: what the others raise is a warning."""
 
     async def flush(self) -> None:
@@ -250,7 +275,7 @@ class LenientRun(LenientWriter, Run):
             if error is None:
                 logger.warning("%s", failure)
             else:
-                tell_behind(error, failure)
+                attach_note(error, failure)
 
 
 @contextmanager
@@ -279,7 +304,7 @@ async def _within(
         failures.append(error)
 
 
-def tell_behind(error: BaseException, failure: AdpError) -> None:
+def attach_note(error: BaseException, failure: AdpError) -> None:
     """Log *failure* and note it on the caller's own *error*, which comes out bare."""
     logger.warning("%s", failure)
     error.add_note(f"adp_async: {type(failure).__name__}: {failure}")

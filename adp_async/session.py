@@ -17,7 +17,7 @@ from adp_async._sansio.call import Call
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
-from adp_async.run import LenientRun, Run, tell_behind
+from adp_async.run import LenientRun, Run, attach_note
 from adp_async.settings import Settings
 from adp_async.starting import BegunRun, ResumedRun, StartedRun
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.recovery import Orphan, Recovery
+    from adp_async._io.uploads import Uploader
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async._sansio.statuses import EndStatus
@@ -59,11 +60,11 @@ class Session:
 
     *runs*, *experiments*, *registered_models*, *model_versions*, *logged_models* and
     *deployments* are the operations of the service; *logger* is the background logger; `call` is
-    the escape hatch for operations unknown to this library.
+    the escape hatch for operations that this library does not know.
 
-    Operations belong to the event loop that the session was opened in.  *logger*, and the ``log_*``
-    and flushes of runs, are for any thread and any event loop: they are delivered in a thread of
-    the session's own.  *transport* makes what requests leave by, for tests.
+    Operations belong to the event loop in which the session was opened.  *logger*, and ``log_*``
+    and ``flush`` of runs, may be used from any thread and any event loop: records are delivered in
+    a thread of the session's own.  *transport* replaces the connections, for tests.
     """
 
     runs: Late[Runs] = Late("runs.Runs", "Runs, and what is logged into them.")
@@ -112,6 +113,10 @@ class Session:
         return self._engine.delivery
 
     @property
+    def _uploader(self) -> Uploader:
+        return self._engine.uploader
+
+    @property
     def _intake(self) -> Intake:
         return self._delivery.intake
 
@@ -156,7 +161,7 @@ class Session:
         return self._engine.close_hooks.add(hook)
 
     def _time_to_close(self) -> float:
-        """Less than ``close_timeout`` right after the exit of a run has used it up."""
+        """Less than ``close_timeout`` right after the exit of a run that used it up."""
         timeout, now = self.settings.close_timeout, time.monotonic()
         if self._ends_by is None or now > self._ends_by + 0.1 * timeout:
             return timeout
@@ -176,7 +181,7 @@ class Session:
         except AdpError as failure:
             if error is None:
                 raise
-            tell_behind(error, failure)
+            attach_note(error, failure)
 
     # ------------------------------------------------------------------ runs
 
@@ -304,5 +309,5 @@ class Session:
 async def recover_orphan(
     session: Session, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
 ) -> None:
-    """Deliver the records of a dead process, as *session*; *on_progress* hears of it."""
+    """Deliver the records of a dead process, as *session*; *on_progress* is called on the way."""
     await session._engine.recover(orphan, on_progress)

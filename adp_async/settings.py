@@ -59,6 +59,7 @@ class Knobs(TypedDict, total=False):
 
     endpoint: str | None
     path_prefix: str
+    object_storage_endpoint: str | None
     region: str | None
     auth: Auth | Signer | str | None
     linger: float
@@ -84,14 +85,16 @@ class Knobs(TypedDict, total=False):
 class Settings:
     """Every setting of a session, checked.  Durations are seconds, sizes bytes.
 
-    Where the service is, and who asks:
+    The service, and the credentials:
 
     *platform_id*: the OCID of the AI Data Platform.  ``AIDP_INSTANCE_ID``.
     *workspace*: the key of the workspace; operations of the whole platform do without.
     ``AIDP_WORKSPACE``.
     *endpoint*: the base URL, ``https://aidp.<region>.oci.<domain>`` unless given; ``http`` only
     to this machine.  ``AIDP_ENDPOINT``.
-    *path_prefix*: what some gateways want before ``/20260430``, such as ``/api``.  Default none.
+    *path_prefix*: what some gateways expect before ``/20260430``, such as ``/api``.  Default none.
+    *object_storage_endpoint*: where artifacts with ``oci:`` go; default the region's Object
+    Storage.
     *region*: in place of an endpoint, ``us-ashburn-1`` or ``iad``; default that of the
     credentials.  ``OCI_REGION``, then ``OCI_CLI_REGION``.
     *auth*: how to sign, see `adp_async.auth`.  Default an API key.  ``OCI_CLI_AUTH``.
@@ -100,44 +103,45 @@ class Settings:
 
     *linger*: the longest a record waits for company.  Longer means fewer requests and later
     charts.  Default 1 s.
-    *max_in_flight*: batches on their way at once, at most: as many as make it faster are used.
-    More help on a slow line.  Default 4.
+    *max_in_flight*: the most batches in flight at once; only as many are used as make delivery
+    faster.  More help on a slow line.  Default 4.
     *buffer_limit*: the memory that waiting records may take.  Default 256 MiB.
-    *overflow*: what happens beyond that without a spool: ``"block"`` makes a thread wait,
+    *overflow*: what happens beyond that when there is no spool: ``"block"`` makes a thread wait,
     ``"drop"`` drops new metrics and counts them.  Default ``"block"``.
-    *max_block*: the longest a thread waits then, before it gets `BufferFull`.  Default 10 s.
-    *close_timeout*: the longest that leaving a run and its session takes.  Default 25 s, below the
+    *max_block*: the longest a thread waits for room, before it gets `BufferFull`.  Default 10 s.
+    *close_timeout*: the maximum time to exit a run and its session.  Default 25 s, below the
     usual 30 s grace of process managers.
-    *exit_timeout*: for how long a session that nobody closed delivers when the interpreter ends.
+    *exit_timeout*: how long a session that was not closed goes on delivering when the interpreter
+    ends.
     Default 10 s.
 
     What survives the process:
 
     *spool*: whether accepted records are journaled on disk, or the folder for it: ``~`` is the
-    user's home, and a relative one is seen from where the session is made.  Default True.
-    *spool_interval*: how often, and so what a killed process can lose at most.  Default 0.2 s.
+    user's home, and a relative one starts where the session is created.  Default True.
+    *spool_interval*: how often, and thus the most a killed process can lose.  Default 0.2 s.
     *spool_limit*: the size the journal may grow to.  Default 4 GiB.
     *recover*: whether records of a process that died are delivered.  Default True.
 
     How it calls:
 
-    *ca_bundle*: the certificates to trust in place of the system's: a file in PEM format, or a
+    *ca_bundle*: the certificates to trust instead of the system's: a file in PEM format, or a
     folder of hashed certificates.  Default: what ``REQUESTS_CA_BUNDLE`` or else ``SSL_CERT_FILE``
     names when the session opens.
     *connect_timeout*: for connecting, TLS included.  Default 10 s.
     *timeout*: for one attempt from start to end.  Default 60 s.
     *call_timeout*: for a whole direct call with its retries.  Default 300 s.
-    *max_connections*: open at once.  Default 100.
-    *retry*: how failures are tried again, see `RetryPolicy`.
+    *max_connections*: the most open at once.  Default 100.
+    *retry*: how failed requests are retried, see `RetryPolicy`.
 
     Each has an environment variable: the one named above, or else ``ADP_ASYNC_`` and its name in
     capitals (``ADP_ASYNC_SPOOL=off``); *retry* has none.  Numbers there are plain digits (``0.5``,
     ``1e3``, ``64_000_000``), without a unit; a variable that is empty is not set.  An argument
     wins.
 
-    Durations are at most ten years, counts and sizes less than 2**63, and whatever can be such a
-    number is taken, text apart.  Blanks around a text are dropped.  What is wrong raises
-    `ConfigurationError`.
+    Durations are at most ten years, counts and sizes less than 2**63; anything that converts to
+    such a number is accepted, except text.  Blanks around a text are dropped.  Anything else
+    raises `ConfigurationError`.
     """
 
     platform_id: str = field(
@@ -157,6 +161,12 @@ class Settings:
         fix="Use https, or http to localhost; or leave it out and set a region.",
     )
     path_prefix: str = knob("", Kind(service_address.path_prefix))
+    object_storage_endpoint: str | None = knob(
+        None,
+        Kind(service_address.endpoint),
+        fix="Leave it out, or give a URL such as "
+        "https://objectstorage.us-ashburn-1.oraclecloud.com.",
+    )
     region: str | None = knob(
         None, Kind(service_address.region), variable="OCI_REGION", also="OCI_CLI_REGION"
     )
@@ -202,7 +212,7 @@ class Settings:
     ) -> Self:
         """The settings that *arguments* and *environ* (default: the process's) make together.
 
-        An argument that is None is one that isn't given.
+        An argument that is None counts as not given.
         """
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         environ = os.environ if environ is None else environ
@@ -239,7 +249,7 @@ class Settings:
         """What every URL begins with, up to ``/20260430``."""
         if self.endpoint is None:
             raise _no_region()
-        # Some give the endpoint with the API's version, as the address bar shows it.
+        # Some copy the endpoint with the API's version, as the address bar shows it.
         base = self.endpoint.rstrip("/").removesuffix(f"/{API_VERSION}")
         prefix = self.path_prefix.strip("/")
         return f"{base}/{prefix}" if prefix else base

@@ -42,7 +42,11 @@ class BegunRun:
         raise NotImplementedError
 
     def _handle(self, info: RunInfo) -> Run:
-        names = {"run_name": info.run_name, "experiment_id": info.experiment_id}
+        names = {
+            "run_name": info.run_name,
+            "experiment_id": info.experiment_id,
+            "artifact_uri": info.artifact_uri,
+        }
         run = self._kind(info.run_id, self._session, **names)
         self._session._open_runs.started(run.run_id)
         return run

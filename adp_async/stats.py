@@ -21,11 +21,11 @@ class Stats:
     """How much was logged, and what became of it.
 
     *accepted* is the sum of *delivered*, *rejected*, *dropped*, *waiting*, *in_flight* and
-    *spooled*.  *rejected* counts by the class of the error, *dropped* what found no room, what was
-    discarded, and what a session without a spool had left when it ended.  *spooled* is on disk
-    only, after the end for the next session.  *requests*, *retries* and *throttled* (429s) count
-    log-batch requests of the whole session.  *oldest*: seconds the oldest record has waited, 0
-    when none does.
+    *spooled*.  *rejected* counts by the class of the error.  *dropped* counts what found no room,
+    what was discarded, and what a session without a spool had not delivered when it ended.
+    *spooled* is on disk only; after the end, for the next session.  *requests*, *retries* and
+    *throttled* (429s) count log-batch requests of the whole session.  *oldest*: seconds the oldest
+    record has waited, 0 when none does.
     """
 
     accepted: int = 0
@@ -48,7 +48,7 @@ class Stats:
 
 def counted(delivery: Delivery, run_id: str | None = None) -> Stats:
     """The counts of *delivery* as of now, of one run or of all.  From any thread."""
-    # (With the lock nothing is on its way from one count to another.)
+    # Under the lock, no record is on its way from one count to another.
     with delivery.intake.lock:
         return _of_all(delivery) if run_id is None else _of_run(delivery, run_id)
 

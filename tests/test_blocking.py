@@ -274,7 +274,7 @@ def test_a_function_that_fails_closes_its_session(
 
 
 def test_in_a_forked_child(session: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop's thread is the parent's: whoever would wait for it is told."""
+    """The loop's thread is the parent's: waiting for it is an error."""
     with monkeypatch.context() as patch:
         patch.setattr(loop_thread, "os", SimpleNamespace(getpid=lambda: -1))
         with pytest.raises(Closed, match="belongs to the parent process"):
@@ -284,7 +284,7 @@ def test_in_a_forked_child(session: FakeBlockingSession, monkeypatch: pytest.Mon
 
 
 def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
-    """Blocking there would never end; the error says so."""
+    """Blocking there would never end, and is an error."""
     run = session.start_run()
 
     async def wrong() -> list[str]:
@@ -306,7 +306,7 @@ def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
 
 
 def test_before_and_after() -> None:
-    """A session that isn't open, or was left, says which."""
+    """The error says whether a session is not open yet or closed."""
     session = FakeBlockingSession()
     with pytest.raises(Closed, match="not open"):
         session.start_run()
@@ -492,7 +492,7 @@ async def test_ctrl_c(bare_platform: LocalPlatform) -> None:
 
 
 async def test_ctrl_c_while_it_waits(bare_platform: LocalPlatform) -> None:
-    """Ctrl-C interrupts a wait for the service at once; what remains is said at the end."""
+    """Ctrl-C interrupts a wait for the service at once; what remains is reported at the end."""
     script = program(
         bare_platform,
         """
@@ -547,5 +547,5 @@ def test_a_thread_that_goes_on_at_the_end() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stdout) == (0, "")
-    told = "records are dropped: the session takes no calls: the interpreter is ending\n"
+    told = "records are dropped: the session cannot be used: the interpreter is ending\n"
     assert done.stderr in ("", told)

@@ -102,14 +102,20 @@ SIGNERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a line end behind": (writing("authorization", f"{SECRET}\r"), "'authorization' holds a line"),
     "a NUL": (writing("x-token", f"{SECRET}\0"), "'x-token' holds a line end or another control"),
     "a surrogate": (writing("x-token", f"{SECRET}\udcff"), "'x-token' holds"),
-    "a name with a space": (writing("x token", SECRET), "a header has a name that is not one"),
-    "a name with a line end": (writing(f"x\n{SECRET}", ""), "a header has a name that is not one"),
-    "a name of bytes": (writing(b"authorization", SECRET), "a header has a name that is not one"),
-    "an empty name": (writing("", SECRET), "a header has a name that is not one"),
-    "no authorization": (writing("authorization", ""), "wrote no header 'authorization'"),
-    "another header": (replacing({"x-signature": SECRET}), "wrote no header 'authorization'"),
-    "headers returned": (lambda _: {"authorization": SECRET}, "wrote no header 'authorization'"),
-    "no headers": (replacing(None), "left NoneType in the place of the headers"),
+    "a name with a space": (writing("x token", SECRET), "a header has an invalid name"),
+    "a name with a line end": (writing(f"x\n{SECRET}", ""), "a header has an invalid name"),
+    "a name of bytes": (writing(b"authorization", SECRET), "a header has an invalid name"),
+    "an empty name": (writing("", SECRET), "a header has an invalid name"),
+    "no authorization": (writing("authorization", ""), "did not set the header 'authorization'"),
+    "another header": (
+        replacing({"x-signature": SECRET}),
+        "did not set the header 'authorization'",
+    ),
+    "headers returned": (
+        lambda _: {"authorization": SECRET},
+        "did not set the header 'authorization'",
+    ),
+    "no headers": (replacing(None), "left NoneType in place of the headers"),
     "a coroutine function": (coroutine, "is a coroutine function"),
     "not callable so": (lambda: None, "failed with TypeError"),
 }
@@ -380,7 +386,7 @@ async def test_a_correction_that_does_not_help_is_taken_back(
         await session.runs.get(run_id)
         dates = [parse_http_date(request.headers["date"]) for request in session.requests]
     assert [round((date or 0) - time.time(), -3) for date in dates] == [0, 7000] * 3 + [0]
-    assert caplog.text.count("the clock differs") == 1, "said once, however often it was tried"
+    assert caplog.text.count("the local clock is off") == 1, "said once, however often it was tried"
 
 
 async def test_a_correction_that_helped_stays() -> None:
@@ -567,7 +573,7 @@ async def test_a_long_reply_header(size: int) -> None:
 
 
 async def test_a_reply_header_without_end() -> None:
-    """Beyond 64 KB it is told that a header was too long, and not what stood there."""
+    """Beyond 64 KB the error says that a header was too long, not what it contained."""
     head = b"HTTP/1.1 200 OK\r\nx-long: " + SECRET.encode() * 20_000 + b"\r\n\r\n"
     server, url = await _answering(head)
     async with server, AiohttpTransport() as transport:
@@ -613,7 +619,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.usefixtures("soon")
 async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
-    """One failed attempt and a long wait: it is said during the wait, not after it."""
+    """One failed attempt and a long wait: it is logged during the wait, not after it."""
     async with FakeSession(retry=RetryPolicy(first_backoff=30.0, max_backoff=60.0)) as session:
         session.answer(GET_RUN, status=503, headers={"retry-after": "20"}, times=1)
         call = asyncio.create_task(session.runs.get("r", timeout=100.0))
@@ -621,14 +627,14 @@ async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
         assert not call.done()
         call.cancel()
     (said,) = warnings(caplog)
-    assert re.match(rf"{GET_RUN}: not done after 0 s; it is tried again for up to 100 s more", said)
+    assert re.match(rf"{GET_RUN}: still failing after 0 s; retrying for up to 100 s more", said)
     assert "at most 7 times" in said
     assert "503" in said
 
 
 @pytest.mark.usefixtures("soon")
 async def test_a_call_that_a_429_holds(caplog: pytest.LogCaptureFixture) -> None:
-    """The call that was refused says so, and so does another one that never got its turn."""
+    """The refused call logs it, and so does another one that never got its turn."""
     async with FakeSession() as session:
         session.answer(GET_RUN, status=429, headers={"retry-after": "30"}, times=1)
         refused = asyncio.create_task(session.runs.get("r", timeout=60.0))
@@ -639,7 +645,7 @@ async def test_a_call_that_a_429_holds(caplog: pytest.LogCaptureFixture) -> None
         refused.cancel()
         held.cancel()
     first, second = sorted(warnings(caplog), reverse=True)
-    assert first.startswith(f"{GET_RUN}: not done")
+    assert first.startswith(f"{GET_RUN}: still failing")
     assert "429" in first
     assert re.match(r"get_experiment_by_id: .*the service throttles \(429\)", second)
 
@@ -659,7 +665,7 @@ async def test_said_once_a_call(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.usefixtures("soon")
 async def test_the_first_trouble_comes_late(caplog: pytest.LogCaptureFixture) -> None:
-    """An attempt that hangs says nothing; when it fails and is tried again, that is said."""
+    """An attempt that hangs is not logged; when it fails and is retried, that is."""
     async with FakeSession() as session:
         send = session.service.send
         failing = [True]

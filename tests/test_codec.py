@@ -1,4 +1,4 @@
-"""Entities and JSON, both ways: what is lenient, what is refused, and how it is told."""
+"""Entities and JSON, both ways: what is lenient, what is refused, and with which message."""
 
 from __future__ import annotations
 
@@ -261,7 +261,7 @@ def test_a_naive_moment_is_refused() -> None:
 
 
 def test_names_in_plain_mappings_are_left_alone() -> None:
-    """Whoever calls `session.call` writes the names of the wire."""
+    """Callers of `session.call` use the names of the wire."""
     assert encode({"workspace_key": None}) == b'{"workspace_key":null}'
 
 
@@ -409,7 +409,7 @@ def test_a_complaint_names_the_place_in_a_list() -> None:
     ],
 )
 def test_a_complaint_names_who_answered(body: bytes, type_: Any, told: str) -> None:
-    """Another application's JSON is not a reply of which all was left out; its fields are named."""
+    """Another application's JSON is not a reply without fields; its own fields are named."""
     reply = Reply(200, {"content-type": "text/html; charset=utf-8"}, body)
     with pytest.raises(UnreadableReply) as caught:
         decode(body, type_, reply=reply, operation="search_runs")

@@ -271,7 +271,7 @@ async def test_a_folder_that_is_missing(tmp_path: Path, caplog: pytest.LogCaptur
 async def test_a_folder_that_is_removed_meanwhile(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody tidies up while a session logs: it says so, goes on, and ends well."""
+    """Somebody removes the file while a session logs: it warns, goes on, and ends well."""
     folder = tmp_path / "spool"
     async with session_in(folder, down=True) as session:
         run = session.attach_run("run")

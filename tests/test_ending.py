@@ -99,6 +99,11 @@ ENDS: dict[str, tuple[str, int, str]] = {
         "FINISHED",
     ),
     "finished by hand": ("run.finish('FAILED')", 0, "FAILED"),
+    "renamed, and then an exception": (
+        "run._session.runs.update(run.run_id, run_name='other'); 1 / 0",
+        1,
+        "FAILED",
+    ),
     "finished by an operation": (
         "run._session.runs.update(run.run_id, status='KILLED', end_time=2**42)",
         0,
@@ -314,6 +319,17 @@ async def test_a_close_hook_at_the_interpreters_end(
     await child.ends()
     assert gateway.received(run_id).info["status"] == "FAILED"
     assert points(gateway, run_id) == {"at the end": [0]}
+
+
+async def test_a_deleted_run_is_not_ended() -> None:
+    """Nor is one that was finished; one that was only renamed is open."""
+    async with FakeSession() as session:
+        deleted, finished, renamed = [await session.start_run() for _ in range(3)]
+        session.answer("delete_experiment_run", {})
+        await session.runs.delete(deleted.run_id)
+        await session.runs.update(finished.run_id, status="FINISHED")
+        await session.runs.update(renamed.run_id, run_name="other")
+        assert list(session._open_runs._run_ids) == [renamed.run_id]
 
 
 # A session left by hand ---------------------------------------------------------------------------

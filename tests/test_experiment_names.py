@@ -145,7 +145,7 @@ async def test_what_is_not_the_services_word_changes_nothing() -> None:
 
 
 async def test_an_experiment_by_its_id_is_not_looked_up() -> None:
-    """There is no name that could mean another."""
+    """Without a name, no other experiment could be meant."""
     async with FakeSession() as session:
         with pytest.raises(ServiceError):
             await session.start_run(experiment_id="77")

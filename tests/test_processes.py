@@ -265,7 +265,7 @@ FORK_IN_A_LOOP = """
 
 @needs_fork
 async def test_a_fork_within_a_running_loop(bare_platform: LocalPlatform, tmp_path: Path) -> None:
-    """The child is told that the run is its parent's, and logs by a handle of its own."""
+    """In the child, the parent's run is an error; a handle of its own works."""
     run_id = bare_platform.gateway.add_run()
     child = await start(bare_platform, tmp_path, FORK_IN_A_LOOP, run_id)
     await child.ends_well()

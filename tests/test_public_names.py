@@ -25,7 +25,10 @@ SESSION: Final = FAMILIES | {
     "open", "close", "is_open", "settings", "spool_folder", "logger", "call", "fetch",
     "start_run", "attach_run", "on_close",
 }  # fmt: skip
-RUN: Final = LOGGING | {
+ARTIFACTS: Final = {
+    "log_artifact", "log_artifacts", "log_text", "log_dict", "log_figure",
+}  # fmt: skip
+RUN: Final = LOGGING | ARTIFACTS | {
     "run_id", "run_name", "experiment_id", "status", "settings", "flush", "try_flush", "drain",
     "finish", "log_inputs", "discard", "stats",
 }  # fmt: skip

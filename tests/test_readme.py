@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib.util
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +46,13 @@ def blocks(language: str) -> list[Any]:
     return found
 
 
+def framework_of(code: Any) -> str:
+    """The framework that a block trains with, if it does."""
+    text = code if isinstance(code, str) else code.values[0]
+    found = re.search(r"^from adp_async\.integrations\.(\w+) import", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def between(name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
     assert found is not None, name
@@ -72,7 +83,7 @@ def local_environment(
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", [each for each in blocks("python") if not framework_of(each)])
 def test_the_code_runs(code: str) -> None:
     """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
     names = run_code(code)
@@ -81,6 +92,22 @@ def test_the_code_runs(code: str) -> None:
             asyncio.run(value())
     if "app" in names:
         asyncio.run(use_web_application(names["app"]))
+
+
+@pytest.mark.mlflow
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", [each for each in blocks("python") if framework_of(each)])
+def test_the_training_runs(code: str, tmp_path: Path) -> None:
+    """So does every block that trains with a framework, in a process of its own."""
+    framework = framework_of(code)
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"needs {framework}: pip install 'adp-async[test-frameworks]'")
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=180)
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert b"training goes on" not in ran.stderr
+    assert b"is logged as" not in ran.stderr
 
 
 def run_code(code: str) -> dict[str, Any]:

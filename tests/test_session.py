@@ -73,7 +73,7 @@ def tokens(gateway: Gateway) -> list[str | None]:
 
 
 async def test_before_it_is_entered() -> None:
-    """Neither a call nor a record is taken before the session is open, and the error says so."""
+    """Neither a call nor a record is taken before the session is open, and the error says that."""
     session = FakeSession()
     with pytest.raises(Closed, match="not open yet"):
         await session.runs.get("r")
@@ -85,7 +85,7 @@ async def test_before_it_is_entered() -> None:
 
 
 async def test_after_it_was_left() -> None:
-    """A handle that outlives its session says that it was left, whatever is asked of it."""
+    """A handle that outlives its session raises that it is closed, for every method."""
     async with FakeSession() as session:
         run = await session.start_run()
     for doing in (run.flush, run.drain, run.finish, lambda: session.runs.get(run.run_id)):
@@ -774,7 +774,7 @@ async def test_header_values_are_checked(options: dict[str, Any]) -> None:
 async def test_a_token_where_none_is_taken() -> None:
     """A retry token for an operation that ignores it would promise what nobody keeps."""
     async with FakeSession() as session:
-        with pytest.raises(ValueError, match="takes no retry token"):
+        with pytest.raises(ValueError, match="does not take a retry token"):
             await session.runs.get("r", retry_token="t")
 
 
@@ -839,7 +839,7 @@ async def test_no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_end() -> None:
-    """A session that was left leaves no thread behind."""
+    """A closed session leaves no thread behind."""
 
     async def use() -> None:
         async with FakeSession() as session:

@@ -1,4 +1,4 @@
-"""The file itself: what is written comes back, whoever reads it and whatever happened to it."""
+"""The file itself: what is written comes back, in whatever process, and whatever happened to it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def steps(records: list[AnyRecord]) -> list[int]:
     ],
 )
 def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
-    """It isn't shown, and isn't sent again; what lies beside it is."""
+    """It isn't shown, and isn't sent again; its neighbours are."""
     rejection = Rejection("run", "metric", "loss", 7, BadRequest("no", status=400))
     refused = Changes(refused=[Refused(rejection, Metric("loss", 0.5, 1, 7))])
     path = orphan(tmp_path, refused)
@@ -103,7 +103,7 @@ def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
     ],
 )
 def test_a_damaged_count(tmp_path: Path, damage: str, runs: list[str]) -> None:
-    """The list shows what can be told of the others."""
+    """The list shows what is known of the others."""
     path = orphan(tmp_path, chunk(metrics(3), run_id="a"), chunk(metrics(3), run_id="b"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(damage)
@@ -126,7 +126,7 @@ def test_waiting_records_beside_damaged_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "\n", "x" * 65], ids=repr)
 def test_a_damaged_token(tmp_path: Path, token: str) -> None:
-    """What is no retry token is sent with a new one."""
+    """A batch whose retry token is invalid is sent with a new one."""
     path = orphan(tmp_path, chunk(metrics(3)), sealed(0, 2, "token"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE sealed SET token = ?", (token,))
@@ -137,7 +137,7 @@ def test_a_damaged_token(tmp_path: Path, token: str) -> None:
 
 
 def test_an_owner_that_cannot_be_taken_out(spool: Spool, caplog: Any) -> None:
-    """The file is let go all the same; that its process ended says the same later."""
+    """The file is released anyway; later, its owner has ended."""
     caplog.set_level("DEBUG", "adp_async")
     spool._database.connection.execute("DROP TABLE meta")
     spool.let_go()
@@ -309,7 +309,7 @@ def test_a_spool_in_use_is_busy(spool: Spool) -> None:
 
 
 def test_a_spool_that_is_locked_is_busy(tmp_path: Path) -> None:
-    """Also when nobody is named as its owner: it is no news that a process has it."""
+    """Even without an owner in it: another process has it open."""
     path = orphan(tmp_path, chunk(metrics(5)))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -344,7 +344,7 @@ def is_locked(path: Path) -> bool:
 
 
 def test_the_lock_goes_with_the_spool(tmp_path: Path) -> None:
-    """What was let go of can be opened, once."""
+    """A released spool can be opened, once."""
     path = orphan(tmp_path, chunk(metrics(1)))
     first = Spool.open(path, limit=LIMIT)
     with pytest.raises(SpoolBusy):
@@ -376,7 +376,7 @@ def test_a_spool_that_has_gone_is_somebody_elses(tmp_path: Path) -> None:
 def test_one_that_is_removed_while_it_is_opened(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, is_open: bool
 ) -> None:
-    """Its owner is done with it: that is no failure, whether SQLite has the file open or not."""
+    """Its owner has finished: that is not a failure, whether SQLite has the file open or not."""
     connect = sqlite3.connect
 
     def slow(*arguments: Any, **named: Any) -> sqlite3.Connection:
@@ -560,7 +560,7 @@ def test_records_are_read_across_rows(spool: Spool) -> None:
 
 
 def test_reading_stops_at_a_hole(spool: Spool) -> None:
-    """What comes before it is read; nothing is made up, and the end of the hole is said."""
+    """What comes before it is read; nothing is made up, and the error says where the gap ends."""
     spool.commit(chunk(metrics(10)))
     spool.commit(chunk(metrics(10, 20), 20))
 
@@ -641,7 +641,7 @@ def test_a_batch_that_cannot_be_read_whole_is_no_batch(spool: Spool) -> None:
 
 
 def test_counts_leave_out_what_is_settled(spool: Spool) -> None:
-    """A row of which half was delivered counts by half, kind by kind."""
+    """A half-delivered row counts by half, kind by kind."""
     mixed: list[AnyRecord] = [*metrics(10), Param("p", "v"), RunTag("t", "v"), *metrics(10, 12)]
     spool.commit(chunk(mixed))
     spool.commit(settled(5, (10, 12), (20, 21)))
@@ -688,7 +688,7 @@ def test_many_runs_are_found_in_good_time(spool: Spool) -> None:
 
 
 def test_no_record_is_in_a_repr(spool: Spool) -> None:
-    """What was logged is nobody's business who looks at the objects."""
+    """The `repr` of objects does not show logged values."""
     secret = "a value of somebody"
     spool.commit(chunk([RunTag("t", secret)]))
     spool.commit(Changes(refused=[refusal()]))
@@ -787,7 +787,7 @@ def read_or_put_aside(
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(max_examples=150, deadline=None)
 def test_a_flipped_bit_sends_nothing_wrong(intact: Path, where: float, bit: int) -> None:
-    """Anywhere in the file: what is read is what was written, or the damage is said."""
+    """Anywhere in the file: what is read is what was written, or the damage is reported."""
     content = bytearray(intact.read_bytes())
     written = [at for at, byte in enumerate(content) if byte]
     content[written[int(where * len(written))]] ^= 1 << bit

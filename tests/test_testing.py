@@ -96,7 +96,7 @@ async def test_headers_of_answers() -> None:
 
 
 async def test_an_operation_of_nobody() -> None:
-    """A path that is no operation of the service's is refused with what to do."""
+    """A path that is not one of the service's is refused, with what to do."""
     from adp_async import Endpoint
 
     async with FakeSession() as session:

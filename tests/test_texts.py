@@ -155,7 +155,7 @@ def test_mlflow_refuses_a_time_or_a_step(secret: float) -> None:
 
 @pytest.mark.parametrize("key", ["b@d", "it's", 'say "x"', "value='x'", "a\nb"])
 def test_mlflow_refuses_a_key(key: str) -> None:
-    """A key is no value, and whoever logs it has to know which it is."""
+    """A key is not a value, and the message must show which one it is."""
     validation = pytest.importorskip("mlflow.utils.validation")
 
     for call in (

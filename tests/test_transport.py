@@ -610,7 +610,7 @@ async def test_time_is_bounded(behave, of_the_call):
     own = None if of_the_call else 0.05
     transport = AiohttpTransport(timeout=0.05 if own is None else 60)
     async with serving(behave) as server, transport:
-        with pytest.raises(RequestTimeout, match=r"no whole reply within 0\.05 s") as raised:
+        with pytest.raises(RequestTimeout, match=r"no complete reply within 0\.05 s") as raised:
             await transport.send(server.request(), timeout=own)
 
     assert raised.value.maybe_applied

@@ -1,7 +1,7 @@
-"""What works behind a session: signer, throttle, connections, and the thread that delivers.
+"""The working parts of a session: signer, throttle, connections, and the thread that delivers.
 
-Opened and closed in order, from whichever event loop; a fork, and the interpreter's end when nobody
-closed it, are heard of here as well.
+They are opened and closed together.  Forks, and the end of the interpreter while a session is open,
+are handled here as well.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from adp_async._io.lifetime import Living, Why, forget, register
 from adp_async._io.log import logger
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
+from adp_async._io.tidying import ended
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
+from adp_async._io.uploads import Uploader
 from adp_async._sansio.dispatch import Pulse
 from adp_async.errors import AdpError, Closed
 
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from adp_async._io.spool import Spool
     from adp_async._sansio.statuses import EndStatus
     from adp_async.settings import Settings
+
+
+#: Seconds that an opening which failed may take to close what it had opened.
+LONGEST_UNDOING = 5.0
 
 
 def connections(settings: Settings) -> AiohttpTransport:
@@ -69,27 +75,43 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
+        self.uploader = Uploader(
+            self.lifetime,
+            self.batches,
+            self.auth,
+            # Other servers have other limits, and so their own throttle.
+            make_caller=lambda: self._caller(
+                transport(self.settings), SharedThrottle(settings.retry)
+            ),
+            find_endpoint=self._object_storage_endpoint,
+        )
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
         self.open_runs = OpenRuns()
         self.close_hooks = CloseHooks()
         self._owns_thread = False
-        self._changing = asyncio.Lock()  # opening and closing, whoever does it
-        #: The task that opens it just now.
+        self._changing = asyncio.Lock()  # held while opening or closing
+        #: The task that is opening it.
         self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._living = Living(self._forked, self._interpreter_ends)
 
-    def _caller(self, transport: Transport) -> Caller:
-        return Caller(self.settings, self._throttle, self.auth, transport, self._new_token)
+    def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
+        throttle = throttle or self._throttle
+        return Caller(self.settings, throttle, self.auth, transport, self._new_token)
+
+    def _object_storage_endpoint(self) -> str:
+        from adp_async._io.object_storage import endpoint_of
+
+        return endpoint_of(self.settings, self.auth.region)
 
     def _make_delivery(self, settings: Settings) -> Delivery:
         return Delivery(
             settings,
             self.batches,
             throttle=self._throttle,
-            new_token=self._new_token,
+            tokens=self._new_token,
             pulse=self._pulse,
         )
 
@@ -126,7 +148,7 @@ class Engine:
         self.check_open()
 
     async def _open_unless_closed(self, make_thread: Callable[[], LoopThread]) -> None:
-        """`close` doesn't wait for an opening that hangs: it cancels that."""
+        """Open; `close` cancels an opening that hangs, and doesn't wait for it."""
         task = self._opening = asyncio.current_task()
         assert task is not None
         try:
@@ -145,6 +167,7 @@ class Engine:
     async def _open(self, make_thread: Callable[[], LoopThread]) -> None:
         await self.auth.open()
         thread: LoopThread | None = None
+        spool: Spool | None = None
         try:
             settings = await self.auth.run(self.settings.complete, self.auth.region)
             for part in (self, self.spools, self.direct, self.batches):
@@ -157,23 +180,36 @@ class Engine:
             self._loop = asyncio.get_running_loop()
             await thread.run(self._open_delivery(thread, spool))
         except BaseException:
-            self.thread = None
-            await self.direct.transport.close()
-            await self.auth.close()
-            if thread is not None and not thread.is_here:
-                thread.stop()
+            # However often it is cancelled: the delivery may be open by now.
+            await ended([asyncio.ensure_future(self._undo_opening(thread, spool))], LONGEST_UNDOING)
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
 
+    async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
+        self.thread = None
+        try:
+            if thread is not None:
+                await thread.run(self._close_delivery(0.2 * LONGEST_UNDOING))
+            if spool is not None and self.delivery.keeper is None:
+                await self.auth.run(spool.close)
+        except Exception as failure:  # the opening's own error is the one to raise
+            logger.warning("what was opened could not be closed: %s", failure)
+        finally:
+            await self.direct.transport.close()
+            await self.auth.close()
+            if thread is not None and not thread.is_here:
+                thread.stop()
+
     async def _open_delivery(self, thread: LoopThread, spool: Spool | None) -> None:
         """In the delivery thread."""
         await self.batches.transport.open()
-        # Where no spool can be made none can be emptied either.
+        # Where no spool can be created, none can be emptied.
         does_recover = spool is not None and self.settings.recover
         if does_recover:
             self.delivery.bar(None)
         await self.delivery.open(thread, spool)
+        self.uploader.open(thread)
         if does_recover:
             self.recoveries = self._make_recoveries(thread)
             recovering = self.recoveries.run()
@@ -186,7 +222,7 @@ class Engine:
 
         Raises `DeliveryError` for records that were refused or not delivered in time.
         """
-        # Being cancelled was the reason to come here; it must not keep us from tidying up.
+        # A cancellation may be why we are closing; it must not interrupt that.
         with anyio.CancelScope(shield=True):
             if (opening := self._opening) is not None:
                 self._opening = None
@@ -214,16 +250,26 @@ class Engine:
         """In the delivery thread."""
         ends_at, recovering = time.monotonic() + seconds, self._recovering
         if recovering is not None:
-            # It lets go of its files while this session's own records are written down.
+            # It releases its files while this session's own records are being written.
             asyncio.get_running_loop().call_later(0.8 * seconds, recovering.cancel)
         try:
-            await self.delivery.close(seconds, why)
+            await self._close_both(seconds, why)
         finally:
             if recovering is not None:
                 recovering.cancel()
                 left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
                 await asyncio.wait([recovering], timeout=left)
             await self.batches.transport.close()
+
+    async def _close_both(self, seconds: float, why: Why) -> None:
+        """Records and uploads have the same time; the first failure is raised, the other noted."""
+        closing = self.delivery.close(seconds, why), self.uploader.close(seconds)
+        ends = await asyncio.gather(*closing, return_exceptions=True)
+        failures = [end for end in ends if end is not None]
+        for other in failures[1:]:
+            failures[0].add_note(f"also: {other}")
+        if failures:
+            raise failures[0]
 
     def _forked(self) -> None:
         self.delivery.forked()
@@ -273,7 +319,7 @@ class Engine:
         )
 
     def _make_recovery(self) -> Delivery:
-        """What delivers the records of one process that is gone."""
+        """A delivery for the records of one dead process."""
         from adp_async._io.recovery import MAX_IN_FLIGHT, MEMORY_LIMIT
 
         settings = attrs.evolve(
@@ -288,7 +334,7 @@ class Engine:
     async def recover(
         self, orphan: Orphan, on_progress: Callable[[Recovery], None] | None = None
     ) -> None:
-        """Deliver the records of a dead process; *on_progress* hears of it."""
+        """Deliver the records of a dead process; *on_progress* is called on the way."""
         from adp_async._io.recovery import Recovery
 
         self.check_open()

@@ -1,9 +1,8 @@
 """What a failure of the network means: how far the request got, whose fault it is, what helps.
 
-Whatever aiohttp, ssl or the system raise becomes an error of ours, made anew: their own errors
-hold URLs, headers and a proxy's password, and would be shown as its cause.  And what is wrong with
-the set-up is told from what passes by itself: a certificate that nobody vouches for is no better in
-a minute.
+Whatever aiohttp, ssl or the system raise becomes a new error of ours: their own errors hold URLs,
+headers and a proxy's password, and would be shown as its cause.  And mistakes in the set-up are
+distinguished from what passes by itself: an untrusted certificate won't be trusted in a minute.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 #: The longest reply header.  Some gateways put whole tokens there.
 MAX_HEADER_BYTES: Final = 64 * 1024
 
-#: How long a direct call retries what may be a mistake in the set-up, or may pass.
+#: How long a direct call retries what may pass, or may be a mistake in the set-up.
 PATIENCE: Final = 2.5
 
 
@@ -46,7 +45,7 @@ class Journey:
 
 @define
 class Way:
-    """How requests get to one server, and whether one was ever answered there."""
+    """How requests get to one server, and whether it has ever answered one."""
 
     proxy: Proxy | None
     answered: bool = False
@@ -56,9 +55,9 @@ class Way:
 class Problem:
     """What an error of the network means.
 
-    *is_permanent*: it doesn't pass by itself.  *is_doubtful*: it may pass, or be a mistake in the
-    set-up, as long as that has never worked.  *may_be_tls*: a server that expects TLS breaks
-    plain http like that.
+    *is_permanent*: it doesn't pass by itself.  *is_doubtful*: it may pass, or be a mistake in a
+    set-up that has never worked.  *may_be_tls*: a server that expects TLS breaks plain http in
+    this way.
     """
 
     kind: type[AdpError]
@@ -69,9 +68,9 @@ class Problem:
     may_be_tls: bool = False
 
     def as_error(self, request: Request, way: Way) -> AdpError:
-        by_way_of = f" by way of the proxy {way.proxy}" if way.proxy else ""
+        through = f" through the proxy {way.proxy}" if way.proxy else ""
         fix = f". {self.fix}" if self.fix else ""
-        error = self.kind(f"{name_of(request)}: {self.what} ({_host(request)}{by_way_of}){fix}")
+        error = self.kind(f"{name_of(request)}: {self.what} ({_host(request)}{through}){fix}")
         if self.is_permanent:
             error.retriable = False
         elif self.is_doubtful and not way.answered and isinstance(error, ConnectionFailed):
@@ -96,7 +95,7 @@ def problem_of(
     ):
         return _no_connection(error, way, is_known=is_known)
     if isinstance(error, TimeoutError):
-        return Problem(RequestTimeout, f"no whole reply within {seconds:g} s")
+        return Problem(RequestTimeout, f"no complete reply within {seconds:g} s")
     is_http = isinstance(_parser_error(error), http_exceptions.LineTooLong)
     may_be_tls = request.url.startswith("http://") and not is_http
     return Problem(ConnectionLost, f"the connection broke{_reason(error)}", may_be_tls=may_be_tls)
@@ -106,7 +105,7 @@ def _refused_by_proxy(error: aiohttp.ClientHttpProxyError, way: Way) -> Problem:
     status = error.status
     fix = _PROXY_FIXES.get(status, "")
     if status == 407 and way.proxy and way.proxy.headers:
-        fix = "It does not accept the user and password that it was given."
+        fix = "It does not accept the given user and password."
     problem = Problem(ConnectionFailed, f"the proxy answered {status}", fix)
     is_refusal = status < 500 and status not in _PASSING_STATUSES
     return evolve(problem, is_permanent=is_refusal, is_doubtful=True)
@@ -129,7 +128,7 @@ def _no_connection(error: BaseException, way: Way, *, is_known: bool) -> Problem
     whose = "no connection to the proxy" if _is_about_proxy(error, way) else "no connection"
     reason = _reason(cause)
     if isinstance(error, aiohttp.ClientConnectorError) and _is_plain(error.os_error.strerror):
-        reason = f": {error.os_error.strerror}"  # it says which address it was, too
+        reason = f": {error.os_error.strerror}"  # it names the address, too
     problem = Problem(ConnectionFailed, f"{whose}{reason}", is_permanent=not is_known)
     return evolve(problem, is_doubtful=way.proxy is not None)
 
@@ -162,7 +161,7 @@ def _no_tls(error: ssl.SSLError) -> Problem:
     elif reason in _OLD_TLS:
         what, fix = "no common version of TLS", "TLS 1.2 or later is needed."
     else:
-        what, fix = "TLS could not be agreed on", ""
+        what, fix = "the TLS handshake failed", ""
     is_passing = reason == "TLSV1_ALERT_INTERNAL_ERROR"
     problem = Problem(ConnectionFailed, f"no connection: {what} [{shown}]", fix)
     return evolve(problem, is_permanent=not is_passing, is_doubtful=is_passing)
@@ -179,26 +178,28 @@ def _no_address(error: socket.gaierror, way: Way) -> Problem:
 
 def _closed_while_connecting(way: Way) -> Problem:
     by = "proxy or server" if way.proxy else "server"
-    what = f"no connection: the {by} closed it while TLS was being agreed on"
-    fix = "If that lasts, check the port, firewalls, and that the server offers TLS 1.2 or later."
+    what = f"no connection: the {by} closed it during the TLS handshake"
+    fix = (
+        "If this persists, check the port, firewalls, and that the server offers TLS 1.2 or later."
+    )
     return Problem(ConnectionFailed, what, fix, is_doubtful=True)
 
 
 _PASSING_STATUSES: Final = frozenset({408, 425, 429})
 _PROXY_FIXES: Final = {
-    407: "It wants a user and password: HTTPS_PROXY=http://user:password@host:port.",
-    403: "It does not let this host pass: have it allowed, or exempt the host with NO_PROXY.",
+    407: "It requires a user and password: HTTPS_PROXY=http://user:password@host:port.",
+    403: "It blocks this host: have it allowed, or exempt the host with NO_PROXY.",
 }
 _CA_FIX: Final = (
-    "If a company or a proxy signs with its own authority, name its certificates by the setting "
-    "ca_bundle or by ADP_ASYNC_CA_BUNDLE, REQUESTS_CA_BUNDLE or SSL_CERT_FILE."
+    "If a company or a proxy uses an authority of its own, name its certificates with the setting "
+    "ca_bundle or with ADP_ASYNC_CA_BUNDLE, REQUESTS_CA_BUNDLE or SSL_CERT_FILE."
 )
 #: By OpenSSL's number for what is wrong with a certificate.
 _CERTIFICATE_FIXES: Final = {
     9: "Check the clock of this machine.",
     10: "It has expired, or the clock of this machine is wrong.",
-    62: "Check the endpoint: another server answers there, or it has another name.",
-    64: "Check the endpoint: another server answers there, or it has another name.",
+    62: "Check the endpoint: another server answers, or it has another name.",
+    64: "Check the endpoint: another server answers, or it has another name.",
 }
 _NOT_TLS: Final = frozenset(
     {
@@ -225,7 +226,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _parser_error(error: BaseException) -> http_exceptions.HttpProcessingError | None:
-    """What aiohttp's parser stumbled over: the last in a row of causes, whose type tells most."""
+    """What aiohttp's parser failed at: the last in the chain of causes, which is the most exact."""
     found = None
     cause = error.__cause__ if isinstance(error, aiohttp.ClientResponseError) else None
     while isinstance(cause, http_exceptions.HttpProcessingError):

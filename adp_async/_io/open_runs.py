@@ -39,9 +39,10 @@ class OpenRuns:
 
     def heard(self, endpoint: Endpoint, body: object) -> None:
         """A request succeeded: it may have ended a run."""
-        if endpoint not in (endpoints.UPDATE_RUN, endpoints.DELETE_RUN):
+        if not isinstance(body, dict):
             return
-        if isinstance(body, dict) and body.get("status", "FINISHED") in _ENDS:
+        is_update = endpoint is endpoints.UPDATE_RUN and body.get("status") in _ENDS
+        if is_update or endpoint is endpoints.DELETE_RUN:
             self._run_ids.pop(str(body.get("run_id")), None)
 
     def forked(self) -> None:

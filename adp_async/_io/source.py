@@ -5,7 +5,6 @@ Nothing here fails: what cannot be found out has no tag.
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from functools import cache
@@ -46,6 +45,8 @@ def _notebook() -> str:
 
 
 def _user() -> str:
+    import getpass  # only here
+
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # the system knows no name of this user

@@ -1,6 +1,6 @@
 """A spool: one SQLite file with what a process accepted and had not delivered yet.
 
-Everything here blocks and belongs into a worker thread; one lock lets any thread in.  Commits are
+Everything here blocks and belongs in a worker thread; a lock makes it thread-safe.  Commits are
 atomic and outlive the process (WAL, ``synchronous=NORMAL``: a crash of the machine may take the
 last of them, one of the process may not).
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Contents", "Piece", "Spool"]
 
-#: Seconds that a fork waits for a commit under way.
+#: Seconds that a fork waits for a commit in progress.
 _LONGEST_WAIT: Final = 1.0
 
 
@@ -73,7 +73,7 @@ class Spool:
 
     @property
     def size(self) -> int:
-        """Bytes in use, without the pages that are free again."""
+        """Bytes in use, without free pages."""
         return self._database.size
 
     @property
@@ -94,16 +94,16 @@ class Spool:
     @classmethod
     def create(cls, folder: Path, identity: Identity, *, limit: int) -> Spool:
         """A new spool of this process, in *folder*, which is made for its owner alone."""
-        folder = folder.absolute()  # whoever changes the working folder means no spool by it
+        folder = folder.absolute()  # the working folder may change
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_folder(folder, to_create=True)
             path = folder / new_name()
             facts = _make(path)
         except OSError as error:
-            raise SpoolError(f"no spool can be made in {folder}: {error.strerror}") from error
+            raise SpoolError(f"a spool cannot be created in {folder}: {error.strerror}") from error
         try:
-            # Whose is not ours here would not be taken after the process ended, either.
+            # A file that isn't ours now could not be recovered later, either.
             check_is_ours(path, facts)
             owner = Owner.this_process(facts.st_ino)
             connection = connect(path, lambda new: lay_out(new, identity, owner))
@@ -115,9 +115,9 @@ class Spool:
 
     @classmethod
     def open(cls, path: Path, *, limit: int) -> Spool:
-        """A spool that another process left.
+        """Open the spool of another process.
 
-        Raises `SpoolBusy` while that lives, or may live (see `owner`), `SpoolNewer`,
+        Raises `SpoolBusy` while that is, or may be, alive (see `owner`), `SpoolNewer`,
         `SpoolUntrusted` for one that isn't this user's, and `SpoolError` for a damaged file, which
         is left untouched.
         """
@@ -140,7 +140,7 @@ class Spool:
         return cls(Database(path, connection, header.file, header.format), limit)
 
     def take(self) -> int:
-        """Name this process as the owner, and put damaged rows aside; how many.
+        """Name this process as the owner, and set damaged rows aside; returns how many.
 
         All rows are looked at now: one that turns out damaged later would have those before it
         wait for what comes after it.
@@ -159,15 +159,15 @@ class Spool:
         if damaged:
             _, run_id, first, last = damaged[0]
             more = f", and {len(damaged) - 1} more rows" if len(damaged) > 1 else ""
-            message = "%s: records %s to %s of run %r are damaged and put aside%s"
+            message = "%s: records %s to %s of run %r are damaged and set aside%s"
             logger.warning(message, self.path, first, last, run_id, more)
         with self._database.reading() as connection:
-            # Who looks at the owner reads the file, and not the WAL.
+            # The owner is read from the file, not from the WAL.
             connection.execute("PRAGMA wal_checkpoint")
         return len(damaged)
 
     def close(self, is_all_settled: bool = False) -> None:
-        """Release the file; it is removed when it holds nothing any more.
+        """Release the file, and remove it if it is empty.
 
         *is_all_settled*: none of its records waits, whatever its rows say.
         """
@@ -182,7 +182,7 @@ class Spool:
                 remove(self.path)
 
     def let_go(self) -> None:
-        """Close the file and leave it as it is, for whoever opens it next."""
+        """Close the file and leave it as it is, for the next process."""
         self._let_go(is_left=True)
 
     def _let_go(self, *, is_left: bool) -> None:
@@ -222,7 +222,7 @@ class Spool:
         self._writer.commit(changes, last_error)
 
     def requeue_refused(self) -> int:
-        """Have the refused records wait once more; how many do."""
+        """Queue the refused records again; returns how many."""
         return self._writer.requeue_refused()
 
     def load(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
@@ -241,7 +241,7 @@ class Spool:
         return self._reader.waiting()
 
     def contents(self) -> Contents:
-        """What a person wants to know of it."""
+        """A summary of what it holds, for a person."""
         return contents_of(self._database, self.identity)
 
 
@@ -256,7 +256,7 @@ def _make(path: Path) -> os.stat_result:
 def _is_sound(run_id: Any, first: Any, last: Any, body: Any, checksum: Any) -> bool:
     if not is_place(run_id, first, last):
         return False
-    if checksum is None:  # format 1: it has to be read to be known
+    if checksum is None:  # format 1: only reading it can tell
         return records_of(run_id, first, last, body, checksum) is not None
     # A row of format 2 with its checksum is as it was written.
     return bool(checksum == checksum_of(body, run_id, first, last))
@@ -265,7 +265,7 @@ def _is_sound(run_id: Any, first: Any, last: Any, body: Any, checksum: Any) -> b
 # ---------------------------------------------------------------------- forks
 
 _open_spools: weakref.WeakSet[Spool] = weakref.WeakSet()
-#: Those that are locked while this process forks, and who forks.
+#: Spools that are locked while this process forks; and the lock of the fork itself.
 _held: list[Spool] = []
 _forking = threading.RLock()
 

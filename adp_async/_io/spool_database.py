@@ -29,9 +29,9 @@ _CLOSED.close()
 
 
 class Database:
-    """The file *path*, open, whose rows are of *version*.
+    """The open file *path*, with rows of format *version*.
 
-    *file*: what *path* was the name of when it was opened.  *lock* is held while it is used.
+    *file* is its device and inode when it was opened.  *lock* is held while it is used.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing; `SpoolError` for what SQLite says."""
+        """A transaction; SQLite's errors become a `SpoolError`."""
         with self.lock, as_ours(self.path):
             connection = self.connection
             connection.execute("BEGIN IMMEDIATE")
@@ -64,14 +64,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """For statements that stand alone; `SpoolError` for what SQLite says."""
+        """For single statements; SQLite's errors become a `SpoolError`."""
         with self.lock, as_ours(self.path):
             yield self.connection
 
     def disown(self) -> None:
         """In a forked child: the file is the parent's, and nothing here reaches it any more."""
-        # Closed here, be it when the interpreter ends, SQLite would take itself for the only user
-        # and remove the WAL that the parent keeps writing.  One reference too many prevents it.
+        # If the child closed it, even when its interpreter ends, SQLite would believe to be the
+        # only user and remove the WAL that the parent keeps writing.  An extra reference prevents
+        # that.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
         self.connection, self.lock = _CLOSED, threading.RLock()
 
@@ -79,7 +80,7 @@ class Database:
 
     @property
     def size(self) -> int:
-        """Bytes in use, without the pages that are free again."""
+        """Bytes in use, without free pages."""
         with self.reading() as connection:
             pages, free, page_size = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -88,7 +89,7 @@ class Database:
         return int((pages - free) * page_size)
 
     def fold(self) -> bool:
-        """Give back what the file and its WAL do not need; whether there was any."""
+        """Give back the space that file and WAL don't need; returns whether there was any."""
         with self.lock:
             connection = self.connection
             try:
@@ -104,7 +105,7 @@ class Database:
         return True
 
     def shrink(self) -> None:
-        """Give back pages that are free, a part of them at a time, when there are many."""
+        """When there are many free pages, give back some of them."""
         with self.reading() as connection:
             if connection.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
                 # `execute` would take one step of it, which is one page.
@@ -118,7 +119,7 @@ class Database:
         return "checksum" if self.version > 1 else "NULL"
 
     def meta(self) -> dict[str, str]:
-        """What the file says of itself."""
+        """The table of facts about the file."""
         with self.reading() as connection:
             return dict(connection.execute("SELECT name, value FROM meta").fetchall())
 
@@ -134,14 +135,14 @@ class Database:
     def insert_rows(
         self, connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]
     ) -> None:
-        """*rows*, which end with their checksum; tables of format 1 have no place for that."""
+        """Insert *rows*, which end with a checksum; format 1 has no column for that."""
         if self.version < 2:
             rows = (row[:-1] for row in rows)
         marks = ", ".join("?" * (_COLUMNS[table] - (self.version < 2)))
         connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
 
     def put_aside(self, connection: sqlite3.Connection, table: str, rowid: int) -> None:
-        """Move a damaged row to where nothing waits for it."""
+        """Move a damaged row to the table of unreadable ones."""
         place = "run_id, first, last" if table == "chunks" else "run_id, 0, 0"
         # A damaged row may have a NULL where `lay_out` allows none.
         columns = ", ".join(f"ifnull({each}, 0)" for each in [*place.split(", "), "body"])

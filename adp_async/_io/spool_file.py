@@ -23,8 +23,8 @@ from adp_async.errors import AdpError
 FileId: TypeAlias = "tuple[int, int]"
 
 SUFFIX: Final = ".spool"
-#: What stays free of a disk for the tokens and ends of the records that are on it already: as much
-#: as the largest batch, and of a very small disk this part.
+#: How much of a disk stays free for tokens and outcomes of the records that are on it already: the
+#: size of the largest batch, or this part of a very small disk.
 _RESERVED_BYTES: Final = 2**20
 _RESERVED_PART: Final = 8
 _BESIDE: Final = ("-wal", "-shm", "-journal")
@@ -35,15 +35,15 @@ class SpoolError(AdpError):
 
 
 class SpoolFull(SpoolError):
-    """The disk is full: the spool can be read, and nothing more is written."""
+    """The disk is full: the spool can be read, but not written."""
 
 
 class SpoolLimit(SpoolError):
-    """The spool is as large as it may be: it takes no more records."""
+    """The spool has reached its limit, and accepts no more records."""
 
 
 class SpoolReserve(SpoolLimit):
-    """All that is free of the disk is kept for what has to follow the records that are on it."""
+    """The rest of the disk is reserved for tokens and outcomes of the records on it."""
 
 
 class SpoolUnreadable(SpoolError):
@@ -59,7 +59,7 @@ class SpoolBusy(SpoolError):
 
 
 class SpoolForeign(SpoolError):
-    """Not a spool file, or the rest of one whose beginning is gone."""
+    """Not a spool file, or a truncated one."""
 
 
 class SpoolElsewhere(SpoolBusy):
@@ -67,7 +67,7 @@ class SpoolElsewhere(SpoolBusy):
 
 
 class SpoolUntrusted(SpoolForeign):
-    """Another user's, or something else than `lay_out` makes: it is not even opened."""
+    """It belongs to another user, or isn't what `lay_out` makes: it is not even opened."""
 
 
 class SpoolNewer(SpoolError):
@@ -92,7 +92,7 @@ def default_spool_folder() -> Path:
     import platformdirs
 
     is_blank = not (os.environ.get("HOME", "~").strip() or os.environ.get("XDG_STATE_HOME"))
-    with suppress(RuntimeError):  # what some versions say without a home
+    with suppress(RuntimeError):  # raised by some versions without a home
         folder = Path(platformdirs.user_state_dir("adp_async", appauthor=False))
         if folder.is_absolute() and not is_blank:
             return folder / "spool"
@@ -104,7 +104,7 @@ def default_spool_folder() -> Path:
 
 
 def new_name() -> str:
-    """A name that tells when and by which process, and sorts by time."""
+    """A name with time and process, which sorts by time."""
     now = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
     micros = int(now % 1 * 1e6)
@@ -129,8 +129,8 @@ def user_id() -> int | None:
 def check_folder(folder: Path, *, to_create: bool = False) -> None:
     """Raise `SpoolUntrusted` unless spools can be kept in *folder*.
 
-    It belongs to this user, or to root as ``/tmp`` does.  *to_create*: and nobody else can put a
-    file in another's place there.  `SpoolError` when it can't be looked at.
+    It belongs to this user, or to root as ``/tmp`` does.  *to_create*: and nobody else can
+    replace files there.  `SpoolError` when it can't be read.
     """
     try:
         facts, user = os.stat(folder), user_id()
@@ -159,7 +159,7 @@ def beside(path: Path) -> list[Path]:
 
 
 def is_still(path: Path, file: FileId) -> bool:
-    """Whether *path* is the name of *file*, and not gone or another's."""
+    """Whether *path* still names *file*: it was not removed or replaced."""
     try:
         return file_id(os.lstat(path)) == file
     except OSError:
@@ -167,10 +167,10 @@ def is_still(path: Path, file: FileId) -> bool:
 
 
 def has_room(path: Path, size: int) -> bool:
-    """Whether the disk of *path* takes *size* bytes of records, and what has to follow them.
+    """Whether the disk of *path* has room for *size* bytes of records, and what must follow them.
 
-    That is the tokens of their batches and their ends, without which nothing on a full disk could
-    leave it; and moving the WAL into the file, which makes room and needs some.
+    What follows are the tokens of their batches and their outcomes, without which a full disk could
+    never be emptied, and the merge of the WAL into the file, which makes room and needs some.
     """
     if not hasattr(os, "statvfs"):
         return True
@@ -178,7 +178,7 @@ def has_room(path: Path, size: int) -> bool:
         disk = os.statvfs(path)
         wal = os.stat(f"{path}-wal").st_size
     except OSError:
-        return True  # writing says what is wrong
+        return True  # writing will report what is wrong
     if not disk.f_blocks:
         return True  # some file systems do not know how large they are
     blocks = disk.f_bavail if user_id() else disk.f_bfree

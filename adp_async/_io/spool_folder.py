@@ -5,10 +5,12 @@ SQLite and its tables are a quarter of the import's time: they are imported when
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
 from adp_async._io.log import logger
+from adp_async._io.tidying import ended
 from adp_async._knobs import absolute_folder
 
 if TYPE_CHECKING:
@@ -22,12 +24,16 @@ if TYPE_CHECKING:
     from adp_async.settings import Settings
 
 
+#: Seconds that a cancelled opening waits for the disk to have made its file.
+LONGEST_WAIT = 2.0
+
+
 class SpoolFolder:
     """The folder of the spools of a session with *settings*."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # Now: where a relative one is changes with the working folder.
+        # Resolved now: the working folder may change.
         spool = settings.spool
         self._path = None if isinstance(spool, bool) else absolute_folder(spool)
 
@@ -54,13 +60,18 @@ class SpoolFolder:
         limit = self.settings.spool_limit
         try:
             create = partial(Spool.create, self.path, self._identity(), limit=limit)
-            return await auth.run(create)
+            making = asyncio.ensure_future(auth.run(create))
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            if await ended([making], LONGEST_WAIT) and making.exception() is None:
+                _close(making.result())
+            raise
         except SpoolError as error:
             logger.warning("accepted records are only in memory: %s", error)
             return None
 
     def finder(self) -> Callable[[set[Path], int], Found]:
-        """What opens the spools of dead processes, but for those seen before, at most so many."""
+        """A function that opens spools of dead processes: not those seen, and at most so many."""
         from adp_async._io.recovery import open_orphans
 
         folder, limit = self.path, self.settings.spool_limit
@@ -76,3 +87,11 @@ class SpoolFolder:
 
         settings = self.settings
         return Identity(settings.base_url, settings.platform_id, settings.workspace or "")
+
+
+def _close(spool: Spool) -> None:
+    """Release a file that nothing was written to; the reason for that is what is raised."""
+    try:
+        spool.close()
+    except Exception as failure:
+        logger.warning("%s could not be closed: %s", spool.path, failure)

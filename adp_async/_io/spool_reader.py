@@ -23,14 +23,14 @@ LOADED: Final = 10_000
 
 @frozen
 class Piece:
-    """What is still to be delivered of a run: ranges on disk, and batches that were under way.
+    """What is still to be delivered of a run: ranges on disk, and batches that were in flight.
 
     *last* is where its records on disk end, delivered ones included.
     """
 
     run_id: str
     spilled: tuple[tuple[int, int], ...]
-    #: (ranges, retry token, records) of the batches that were under way.
+    #: (ranges, retry token, records) of the batches that were in flight.
     sealed: tuple[tuple[tuple[tuple[int, int], ...], str, list[AnyRecord]], ...]
     last: int
 
@@ -57,7 +57,7 @@ class Reader:
                 if start > position or position >= last:
                     break
                 chunk = records_of(run_id, start, end, body, checksum)
-                # A damaged row may pretend to be longer than it is, and another follow.
+                # A damaged row may claim to be longer than it is, and another row follow.
                 records += chunk[position - start : last - start] if chunk else []
         if records or first == last:
             return records
@@ -121,7 +121,7 @@ class Reader:
             try:
                 records += self.load(run_id, first, last)
             except SpoolUnreadable:
-                return []  # found again, and said, when they are read one row after the other
+                return []  # reported when the rows are read one by one
         return records if len(records) == sum(last - first for first, last in parts) else []
 
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
@@ -143,7 +143,7 @@ class Reader:
 
 
 def _by_token(sealed: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[int, int]]]:
-    """The ranges of each batch that was sealed: a batch that was taken apart has several."""
+    """The ranges of each sealed batch: one that was split has several."""
     batches: dict[str, list[tuple[int, int]]] = {}
     for first, last, token in sorted(sealed):
         batches.setdefault(token, []).append((first, last))
@@ -165,7 +165,7 @@ def _by_run(rows: Iterable[Sequence[Any]]) -> dict[str, list[tuple[Any, ...]]]:
 def _unsettled(
     chunks: Iterable[tuple[Any, ...]], settled: int, done: Iterable[tuple[Any, ...]]
 ) -> list[tuple[int, int]]:
-    """What of *chunks* has no end yet: not before *settled*, and in none of the spans of *done*."""
+    """The unsettled ranges of *chunks*: from *settled* on, and not in the spans of *done*."""
     ranges = joined(sorted((max(row[0], settled), row[1]) for row in chunks if row[1] > settled))
     for first, last in done:
         ranges = without(ranges, first, last)

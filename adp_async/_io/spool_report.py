@@ -59,7 +59,7 @@ class Contents:
 
 
 def contents_of(database: Database, identity: Identity) -> Contents:
-    """What a person wants to know of it."""
+    """A summary of what *database* holds."""
     meta = database.meta()
     refused = database.refused()
     with database.reading() as connection:
@@ -74,7 +74,7 @@ def contents_of(database: Database, identity: Identity) -> Contents:
         tuple(_run_rows(database)),
         tuple(rejected),
         meta.get("last_error", ""),
-        f"{damaged} rows are damaged and put aside" if damaged else "",
+        f"{damaged} rows are damaged and set aside" if damaged else "",
     )
 
 

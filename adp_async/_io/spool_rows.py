@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from adp_async._sansio.journal import Refused
     from adp_async._sansio.records import AnyRecord, Kind
 
-#: Sequence numbers that are beyond it were never given.
+#: Sequence numbers beyond this were never assigned.
 _LAST_POSSIBLE: Final = 2**62
-#: A row that says it holds more has another's number.
+#: A row that claims to hold more has a damaged number.
 _LONGEST_ROW: Final = 1_000_000
-#: Where the rows of chunks say they belong.
+#: The place that each row of chunks claims.
 PLACES: Final = "SELECT rowid, run_id, first, last FROM chunks"
 
 
@@ -57,7 +57,7 @@ def refused_row(refused: Refused, now: float) -> tuple[Any, ...]:
 
 
 def checksum_of(body: object, *place: object) -> int | None:
-    """CRC-32 of a row: its body, and where that belongs."""
+    """CRC-32 of a row: of its body and its place."""
     if not isinstance(body, bytes):
         return None
     return zlib.crc32(body, zlib.crc32("\0".join(map(str, place)).encode()))

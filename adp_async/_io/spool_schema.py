@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from adp_async._io.owner import Owner
     from adp_async._io.spool_file import Identity
 
-#: "adpa", so that `file` can tell what this is; and the version of the tables below.
+#: "adpa", which identifies the file as a spool.
 APPLICATION_ID: Final = 0x61647061
-#: Format 1 had no checksums and no owner.
+#: The version of the tables below.  Format 1 had no checksums and no owner.
 FORMAT: Final = 2
 _CACHE_KIB: Final = 2048
 _PAGE_BYTES: Final = 4096
-#: The WAL's usual size: a larger one is moved into the file less often, and that is what costs.
+#: The WAL's usual size: a larger one is merged into the file less often, which is the expensive
+#: part.
 _WAL_BYTES: Final = 16 * 2**20
 
 _TABLES: Final = """
@@ -67,7 +68,7 @@ def connect(
         )
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
-            # A flipped bit in a name must not keep the rows around it from being read.
+            # A flipped bit in a name must not make the rows around it unreadable.
             connection.text_factory = text_of
             # Before WAL: then no shared memory is needed, and the lock is held until the end.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -91,7 +92,7 @@ def text_of(data: bytes) -> str:
 
 
 def lay_out(connection: sqlite3.Connection, identity: Identity, owner: Owner) -> None:
-    """The tables of a new spool, before there is a WAL: its first page says what it is."""
+    """Create the tables of a new spool, before there is a WAL, so that the first page has them."""
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN IMMEDIATE")
@@ -128,7 +129,7 @@ def _schema_of(connection: sqlite3.Connection) -> frozenset[tuple[str, ...]]:
 
 
 def check_schema(path: Path, connection: sqlite3.Connection, version: int) -> None:
-    """Raise unless the tables are those that `lay_out` makes: a view could run for ever."""
+    """Raise unless the tables are those that `lay_out` makes: a view could run forever."""
     with as_ours(path):
         found = _schema_of(connection)
     if strange := found ^ _schema(version):
@@ -138,7 +139,7 @@ def check_schema(path: Path, connection: sqlite3.Connection, version: int) -> No
 
 
 def check_pages(path: Path, connection: sqlite3.Connection) -> None:
-    """Raise for a damaged file; an index that doesn't fit its table is made anew."""
+    """Raise for a damaged file; an index that doesn't match its table is rebuilt."""
     with as_ours(path):
         connection.execute("PRAGMA cell_size_check = ON")
         if _first_trouble(connection, "integrity_check") == "ok":

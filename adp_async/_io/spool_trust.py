@@ -1,4 +1,4 @@
-"""Whether a file may be opened as a spool: it is one, it is this user's, and nobody else has it.
+"""Whether a file may be opened as a spool: it is one, belongs to this user, and is not in use.
 
 A spool names the records to send, and where, with the credentials of whoever delivers it.  So one
 is opened only when it is this user's, and has exactly the tables of `spool_schema`.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.spool_file import FileId
 
-#: A file that is younger and looks like no spool yet may be in the making.
+#: A younger file that does not look like a spool yet may be one that is being created.
 _SECONDS_IN_THE_MAKING: Final = 60.0
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
@@ -51,7 +51,7 @@ _LOOKING: Final = (
 
 @frozen
 class Header:
-    """What a look at a file tells before SQLite touches it."""
+    """What is known of a file before SQLite touches it."""
 
     file: FileId
     format: int
@@ -71,10 +71,10 @@ def check_is_ours(path: Path, facts: os.stat_result) -> None:
 
 
 def check_header(path: Path, in_use: Collection[FileId]) -> Header:
-    """Look at the file without SQLite, which would write into one of another kind.
+    """Read the header without SQLite, which would write to a file of another kind.
 
-    Not at one of those *in_use* by this process: when it is closed here, POSIX takes the lock away
-    from whoever holds it in this process.
+    A file *in_use* by this process is not opened: closing it here would release the lock that
+    another part of this process holds, as POSIX demands.
     """
     try:
         if file_id(os.stat(path)) in in_use:
@@ -121,7 +121,7 @@ def _number(header: bytes, position: int) -> int:
 
 
 def check_owner(path: Path, header: Header) -> None:
-    """Raise `SpoolBusy` when the process that has the file may live, whatever the lock says."""
+    """Raise `SpoolBusy` when the owner of the file may be alive, whatever the lock says."""
     owner = _read_owner(path, header)
     if owner is None:
         return
@@ -132,7 +132,7 @@ def check_owner(path: Path, header: Header) -> None:
 
 
 def _read_owner(path: Path, header: Header) -> Owner | None:
-    """What stands in the file itself: SQLite must not touch the WAL of a process that lives."""
+    """The owner in the file itself: SQLite must not touch the WAL of a live process."""
     if header.format < 2:
         return None
     try:
@@ -147,12 +147,12 @@ def _read_owner(path: Path, header: Header) -> Owner | None:
     except SpoolUntrusted:
         raise
     except (sqlite3.Error, UnicodeDecodeError, SpoolError):
-        return None  # damaged, or gone: opening it says so
+        return None  # damaged, or gone: opening it will report that
     return Owner.from_text(found[0]) if found else None
 
 
 def _seconds_silent(path: Path) -> float:
-    """How long ago it was last written, at least; a clock that is off makes it no older."""
+    """The least time since it was last written; a wrong clock doesn't make it older."""
     times = []
     for each in (path, *beside(path)):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Writes a spool: what is accepted, sealed, settled and refused."""
+"""Writes a spool: records that were accepted, sealed, settled or refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Writer:
     def commit(self, changes: Changes, last_error: str = "") -> None:
         """Write *changes*.  `SpoolError` says that their chunks are not written, and why."""
         if not self._database.is_there:  # SQLite would keep writing to a file without a name
-            changes.is_settled = True  # no file is left that could say otherwise
+            changes.is_settled = True  # no file is left to say otherwise
             raise SpoolError(f"{self._database.path} was removed while it was in use")
         if changes.settled or changes.refused or changes.unreadable or last_error:
             self._make_room_for(partial(self._commit_ends, changes, last_error))
@@ -53,13 +53,13 @@ class Writer:
         with self._database.transaction() as connection:
             if obstacle is None:
                 self._insert(connection, rows)
-            # The tokens of what is on disk already: only when that has left there is room again.
+            # Tokens of records that are on disk already: delivering those makes room.
             self._insert_tokens(connection, changes)
         if obstacle is not None:
             raise obstacle
 
     def _make_room_for(self, commit: Callable[[], None]) -> None:
-        """*commit*, and when the disk has no room for it, once more after making some."""
+        """Call *commit*; when the disk has no room for it, make some and call it again."""
         try:
             commit()
         except (SpoolFull, SpoolReserve):
@@ -68,7 +68,7 @@ class Writer:
             commit()
 
     def _obstacle(self, rows: Sequence[tuple[Any, ...]]) -> SpoolLimit | None:
-        """Why the spool may not take *rows* of chunks."""
+        """Why *rows* of chunks may not be written, or None."""
         if not rows:
             return None
         if self._database.size >= self.limit:
@@ -129,11 +129,11 @@ class Writer:
         )
 
     def requeue_refused(self) -> int:
-        """Have the refused records wait once more; how many do.
+        """Queue the refused records again; returns how many.
 
-        They leave one table in the transaction in which they enter the other, so that none is sent
-        twice, whatever happens in between.  They come behind what waits already: a tag among them
-        overwrites what was set since.
+        They move from one table to the other in one transaction, so that none is sent twice.  They
+        come after the records that are waiting already: a tag among them overwrites one that was
+        set since.
         """
         waiting: dict[str, list[AnyRecord]] = defaultdict(list)
         with self._database.transaction() as connection:
@@ -155,7 +155,7 @@ class Writer:
         return sum(map(len, waiting.values()))
 
     def _end_of(self, connection: sqlite3.Connection, run_id: str) -> int:
-        """A sequence number that is beyond all that is known of a run."""
+        """A sequence number beyond all known ones of a run."""
         ends = [0]
         for column, table in (
             ("last", "chunks"),

@@ -1,12 +1,11 @@
 """Sends one signed request, once, and says how far it got.
 
 Whether a request never left or was lost on the way is decided here, since nobody can tell later:
-`ConnectionFailed` when no connection came about, `ConnectionLost` from the moment there was one,
-also when the service closed an old connection just as it was used again.  An answer of any status
+`ConnectionFailed` when no connection was made, `ConnectionLost` once there was one, also when the
+service closed an old connection just as it was used again.  An answer of any status
 is a `Reply`; what it means is read elsewhere (`adp_async._sansio.replies`).
 
-Whatever aiohttp, ssl or the system raise becomes one of these; which, is said by
-`network_problems`.
+Whatever aiohttp, ssl or the system raise becomes one of these; `network_problems` says which.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import warnings
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -44,31 +43,33 @@ from adp_async.errors import (
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import AsyncGenerator
 
     from aiohttp.connector import Connection
 
-    from adp_async._sansio.messages import Request
+    from adp_async._sansio.messages import Request, Stream
 
 __all__ = ["AiohttpTransport"]
 
 USER_AGENT: Final = "adp-async"
 
-#: The largest good reply that is read.  A page of 1000 runs with all their tags is about 10 MB.
+#: The largest successful reply that is read.  A page of 1000 runs with all their tags is about 10
+#: MB.
 MAX_REPLY_BYTES: Final = 64 * 2**20
 
 _PROBE_TIMEOUT: Final = 1.0
 
 
-#: That of the task: it is the request's own task in which aiohttp asks for a connection.
+#: One a task: aiohttp asks for a connection in the task of the request.
 _JOURNEY: Final[ContextVar[Journey]] = ContextVar("journey")
 
 
 class AiohttpTransport:
-    """A pool of connections.  Safe for many requests at once, on one event loop.
+    """A pool of connections, for any number of concurrent requests on one event loop.
 
     *connect_timeout* bounds connecting, *timeout* one attempt from start to end, *limit* the
-    connections that are open at once, *max_reply_bytes* a good reply's body.  *ca_bundle*: whom
-    to trust, see `trusted_certificates`.
+    connections that are open at once, *max_reply_bytes* a successful reply's body.  *ca_bundle*:
+    whom to trust, see `trusted_certificates`.
     """
 
     def __init__(
@@ -144,14 +145,15 @@ class AiohttpTransport:
             session.detach()
             with suppress(RuntimeError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                connector.close()  # of which only the waiting is left out
+                connector.close()  # all of closing except waiting
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """Send *request* exactly as it is and read the reply to its end.
 
         Raises `ConnectionFailed`, `ConnectionLost`, `RequestTimeout` after *timeout* seconds
-        (default: that of the transport), and `UnreadableReply` for a good reply that is too big;
-        nothing that isn't an `AdpError`.  Cancelling closes the connection.
+        (default: that of the transport; with a stream they count from the last chunk that left),
+        `UnreadableReply` for a successful reply that is too large, and the failure of a stream;
+        always an `AdpError`.  Cancelling closes the connection.
         """
         if self._session is None:
             message = "the transport is not open"
@@ -163,10 +165,10 @@ class AiohttpTransport:
         try:
             url = URL(request.url, encoded=True)
             way = self._way_to(url)
-            reply = await self._exchange(self._session, request, url, way, seconds)
+            reply = await self._send_once(self._session, request, url, way, seconds)
             way.answered = True
             return reply
-        except ConfigurationError as error:  # only of an address that was not loaded before
+        except ConfigurationError as error:  # for an address that `load` was not told
             problem = Problem(ConnectionFailed, f"no connection: {error}", is_permanent=True)
         except AdpError:
             raise
@@ -176,13 +178,15 @@ class AiohttpTransport:
             problem = problem_of(error, request, way, journey, seconds)
         except Exception as error:
             problem = problem_of(error, request, way, journey, seconds)
-        # Out here the error has no context: nothing of aiohttp's is shown behind it.
+        # Raised out here, without a context, so that aiohttp's error is not shown behind it.
+        if request.stream is not None and request.stream.failure is not None:
+            raise request.stream.failure
         if problem.may_be_tls and not way.answered and await _speaks_tls(url):
             what = "no connection: the server speaks TLS; the address must begin with https://"
             problem = Problem(ConnectionFailed, what, is_permanent=True)
         raise problem.as_error(request, way)
 
-    async def _exchange(
+    async def _send_once(
         self,
         session: aiohttp.ClientSession,
         request: Request,
@@ -190,12 +194,32 @@ class AiohttpTransport:
         way: Way,
         seconds: float,
     ) -> Reply:
+        if request.stream is None:
+            return await self._sent(session, request, url, way, request.body, seconds)
+        async with asyncio.timeout(seconds) as stalled:
+            body = _watched(request.stream, stalled, seconds)
+            try:
+                return await self._sent(session, request, url, way, body, None)
+            finally:
+                # aiohttp lets go of it in the middle; where it has been cancelled, it ends itself.
+                with suppress(RuntimeError):
+                    await body.aclose()
+
+    async def _sent(
+        self,
+        session: aiohttp.ClientSession,
+        request: Request,
+        url: URL,
+        way: Way,
+        body: object,
+        seconds: float | None,
+    ) -> Reply:
         proxy = way.proxy
         async with session.request(
             request.method,
             url,
             headers=request.headers,
-            data=request.body,
+            data=body,
             # A redirect would replay the signature at another target.
             allow_redirects=False,
             proxy=proxy.url if proxy else None,
@@ -213,7 +237,7 @@ class AiohttpTransport:
         try:
             await _read_up_to(ERROR_BODY_BYTES, response, body)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            # The status is the answer; what there is of its explanation will do.
+            # The status is the answer; part of its explanation is enough.
             response.close()
         return bytes(body)
 
@@ -249,16 +273,28 @@ async def _read_up_to(limit: int, response: aiohttp.ClientResponse, body: bytear
             return
 
 
+async def _watched(
+    stream: Stream, stalled: asyncio.Timeout, seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of *stream*, each of which puts the end of *stalled* off."""
+    loop = asyncio.get_running_loop()
+    async with aclosing(stream.chunks()) as chunks:
+        async for chunk in chunks:
+            yield chunk
+            with suppress(RuntimeError):  # the answer came early, and all is over
+                stalled.reschedule(loop.time() + seconds)
+
+
 @lru_cache
-def _client_timeout(total: float, connect: float) -> aiohttp.ClientTimeout:
+def _client_timeout(total: float | None, connect: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=total, sock_connect=connect)
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Keeps the `_Journey` of whoever asks for a connection.
+    """Updates the `Journey` of the task that asks for a connection.
 
-    aiohttp's tracing would tell it, too, but makes URLs, objects and calls for everything that
-    happens to a request: a tenth of what sending one costs.
+    aiohttp's tracing would tell that as well, but makes URLs, objects and calls for everything that
+    happens to a request, which adds a tenth to the cost of sending one.
     """
 
     async def connect(self, *arguments: Any, **named: Any) -> Connection:
@@ -271,13 +307,13 @@ class _Connector(aiohttp.TCPConnector):
 
 
 def _is_cancelled() -> bool:
-    """Whether it is us who are cancelled, and not a task that aiohttp waited for."""
+    """Whether our own task is cancelled, not one that aiohttp waited for."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 async def _speaks_tls(url: URL) -> bool:
-    """Whether TLS can be agreed on with a server that broke a request of plain http."""
+    """Whether a server that broke off a plain http request speaks TLS."""
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
     anyone.verify_mode = ssl.CERT_NONE  # nothing is sent, and nothing is believed

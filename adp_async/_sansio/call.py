@@ -1,4 +1,4 @@
-"""One call of an operation as it was asked for, checked."""
+"""One call of an operation, with its arguments checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Call:
-    """What is called, with what, and how: *options* are those of `CallOptions`."""
+    """An operation, where its arguments go, and *options*, those of `CallOptions`."""
 
     endpoint: Endpoint
     path: Mapping[str, str]
@@ -35,11 +35,11 @@ class Call:
         body: object = None,
         **options: Any,
     ) -> Self:
-        """A call from what the caller gave; TypeError or ValueError for what cannot be meant."""
+        """A call from a caller's arguments; TypeError or ValueError for invalid ones."""
         check_endpoint(endpoint)
         checked = checked_options(options)
         return cls(endpoint, named(path, "path"), named(query, "query"), body, checked)
 
     def with_options(self, **options: Any) -> Self:
-        """The same call with other *options* beside those it has."""
+        """The same call with *options* added or replaced."""
         return evolve(self, options={**self.options, **options})

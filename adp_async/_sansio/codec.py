@@ -58,8 +58,8 @@ def encode(value: object) -> bytes:
 def decode(body: bytes, type_: type[T], *, reply: Reply | None = None, operation: str = "") -> T:
     """Read *body* as a *type_*; ``object`` gives plain JSON, and None for an empty body.
 
-    *reply* is whose body it is, the whole of it: then an object without a single field of *type_*
-    is not taken for one in which all of them were left out.  *operation* is for the error.
+    *reply* is the one whose whole body it is: then an object without a single field of *type_* is
+    an error, not an object that leaves all of them out.  *operation* is for the error.
     """
     try:
         return _read(body, type_, is_whole=reply is not None)
@@ -93,18 +93,18 @@ def _parse(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except msgspec.DecodeError:
-        # Python's own reader also takes a bare NaN, which some encoders write.
+        # Python's own reader also accepts a bare NaN, which some encoders write.
         return json.loads(body)
 
 
 def _complaint(body: bytes, type_: type, reply: Reply | None) -> str:
-    """What is wrong with *body*, and what answered when it is not the service's at all."""
+    """What is wrong with *body*, and what answered if it wasn't the service."""
     try:
         raw = _parse(body)
     except (ValueError, RecursionError):
         size = f"the body is not JSON ({len(body)} bytes)"
         complaint = size if body.strip() else "the body is empty"
-        # Half a reply may be full of what was logged.
+        # Half a reply may be full of logged values.
         words = "" if body.lstrip()[:1] in (b"{", b"[") else first_words(body)
         return _with_author(complaint, reply, repr(words) if words else "")
     complaint = _by_field(raw, type_)
@@ -119,7 +119,7 @@ def _with_author(complaint: str, reply: Reply | None, body: str) -> str:
 
 
 def _by_field(raw: Any, type_: type) -> str:
-    """What is wrong where, found by the slower converter that keeps track of the path."""
+    """What is wrong, and where: found by the slower converter, which tracks the path."""
     try:
         _converter(detailed=True).structure(raw, type_)
     except _UNREADABLE as detailed:
@@ -134,12 +134,12 @@ def _fault(error: BaseException, type_: type | None) -> str:
         return "missing"
     if isinstance(error, _WrongType):
         return f"wrong type, expected {error}"
-    return f"no {getattr(type_, '__name__', type_)}"
+    return f"not a valid {getattr(type_, '__name__', type_)}"
 
 
 @cache
 def _converter(*, detailed: bool = False) -> Converter:
-    """The converter; a class's own code is made when it is first met, not at import."""
+    """The converter; code for a class is generated at its first use, not at import."""
     converter = Converter(detailed_validation=detailed)
     for type_, hook in _SCALARS.items():
         converter.register_structure_hook(type_, hook)
@@ -150,7 +150,7 @@ def _converter(*, detailed: bool = False) -> Converter:
 
 
 def _is_as_it_comes(type_: Any) -> bool:
-    # A Literal too: an enum value of tomorrow is text that we don't know yet, no error.
+    # A Literal too: a future enum value is text we don't know yet, not an error.
     return type_ is object or get_origin(type_) is Literal
 
 
@@ -191,9 +191,9 @@ def _entity_reader(converter: Converter) -> Callable[[Any], _Hook]:
 
 
 def _when_absent(type_: Any) -> dict[str, object]:
-    """What to read instead of a field that is left out although somebody requires it.
+    """Defaults for required fields that a reply leaves out.
 
-    MLflow leaves empty lists out, also the one that a page is all about.
+    MLflow leaves out empty lists, even the items of a page.
     """
     instead: dict[str, object] = {}
     for field in attrs.fields(type_):
@@ -211,7 +211,7 @@ def _overrides(type_: Any) -> dict[str, Any]:
 
 
 class _WrongType(TypeError):
-    """JSON has something else where its text, the kind of value we expect, should be."""
+    """JSON has a value of another kind; its message is the kind that is expected."""
 
 
 def _checked(raw: Any, expected: type) -> Any:

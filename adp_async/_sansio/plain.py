@@ -21,7 +21,7 @@ from adp_async._sansio.values import is_unicode, scalar_of
 from adp_async._sansio.wire_names import wire_name
 from adp_async.errors import shown, type_name
 
-#: Bytes in JSON are a matter of agreement, and there is none.
+#: There is no agreed way to write bytes in JSON.
 _RAW = (bytes, bytearray, memoryview)
 
 
@@ -35,13 +35,13 @@ def rfc3339(moment: datetime) -> str:
     try:
         is_naive = moment.utcoffset() is None
         written = "" if is_naive else moment.astimezone(UTC).isoformat()
-    except Exception:  # of a time zone's own, or a moment before year 1 or after 9999
+    except Exception:  # from a foreign time zone, or a moment before year 1 or after 9999
         is_naive = False
     if written:
         return written.replace("+00:00", "Z")
     if is_naive:
         shown_moment = moment.replace(tzinfo=None).isoformat()
-        raise ValueError(f"{shown_moment} has no time zone; say datetime.now(UTC) or .astimezone()")
+        raise ValueError(f"{shown_moment} has no time zone; use datetime.now(UTC) or .astimezone()")
     raise ValueError("the moment cannot be written in UTC, from year 1 to year 9999")
 
 
@@ -49,7 +49,7 @@ def plain_json(value: object, what: str) -> Any:
     """*value* as dicts, lists, text, numbers that any encoder takes.
 
     TypeError, or ValueError for text that isn't Unicode, an int beyond 64 bits and a datetime
-    without a time zone; they say what is wrong where, beginning with *what*.
+    without a time zone; the message says where, beginning with *what*.
 
     >>> plain_json({"tags": [b"team"]}, "the body")
     Traceback (most recent call last):
@@ -60,7 +60,7 @@ def plain_json(value: object, what: str) -> Any:
     except _Unwritable as found:
         fault = found
     except RecursionError:
-        fault = _Unwritable(ValueError, "nested too deeply, or it holds itself")
+        fault = _Unwritable(ValueError, "nested too deeply, or contains itself")
     raise fault.kind(f"{what}{''.join(reversed(fault.path))}: {fault.rule}")
 
 
@@ -91,7 +91,7 @@ def _plain(value: Any) -> Any:
         return _converted(value)
     except (_Unwritable, RecursionError):
         raise
-    except Exception:  # whatever a foreign object raises when it is looked at
+    except Exception:  # raised by a foreign object
         raise _unwritable_type(value) from None
 
 
@@ -100,7 +100,7 @@ def _unwritable_type(value: object) -> _Unwritable:
 
 
 def _converted(value: Any) -> Any:
-    """What is of none of JSON's own types: entities, subclasses, NumPy's scalars, ..."""
+    """Values that are not of JSON's own types: entities, subclasses, NumPy's scalars, ..."""
     kind = type(value)
     if issubclass(kind, str):
         return _plain_text(str.__str__(value))
@@ -178,7 +178,7 @@ def _plain_entity(entity: Any) -> dict[str, Any]:
         type_: Any = type(entity)
         for name, wire, default in _written_fields(type_):
             value = getattr(entity, name)
-            # Only None and () are left out: a step of 0 or an empty text is something to say.
+            # Only None and () are left out: a step of 0 or an empty text means something.
             if value is None and default is None:
                 continue
             if default == () and type(value) is tuple and not value:
@@ -192,7 +192,7 @@ def _plain_entity(entity: Any) -> dict[str, Any]:
 
 @cache
 def _written_fields(type_: Any) -> list[tuple[str, str, object]]:
-    """Of each field its name, how the wire spells it, and its default as far as it matters."""
+    """The name of each field, its name on the wire, and its default if that matters."""
     return [
         (
             field.name,

@@ -1,7 +1,6 @@
-"""Where the service is: what may be set as its platform, workspace, region and URL.
+"""Checks of the settings that locate the service: platform, workspace, region and URL.
 
-Each rule takes whatever was given and returns the plain value, or raises ValueError with what it
-must be; see `rules`.
+Each returns the plain value, or raises ValueError with what it must be; see `rules`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def workspace(value: Any) -> str | None:
     if value is None:
         return None
     found = rules.text(value, "the key of a workspace", pattern=_WORKSPACE, most=255)
-    # What is part of a path must not be what servers resolve.
+    # It becomes a part of a path, and servers resolve "." and "..".
     is_part = found not in (".", "..") and found.isprintable()
     rules.require(is_part, "the key of a workspace", value)
     return found
@@ -55,7 +54,7 @@ def endpoint(value: Any) -> str | None:
         return None
     rules.require(isinstance(value, str), f"a URL such as {_A_URL}", value)
     url = str.__str__(value).strip()
-    # Whatever stands before an @ may be a password, and isn't shown.
+    # Anything before an @ may be a password, and isn't shown.
     if "@" in url:
         message = "a URL must not contain credentials; requests are signed"
         raise ValueError(message)
@@ -82,12 +81,12 @@ def _checked_url(url: str) -> str:
         message = f"plain http is allowed for localhost only, not for {shown(host)[1:-1]}"
         raise ValueError(message)
     _check_path(parts.path)
-    # The host as it will stand in the signed header.
+    # The host as it will be in the signed header.
     return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path, "", ""))
 
 
 def _check_path(path: str) -> None:
-    # Servers and proxies resolve them, and would answer for another path than was signed.
+    # Servers and proxies resolve them, and would answer for another path than the signed one.
     if not {".", ".."}.isdisjoint(path.split("/")):
         message = f"must not have '.' or '..' in its path: {shown(path)}"
         raise ValueError(message)

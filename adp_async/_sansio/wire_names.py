@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-#: Spelled in camelCase wherever they occur, also among snake_case neighbours.
+#: Spelled in camelCase wherever they occur, even among snake_case names.
 _CAMEL_CASE_NAMES = frozenset(
     {
         "auth_details",
@@ -18,7 +18,7 @@ _CAMEL_CASE_NAMES = frozenset(
     }
 )
 
-#: Entities, and operations as to their arguments, that spell every name in camelCase.
+#: Entities, and operations (for their arguments), that spell every name in camelCase.
 _CAMEL_CASE_OWNERS = frozenset(
     {
         "DeploymentLogCoverage",
@@ -59,7 +59,7 @@ def wire_name(owner: str, name: str) -> str:
 
 @cache
 def camel_case(name: str) -> str:
-    """A name as the wire spells it in paths, and in the schemas that are Oracle's own.
+    """*name* in camelCase, as in paths and in Oracle's own schemas.
 
     >>> camel_case("registered_model_key")
     'registeredModelKey'

@@ -1,4 +1,4 @@
-"""Experiments by their names: found, created when there are none, remembered for a while."""
+"""Experiments by name: found or created, and remembered for a while."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("adp_async")
 
 
 class ExperimentNames:
-    """What the names of experiments mean, for a session whose *experiments* are asked."""
+    """Finds the experiments of a session by their names."""
 
     def __init__(self, experiments: Experiments) -> None:
         self.ids = Names()
@@ -43,7 +43,7 @@ class ExperimentNames:
         try:
             return await self._experiments.get_by_name(name)
         except NotFound:
-            logger.debug("there is no experiment of that name yet")
+            logger.debug("an experiment of that name does not exist yet")
         try:
             created = await self._experiments.create(name)
         except AdpError as refused:
@@ -51,12 +51,12 @@ class ExperimentNames:
             try:
                 return await self._experiments.get_by_name(name)
             except NotFound:
-                _tell_of_hidden(refused, name)
+                _explain_hidden(refused, name)
                 raise refused from None
         return Experiment(created, name)
 
 
-def _tell_of_hidden(refused: AdpError, name: str) -> None:
+def _explain_hidden(refused: AdpError, name: str) -> None:
     """An experiment can neither be found nor created: most likely it was deleted."""
     if isinstance(refused, ServiceError) and refused.code == "RESOURCE_ALREADY_EXISTS":
         refused.message = (

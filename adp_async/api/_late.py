@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Late(cached_property[T]):
-    """A family of operations, *where* (module and class) in `adp_async.api`; made when asked for.
+    """A family of operations, created at its first use from *where*, a class in `adp_async.api`.
 
     *doc* is the attribute's docstring.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Deployments(Monitoring):
     """The operations on deployments.  They belong to the platform, not to a workspace.
 
-    Every datetime has a time zone, going in (or it is a ValueError) and coming out.
+    Every datetime has a time zone: one without is a ValueError, and results have one.
     """
 
     __slots__ = ()
@@ -48,7 +48,7 @@ class Deployments(Monitoring):
         tags: Sequence[ModelDeploymentTag] = (),
         **options: Unpack[CallOptions],
     ) -> ModelDeployment:
-        """Deploy versions of a model; *auth_details* go with the auth type ``"OAUTH"``.
+        """Deploy versions of a model; *auth_details* are for the auth type ``"OAUTH"``.
 
         Operation: create_model_deployment, POST .../model-deployments/create
         """
@@ -89,7 +89,7 @@ class Deployments(Monitoring):
         auth_details: DeploymentOAuthDetails | None = None,
         **options: Unpack[CallOptions],
     ) -> ModelDeployment:
-        """Change a deployment; what is optional and not given stays.
+        """Change a deployment; optional arguments that are not given stay as they are.
 
         Operation: update_model_deployment, POST .../model-deployments/update
         """
@@ -126,7 +126,7 @@ class Deployments(Monitoring):
     ) -> Listing[ModelDeploymentSummary, ModelDeploymentPage]:
         """All deployments of a model: ``async for deployment in ...``.
 
-        *max_results* is the size of a page, not a bound of the whole.
+        *max_results* is the size of a page, not a limit on all of them.
 
         Operation: search_model_deployments, POST .../model-deployments/search
         """
@@ -230,7 +230,7 @@ class Deployments(Monitoring):
         model_version: int | None = None,
         **options: Unpack[CallOptions],
     ) -> DeploymentContract:
-        """What the deployed model takes and gives.
+        """Inputs and outputs of the deployed model.
 
         Operation: get_model_deployment_contract, GET .../model-deployments/contract
         """

@@ -1,4 +1,4 @@
-"""What deployments do while they serve: their activities, logs and inferences."""
+"""What deployments do: their activities, logs and inferences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Monitoring(Family):
-    """The operations that look at deployments at work; `Deployments` has them."""
+    """The operations that observe deployments; `Deployments` inherits them."""
 
     __slots__ = ()
 
@@ -61,7 +61,7 @@ class Monitoring(Family):
     ) -> Listing[DeploymentActivitySummary, DeploymentActivityPage]:
         """What was done to a deployment: ``async for activity in ...``.
 
-        *max_results* is the size of a page, not a bound of the whole.
+        *max_results* is the size of a page, not a limit on all of them.
 
         Operation: list_model_deployment_activities,
         POST .../model-deployments/activities/search
@@ -95,8 +95,8 @@ class Monitoring(Family):
         """The log between two moments: ``async for record in ...``.
 
         *limit* is the size of a page.  *opc_request_id* is that of the inference whose records
-        are looked for, not the one sent with this call.  The pages also say how much of the time
-        asked for the log still holds (``page.coverage``).
+        are wanted, not the one sent with this call.  The pages also say how much of the requested
+        time the log still covers (``page.coverage``).
 
         Operation: search_deployment_logs,
         POST .../model-deployments/{deploymentId}/monitoring/logs/search
@@ -187,7 +187,7 @@ class Monitoring(Family):
         time_end: datetime | None = None,
         **options: Unpack[CallOptions],
     ) -> InferenceInvocationTotals:
-        """How many inferences there were, and how they went.
+        """How many inferences there were, and their outcomes.
 
         Operation: get_model_deployment_inference_summary,
         GET .../model-deployments/{deploymentId}/monitoring/inferences/summary
@@ -212,7 +212,7 @@ class Monitoring(Family):
         filters: InferenceFilters | None = None,
         **options: Unpack[CallOptions],
     ) -> None:
-        """Have inferences written to a volume.
+        """Export inferences to a volume.
 
         Operation: export_model_deployment_inferences,
         POST .../model-deployments/{deploymentId}/monitoring/inferences/actions/export
