@@ -13,8 +13,9 @@ within the last second.  If that was a single request, the limit is searched for
 with one request a second (or one in `RetryPolicy.first_backoff`, if that is shorter), and a plateau
 lasts one request.
 
-A hold is what the service asks for, and a random number of turns on top: at most two, and twice as
-many with each further 429 in a row.  Before the first 429 there is no rate and nothing is paced.
+A hold is what the service asks for, and a random number of turns on top: at most two, after a
+second 429 in a row four, and then eight.  That second one tells that the hold was too short, and
+costs no rate.  Before the first 429 there is no rate and nothing is paced.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ DECREASE = 0.95
 #: The goal is that at most 2 % of the requests are refused.  One in 50 would do, were it not for
 #: the first ones, and for those that show that a limit is still too high.
 PLATEAU_REQUESTS = 80.0
-#: Quotas are counted in seconds: seconds that a plateau lasts at least.  Two of them are the time
-#: in which a quota that was lifted is noticed.
-SHORTEST_PLATEAU = 2.5
-#: A rate this many times the limit is no bound any more; a search for a fast quota is over before.
+#: Seconds that a plateau lasts at least: two of the shortest are the time in which a fast quota
+#: that was lifted is noticed.  And at most: 80 requests at two a second.  A slower rate is most
+#: often a share of a quota, and a client with a small one must not wait for minutes to get more.
+SHORTEST_PLATEAU, LONGEST_PLATEAU = 2.5, 40.0
+#: A rate this many times the limit bounds nothing any more.  A search ends before, with a quota of
+#: at most a hundred requests a second.
 LIFTED = 100.0
 #: Up to this share of an interval a request that leaves late is made up for by the next.
 SLACK = 0.05
@@ -128,7 +131,7 @@ class Throttle:
         self._in_a_row += 1
         limit = self._limit = self._learned(departed, now)
         self._plateau = self._plateau_of(limit, asked)
-        turns = jitter * 2.0 ** min(self._in_a_row, 32)
+        turns = jitter * 2.0 ** min(self._in_a_row, 3)
         until = now + asked + min(self.policy.max_backoff, turns / limit)
         # No growth while holding.
         self.held_until = self._resumed_at = max(self.held_until, until)
@@ -137,10 +140,12 @@ class Throttle:
     def _learned(self, departed: float, now: float) -> float:
         """The limit, as this 429 tells it."""
         rate = self.rate(departed)
-        if rate is None:
+        if self._limit is None or rate is None:
             burst = sum(time > now - 1.0 for time in self._taken)
             self._searches = burst <= 1
             return max(1.0 / min(1.0, self.policy.first_backoff), float(burst))
+        if self._in_a_row == 2:
+            return self._limit
         if self._searches and self._in_a_row == 1 and self._growth(departed) > 1.0:
             self._searches = False
             rate = min(rate, self._proven)
@@ -150,4 +155,4 @@ class Throttle:
         if self._searches:
             return 1.0 / limit
         requests = PLATEAU_REQUESTS * (1.0 / limit + asked)
-        return max(SHORTEST_PLATEAU, min(requests, self.policy.max_backoff))
+        return max(SHORTEST_PLATEAU, min(requests, LONGEST_PLATEAU))
