@@ -1,10 +1,13 @@
 """Asyncio client for the MLOps API of Oracle AI Data Platform."""
 
 from adp_async import address, blocking
+from adp_async._sansio.batch import RecordBatch
 from adp_async._sansio.endpoints import Endpoint, Scope
-from adp_async._sansio.lane import RecordBatch
+from adp_async._sansio.flattening import flatten
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.statuses import EndStatus
+from adp_async.artifacts import Upload, Uploads
 from adp_async.auth import (
     ApiKey,
     CustomSigner,
@@ -35,6 +38,7 @@ from adp_async.errors import (
     ServiceFault,
     Throttled,
     UnreadableReply,
+    UploadError,
 )
 from adp_async.logger import BatchLogger
 from adp_async.run import Run
@@ -60,6 +64,7 @@ __all__ = [
     "CustomSigner",
     "DelegationToken",
     "DeliveryError",
+    "EndStatus",
     "Endpoint",
     "Forbidden",
     "InstancePrincipal",
@@ -84,7 +89,11 @@ __all__ = [
     "Stats",
     "Throttled",
     "UnreadableReply",
+    "Upload",
+    "UploadError",
+    "Uploads",
     "WorkloadIdentity",
     "address",
     "blocking",
+    "flatten",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copyreg
-import os
-import threading
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs import field, frozen
 
-from adp_async.blocking import AttachedRun, Run, Session, StartedRun
+from adp_async._blocking_runs import LenientAttachedRun, LenientRun, LenientStartedRun
+from adp_async.blocking import AttachedRun, Run, StartedRun, shared_session
+from adp_async.lenient import LenientWriter
+from adp_async.run import LenientRun as AsyncLenientRun
 from adp_async.run import Run as AsyncRun
 
 if TYPE_CHECKING:
@@ -26,42 +27,22 @@ class RunAddress:
     """Where a run is, for another process: pickle it, and `attach` there.
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
-    arrives in.  *settings* are those of the session it comes from; what they hold of credentials
-    is where to find them, unless they were given outright.
+    arrives in.  *settings* are those of the session it comes from; they say where to find the
+    credentials, and hold them only if they were given as arguments.
     """
 
     run_id: str
     settings: Settings = field(repr=False)
+    #: Whether what it logs there may raise; see `adp_async.Session.start_run`.
+    strict: bool = True
 
     def attach(self) -> Run:
-        """A handle of the run, with a session that this process has once for all its runs.
+        """A handle of the run, on a session shared by all attached runs of this process.
 
         That session ends with the process, and then delivers what waits.
         """
-        return _session_of_this_process(self.settings).attach_run(self.run_id)
-
-
-_sessions: dict[Settings, Session] = {}
-_sessions_lock = threading.Lock()
-
-
-def _session_of_this_process(settings: Settings) -> Session:
-    with _sessions_lock:
-        session = _sessions.get(settings)
-        if session is None:
-            given = attrs.asdict(settings, recurse=False)
-            session = _sessions[settings] = Session(**given).open()
-        return session
-
-
-def _forget_parents_sessions() -> None:
-    global _sessions_lock  # the parent may have held it
-    _sessions_lock = threading.Lock()
-    _sessions.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parents_sessions)
+        session = shared_session(**attrs.asdict(self.settings, recurse=False))
+        return session.attach_run(self.run_id, strict=self.strict)
 
 
 def _reduce(run: Any) -> tuple[Callable[[RunAddress], Run], tuple[RunAddress]]:
@@ -70,8 +51,11 @@ def _reduce(run: Any) -> tuple[Callable[[RunAddress], Run], tuple[RunAddress]]:
 
 def address_of(run: AsyncRun | Run) -> RunAddress:
     """The address of *run*, for another process."""
-    return RunAddress(run.run_id, run.settings)
+    return RunAddress(run.run_id, run.settings, not isinstance(run, LenientWriter))
 
 
-for _kind in (AsyncRun, Run, StartedRun, AttachedRun):
+for _kind in (
+    AsyncRun, AsyncLenientRun, Run, StartedRun, AttachedRun,
+    LenientRun, LenientStartedRun, LenientAttachedRun,
+):  # fmt: skip
     copyreg.pickle(_kind, _reduce)

@@ -1,33 +1,38 @@
-"""The same for code without an event loop: a background thread owns one.
+"""`adp_async` for code without an event loop: a background thread runs one.
 
 ``with adp_async.blocking.start_run("digits") as run`` is all a training script needs;
-`Session` is for more than one run.
+use `Session` for more than one run.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+
+import attrs
 
 import adp_async.session
+from adp_async._blocking_runs import AttachedRun, Run, StartedRun, attached, handle_of, started
 from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
-from adp_async.errors import AdpError, Closed
+from adp_async._shared_sessions import SharedSessions
+from adp_async.api._late import LateTwin
+from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.logger import LoggerFace
-from adp_async.run import Run as AsyncRun
-from adp_async.run import end_status, tell_behind
-from adp_async.writer import RunWriter
+from adp_async.run import attach_note
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine
     from pathlib import Path
     from types import TracebackType
 
     from adp_async._sansio.messages import Reply
+    from adp_async._sansio.statuses import EndStatus
     from adp_async._sansio.values import Texts
-    from adp_async.api._family import CallOptions
+    from adp_async.api._family import CallArguments
     from adp_async.api.blocking import (
         Deployments,
         Experiments,
@@ -36,145 +41,27 @@ if TYPE_CHECKING:
         RegisteredModels,
         Runs,
     )
-    from adp_async.entities.runs import DatasetInput
-    from adp_async.run import EndStatus
-    from adp_async.settings import Knobs, Settings
-    from adp_async.stats import Stats
+    from adp_async.run import Run as AsyncRun
+    from adp_async.settings import Knobs
+    from adp_async.starting import BegunRun
+    from adp_async.writer import RunWriter
 
 T = TypeVar("T")
 
-__all__ = ["AttachedRun", "BatchLogger", "Run", "Session", "StartedRun", "attach_run", "start_run"]
-
-
-class Run(RunWriter):
-    """A run of a blocking session: ``log_*`` return at once, the rest waits.  Any thread."""
-
-    def __init__(self, run: AsyncRun, session: Session) -> None:
-        super().__init__(run.run_id, session.session._intake)
-        self._run = run
-        self._session = session
-
-    @property
-    def run_name(self) -> str | None:
-        """The run's name; None for an attached run."""
-        return self._run.run_name
-
-    @property
-    def settings(self) -> Settings:
-        """The settings of the run's session."""
-        return self._run.settings
-
-    @property
-    def experiment_id(self) -> str | None:
-        """The id of the run's experiment; None for an attached run."""
-        return self._run.experiment_id
-
-    @property
-    def status(self) -> EndStatus | None:
-        """The status this handle has given the run, or None."""
-        return self._run.status
-
-    def flush(self, timeout: float | None = None) -> None:
-        """Wait until the service has everything logged so far.
-
-        Raises `DeliveryError` naming what was refused, `TimeoutError` after *timeout* seconds.
-        """
-        self._session.call(self._run.flush(), timeout)
-
-    def drain(self, timeout: float | None = None) -> None:
-        """Wait until the buffer is below its high-water mark."""
-        self._session.call(self._run.drain(), timeout)
-
-    def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time.
-
-        ValueError for a status that is not an end, before anything is done.
-        """
-        self._session.call(self._run.finish(end_status(status)))
-
-    def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Record which datasets the run reads."""
-        self._session.call(self._run.log_inputs(dataset_inputs))
-
-    def discard(self) -> int:
-        """Give up the records that wait for this run; see `adp_async.Run.discard`."""
-        return self._run.discard()
-
-    def stats(self) -> Stats:
-        """Counts of this run as of now; from any thread."""
-        return self._run.stats()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._session.call(self._run.__aexit__(kind, error, traceback))
-
-    def __repr__(self) -> str:
-        return repr(self._run)
-
-    def _repr_html_(self) -> str:
-        return self._run._repr_html_()
-
-
-class StartedRun(Run):
-    """A run that ends with its ``with`` block, and its session with it when it has its own."""
-
-    def __init__(self, run: AsyncRun, session: Session, *, owns_session: bool) -> None:
-        super().__init__(run, session)
-        self._owns_session = owns_session
-
-    def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, give the run its *status* and end time, and close a session of its own."""
-        status = end_status(status)
-        try:
-            super().finish(status)
-        finally:
-            if self._owns_session:
-                self._session.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if not self._owns_session:
-            self._session.call(self._run._leave(error))
-        elif self._session._thread is not None:  # unless `finish` has closed it
-            try:
-                self._session.call(self._run._leave(error))
-            finally:
-                self._session.__exit__(kind, error, traceback)
-
-
-class AttachedRun(Run):
-    """A run that existed before, with a session of its own that ends with ``with``."""
-
-    def close(self) -> None:
-        """Deliver what waits and close the session; leaves the run's status alone."""
-        self._session.close()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._session._thread is not None:  # unless `close` was called
-            try:
-                super().__exit__(kind, error, traceback)
-            finally:
-                self._session.__exit__(kind, error, traceback)
+__all__ = [
+    "AttachedRun",
+    "BatchLogger",
+    "Run",
+    "Session",
+    "StartedRun",
+    "attach_run",
+    "shared_session",
+    "start_run",
+]
 
 
 class BatchLogger(LoggerFace):
-    """The background logger of a blocking session; ``log_*`` return at once.  Any thread.
+    """The background logger of a blocking session; ``log_*`` return at once.  Thread-safe.
 
     Its ``log_*`` take the run's id first and are otherwise those of `Run`.
     """
@@ -191,6 +78,21 @@ class BatchLogger(LoggerFace):
         """
         self._session.call(self._session.session.logger.flush(run_id), timeout)
 
+    def try_flush(self, run_id: str | None = None, timeout: float | None = None) -> AdpError | None:
+        """As `flush`, but returns the error that would be raised; None when all went well.
+
+        After *timeout* seconds, a `DeliveryError` that says how many records are still waiting.
+        What was refused remains to be told: a later `flush`, or the close, raises it.
+        """
+        try:
+            return self._session.call(self._session.session.logger.try_flush(run_id), timeout)
+        except TimeoutError:
+            left = self.stats(run_id).undelivered
+            message = f"{left} records not delivered yet; the session keeps trying"
+            return DeliveryError(message, undelivered=left, run_id=run_id)
+        except AdpError as error:  # closed
+            return error
+
     def drain(self, timeout: float | None = None) -> None:
         """Wait until the buffer is below its high-water mark, half of ``buffer_limit``.
 
@@ -205,65 +107,38 @@ class Session:
     It has every operation of that one, without ``await``: *runs*, *experiments*,
     *registered_models*, *model_versions*, *logged_models* and *deployments*, whose listings are
     plain iterators, *logger*, `call` and `fetch`.  They run in an event loop in a background
-    thread, and so does what *on_reply* names.  Any thread may use them, and Ctrl-C interrupts a
+    thread, as does *on_reply*.  Any thread may use them, and Ctrl-C interrupts a
     call that waits.
 
-    *session* is the asynchronous session.  Left open when the interpreter ends, it is closed
-    then, within ``close_timeout``.
+    *session* is the asynchronous session.  One that is still open when the interpreter ends is
+    closed then, within ``close_timeout``.
     """
 
+    runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
+    experiments: LateTwin[Experiments] = LateTwin(
+        "blocking.Experiments", "Experiments and their tags."
+    )
+    registered_models: LateTwin[RegisteredModels] = LateTwin(
+        "blocking.RegisteredModels", "Registered models, their tags and permissions."
+    )
+    model_versions: LateTwin[ModelVersions] = LateTwin(
+        "blocking.ModelVersions", "Versions of registered models."
+    )
+    logged_models: LateTwin[LoggedModels] = LateTwin(
+        "blocking.LoggedModels", "Models as runs have logged them."
+    )
+    deployments: LateTwin[Deployments] = LateTwin(
+        "blocking.Deployments", "Model deployments, their activities, logs and inferences."
+    )
+
     _thread: LoopThread | None = None
-    #: The same while it opens: `close` may come in between.
+    #: The same while it is opening: `close` may be called meanwhile.
     _opening: LoopThread | None = None
 
     def __init__(
         self, platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
     ) -> None:
         self.session = adp_async.session.Session(platform_id, workspace, **knobs)
-
-    # The families are imported at their first use, as those of the asynchronous session.
-
-    @cached_property
-    def runs(self) -> Runs:
-        """Runs, and what is logged into them."""
-        from adp_async.api.blocking import Runs
-
-        return Runs(self.session.runs, self)
-
-    @cached_property
-    def experiments(self) -> Experiments:
-        """Experiments and their tags."""
-        from adp_async.api.blocking import Experiments
-
-        return Experiments(self.session.experiments, self)
-
-    @cached_property
-    def registered_models(self) -> RegisteredModels:
-        """Registered models, their tags and permissions."""
-        from adp_async.api.blocking import RegisteredModels
-
-        return RegisteredModels(self.session.registered_models, self)
-
-    @cached_property
-    def model_versions(self) -> ModelVersions:
-        """Versions of registered models."""
-        from adp_async.api.blocking import ModelVersions
-
-        return ModelVersions(self.session.model_versions, self)
-
-    @cached_property
-    def logged_models(self) -> LoggedModels:
-        """Models as runs have logged them."""
-        from adp_async.api.blocking import LoggedModels
-
-        return LoggedModels(self.session.logged_models, self)
-
-    @cached_property
-    def deployments(self) -> Deployments:
-        """Model deployments, their activities, logs and inferences."""
-        from adp_async.api.blocking import Deployments
-
-        return Deployments(self.session.deployments, self)
 
     @cached_property
     def logger(self) -> BatchLogger:
@@ -289,7 +164,7 @@ class Session:
             return self
         thread = self._opening = LoopThread()
         try:
-            thread.wait(self.session._open_with(lambda: thread))
+            thread.wait(self.session._engine.open(lambda: thread))
         except BaseException:
             thread.stop()
             raise
@@ -307,50 +182,46 @@ class Session:
         thread = self._thread
         if thread is None:
             if (opening := self._opening) is not None:
-                opening.wait(self.session.close())  # it hears of that, and stops the thread
+                opening.wait(self.session.close())  # `open` then fails, and stops the thread
             return
         thread.check()
+        self.session._engine.close_hooks.run(None)  # here, since they may wait for the session
+        if self._thread is None:
+            return  # one of them has closed it
         self._thread = None
         try:
             thread.wait(self.session.close())
         finally:
             thread.stop()
 
+    def on_close(self, hook: Callable[[EndStatus | None], object]) -> Callable[[], None]:
+        """Have *hook* called before the session closes; see `adp_async.Session.on_close`.
+
+        It is called in the thread that closes, and may use the session, and wait for it.
+        """
+        return self.session.on_close(hook)
+
     @overload
     def call(self, doing: Awaitable[T], /, timeout: float | None = ...) -> T: ...
 
     @overload
     def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: type[T],
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: type[T], **given: Unpack[CallArguments]
     ) -> T: ...
 
     @overload
     def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: None = None,
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: None = None, **given: Unpack[CallArguments]
     ) -> object: ...
 
     def call(
         self, endpoint: Awaitable[T] | Endpoint, timeout: float | None = None, **given: Any
     ) -> Any:
-        """One operation, as `adp_async.Session.call`; or whatever *session* can be asked to do.
+        """One operation, as `adp_async.Session.call`; or any awaitable, in the session's thread.
 
         ``call(Endpoint(...), path=..., query=..., body=..., returning=...)`` sends that operation
-        and returns its reply.  ``call(awaitable)`` runs, for instance, a coroutine of *session* to
-        its end and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
+        and returns its reply.  ``call(awaitable)`` runs it to its end, a coroutine of *session* for
+        instance, and returns its result.  Raises `TimeoutError` (an operation: `RequestTimeout`)
         after *timeout* seconds.
         """
         if isinstance(endpoint, Endpoint):
@@ -363,22 +234,12 @@ class Session:
         doing = endpoint if iscoroutine(endpoint) else _awaited(endpoint)
         if given:
             doing.close()
-            raise TypeError(f"call of an awaitable takes no {', '.join(given)}")
+            raise TypeError(f"call of an awaitable does not take {', '.join(given)}")
         return self._wait(doing, timeout)
 
-    def fetch(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        **options: Unpack[CallOptions],
-    ) -> Reply:
+    def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """As `call`, but the reply as it came; see `adp_async.Session.fetch`."""
-        return self._wait(
-            self.session.fetch(endpoint, path=path, query=query, body=body, **options)
-        )
+        return self._wait(self.session.fetch(endpoint, **given))
 
     def _wait(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         if self._thread is None:
@@ -394,28 +255,51 @@ class Session:
         run_name: str | None = None,
         params: Texts | None = None,
         tags: Texts | None = None,
+        parent: RunWriter | str | None = None,
+        description: str | None = None,
+        source: bool = True,
+        strict: bool = True,
     ) -> StartedRun:
         """Create a run; ``with`` ends it.  See `adp_async.Session.start_run`."""
-        return self._start(
-            owns_session=False,
-            experiment=experiment,
+        begun = self.session.start_run(
+            experiment,
             experiment_id=experiment_id,
             run_name=run_name,
             params=params,
             tags=tags,
+            parent=parent,
+            description=description,
+            source=source,
+            strict=strict,
         )
+        return self._begin(begun, owns_session=False)
 
-    def _start(self, *, owns_session: bool, **arguments: Any) -> StartedRun:
-        starting = self.session.start_run(**arguments)
+    def _begin(self, begun: BegunRun, *, owns_session: bool) -> StartedRun:
+        async def begin() -> AsyncRun:
+            return await begun
 
-        async def start() -> AsyncRun:
-            return await starting
+        return started(self.call(begin()), self, owns_session=owns_session)
 
-        return StartedRun(self.call(start()), self, owns_session=owns_session)
+    @overload
+    def attach_run(
+        self, run_id: str, *, resume: Literal[False] = ..., strict: bool = ...
+    ) -> Run: ...
 
-    def attach_run(self, run_id: str) -> Run:
-        """A handle of a run that exists, without a request; ``with`` only flushes."""
-        return Run(self.session.attach_run(valid_run_id(run_id)), self)
+    @overload
+    def attach_run(
+        self, run_id: str, *, resume: Literal[True], strict: bool = ...
+    ) -> StartedRun: ...
+
+    def attach_run(self, run_id: str, *, resume: bool = False, strict: bool = True) -> Run:
+        """A handle of a run that exists, without a request; ``with`` only flushes.
+
+        With *resume* the run is set RUNNING again, and ``with`` ends it.
+        """
+        run_id = valid_run_id(run_id)
+        if resume:
+            begun = self.session.attach_run(run_id, resume=True, strict=strict)
+            return self._begin(begun, owns_session=False)
+        return handle_of(self.session.attach_run(run_id, strict=strict), self)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -431,7 +315,7 @@ class Session:
         except AdpError as failure:
             if error is None:
                 raise
-            tell_behind(error, failure)
+            attach_note(error, failure)
 
     @property
     def is_open(self) -> bool:
@@ -453,6 +337,10 @@ def start_run(
     run_name: str | None = None,
     params: Texts | None = None,
     tags: Texts | None = None,
+    parent: RunWriter | str | None = None,
+    description: str | None = None,
+    source: bool = True,
+    strict: bool = True,
     platform_id: str | None = None,
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
@@ -460,35 +348,91 @@ def start_run(
     """Open a session of its own, create a run, and end both with the ``with`` block.
 
     *platform_id*, *workspace* and *knobs* are those of `Session`; the rest as for
-    `adp_async.Session.start_run`.  In place of ``with``, ``run.finish()`` ends both as well.
+    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both.
     """
     session = Session(platform_id, workspace, **knobs).open()
     try:
-        return session._start(
-            owns_session=True,
-            experiment=experiment,
+        begun = session.session.start_run(
+            experiment,
             experiment_id=experiment_id,
             run_name=run_name,
             params=params,
             tags=tags,
+            parent=parent,
+            description=description,
+            source=source,
+            strict=strict,
         )
+        return session._begin(begun, owns_session=True)
     except BaseException:
         session.close()
         raise
+
+
+@overload
+def attach_run(
+    run_id: str,
+    *,
+    resume: Literal[False] = ...,
+    strict: bool = ...,
+    platform_id: str | None = ...,
+    workspace: str | None = ...,
+    **knobs: Unpack[Knobs],
+) -> AttachedRun: ...
+
+
+@overload
+def attach_run(
+    run_id: str,
+    *,
+    resume: Literal[True],
+    strict: bool = ...,
+    platform_id: str | None = ...,
+    workspace: str | None = ...,
+    **knobs: Unpack[Knobs],
+) -> StartedRun: ...
 
 
 def attach_run(
     run_id: str,
     *,
+    resume: bool = False,
+    strict: bool = True,
     platform_id: str | None = None,
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
-) -> AttachedRun:
-    """A handle of a run that exists, with a session of its own that ``with`` closes."""
+) -> AttachedRun | StartedRun:
+    """A handle of a run that exists, with a session of its own that ``with`` closes.
+
+    With *resume* the run is set RUNNING again, and ``with`` ends it as well.
+    """
     run_id = valid_run_id(run_id)
     session = Session(platform_id, workspace, **knobs).open()
     try:
-        return AttachedRun(session.session.attach_run(run_id), session)
+        if resume:
+            begun = session.session.attach_run(run_id, resume=True, strict=strict)
+            return session._begin(begun, owns_session=True)
+        return attached(session.session.attach_run(run_id, strict=strict), session)
     except BaseException:
         session.close()
         raise
+
+
+def shared_session(
+    platform_id: str | None = None, workspace: str | None = None, **knobs: Unpack[Knobs]
+) -> Session:
+    """The open session that this process has for these settings, for all who ask for it.
+
+    It is opened when it is first asked for, and a new one when that was closed; a forked child
+    has one of its own.  It ends with the process, which delivers what waits.  Arguments as for
+    `Session`, and from the same places; raises `ConfigurationError`.
+    """
+    given: dict[str, object] = {"platform_id": platform_id, "workspace": workspace, **knobs}
+    return _shared.of(Settings.resolve(given))
+
+
+def _session_of(settings: Settings) -> Session:
+    return Session(**attrs.asdict(settings, recurse=False))
+
+
+_shared = SharedSessions(_session_of)

@@ -1,12 +1,15 @@
-"""The error tree: what went wrong, by whose fault, and what the caller can do about it.
+"""The error tree: what went wrong, whose fault it is, and what the caller can do about it.
 
-An error knows whether asking again can help (`retriable`) and whether the request may have taken
+An error knows whether trying again can help (`retriable`) and whether the request may have taken
 effect although no good reply came (`maybe_applied`).  Nothing else in the package looks at a
 status.  No message holds a record's value, a key, a token or a signature.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
@@ -35,13 +38,14 @@ __all__ = [
     "ServiceFault",
     "Throttled",
     "UnreadableReply",
+    "UploadError",
 ]
 
 
 class AdpError(Exception):
     """Base of every error this library raises."""
 
-    #: Asking again, later, can help.
+    #: Trying again later can help.
     retriable: bool = False
     #: The request may have taken effect although no good reply came.
     maybe_applied: bool = False
@@ -51,8 +55,8 @@ class ConnectionFailed(AdpError):
     """The request never left: no name, no route, connection refused, TLS refused.
 
     *retriable* is False for a mistake in the set-up that doesn't pass by itself: a certificate
-    that is not trusted, a proxy that forbids.  *patience* is the longest a direct call goes on
-    trying, in seconds; short for what may be such a mistake, as a host that does not exist.
+    that is not trusted, a proxy that forbids.  *patience* is how long a direct call keeps trying,
+    in seconds; short for what may be such a mistake, such as a host that does not exist.
     """
 
     retriable = True
@@ -60,14 +64,14 @@ class ConnectionFailed(AdpError):
 
 
 class ConnectionLost(AdpError):
-    """The request left, and no whole reply came back."""
+    """The request was sent, and no complete reply came back."""
 
     retriable = True
     maybe_applied = True
 
 
 class RequestTimeout(ConnectionLost):
-    """No whole reply within the time an attempt, or the whole call, may take."""
+    """No complete reply within the time limit of an attempt, or of the whole call."""
 
 
 class ServiceError(AdpError):
@@ -77,8 +81,8 @@ class ServiceError(AdpError):
     without logged values, *request_id* the ``opc-request-id`` to give to Oracle's support,
     *operation* the API's name of the operation.
 
-    *code* is "" when the body is not an error of the service.  Then something else may have
-    answered, a proxy or a login page, *message* is the first words of its body and *content_type*
+    *code* is "" when the body is not an error of the service.  Then something else, a proxy or a
+    login page, may have answered: *message* is the first words of its body and *content_type*
     the media type.
     """
 
@@ -130,11 +134,11 @@ class Forbidden(ServiceError):
 
 
 class NotFound(ServiceError):
-    """404: no such thing, or none that these credentials may see."""
+    """404: it does not exist, or these credentials may not see it."""
 
 
 class Conflict(ServiceError):
-    """409: the resource is in another state than the request takes for granted."""
+    """409: the resource is not in the state that the request expects."""
 
 
 class PayloadTooLarge(ServiceError):
@@ -157,7 +161,7 @@ class ServiceFault(ServiceError):
 
 
 class UnreadableReply(AdpError):
-    """A 2xx reply that is not what the service replies to the operation.
+    """A 2xx reply that is not the service's reply to the operation.
 
     Its body is damaged or too large, or something else answered: a login page, a web filter,
     another application.  So the operation may or may not have taken effect.  The message says
@@ -181,7 +185,7 @@ class UnreadableReply(AdpError):
 class Rejection:
     """One record the service refused for good, and why.
 
-    *kind* is ``"metric"``, ``"param"`` or ``"tag"``; *step* is None but for metrics.
+    *kind* is ``"metric"``, ``"param"`` or ``"tag"``; *step* is None except for metrics.
     """
 
     run_id: str
@@ -196,7 +200,7 @@ class Rejection:
 
 
 class DeliveryError(AdpError):
-    """Records that were accepted and will not arrive, or have not arrived when time ran out.
+    """Records that were accepted and will not arrive, or had not arrived when time ran out.
 
     *rejections* names the refused records (at most the last 1,000 that are kept);
     *rejected* and *undelivered* count them all.  *run_id*, *kind*, *key*, *step* and *cause*
@@ -225,8 +229,28 @@ class DeliveryError(AdpError):
         super().__init__(message)
 
 
+class UploadError(DeliveryError):
+    """Artifacts that were accepted and are not uploaded, or not yet when time ran out.
+
+    *artifacts* are their names, *run_id* is the run of the first, *cause* what kept the first
+    that failed from being uploaded, or None.  It is not about records: *rejections* is empty.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        artifacts: Sequence[str] = (),
+        run_id: str | None = None,
+        cause: AdpError | None = None,
+    ) -> None:
+        super().__init__(message, run_id=run_id, cause=cause)
+        self.artifacts = tuple(artifacts)
+        self.__cause__ = cause
+
+
 class BufferFull(AdpError):
-    """The memory bound is reached, and the caller must not be made to wait.
+    """The buffer is full, and the caller cannot wait, or has waited long enough.
 
     Raised by ``log_*`` on the event loop's own thread, or on another one after ``max_block``
     seconds.  The record was not accepted.  ``await run.drain()`` waits for room.
@@ -234,10 +258,10 @@ class BufferFull(AdpError):
 
 
 class InvalidRecord(AdpError, ValueError):
-    """A metric, param or tag that no service would take; raised by ``log_*`` at the call.
+    """An invalid metric, param or tag; raised by the ``log_*`` call.
 
-    *run_id* and *key* name the culprit, *rule* says what it breaks.  Nothing of the call was
-    accepted.
+    *run_id* and *key* name the culprit, *rule* says what is wrong with it.  Nothing of the call
+    was accepted.
     """
 
     def __init__(self, *, run_id: str, kind: str, key: object, rule: str) -> None:
@@ -252,13 +276,39 @@ class ConfigurationError(AdpError):
     """A setting is missing or wrong; names it, where it was looked for, and the fix."""
 
 
+def misconfigured(setting: str, problem: str, *, looked: str, fix: str) -> ConfigurationError:
+    """The error that names a setting, what is wrong, where it was looked for, and the fix."""
+    return ConfigurationError(f"{setting}: {problem} (looked in {looked}). {fix}")
+
+
 class Closed(AdpError):
-    """Used before opening, after closing, in a forked child or on another event loop."""
+    """Used before it is opened, after it is closed, in a forked child or on another event loop."""
 
 
-#: What is shown by its `repr`; that of any other type may be long, secret, or raise.
+#: Types whose `repr` is shown; that of any other may be long, or secret, or raise.
 _SHOWN: Final[tuple[Any, ...]] = (str, bytes, bool, int, float, type(None))
 _LENGTH: Final = 80
+
+
+def reason_of(error: BaseException) -> str:
+    """What may be shown of a foreign *error*: its type, and what the system says.
+
+    Its own words may hold a URL with a password, a header or a token.
+
+    >>> reason_of(ConnectionRefusedError(111, "for http://user:secret@example.com"))
+    'Connection refused'
+    >>> reason_of(ValueError("secret"))
+    'ValueError'
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and isinstance(number, int):
+        if isinstance(error, ssl.SSLError):
+            return str(getattr(error, "reason", None) or type(error).__name__)
+        if isinstance(error, socket.gaierror):
+            return error.strerror or type(error).__name__
+        if number > 0:
+            return os.strerror(number)
+    return type(error).__name__
 
 
 def shown(value: object) -> str:
@@ -279,7 +329,7 @@ def _cut(value: Any) -> Any:
 
 
 def type_name(value: object) -> str:
-    """The name of *value*'s type, even when a metaclass would rather not tell."""
+    """The name of *value*'s type, whatever its metaclass does."""
     name = _NAME(type(value))
     return name if name.isprintable() and len(name) <= _LENGTH else ascii(name)[1:-1][:_LENGTH]
 

@@ -6,25 +6,25 @@ A thin face: records go through the `Intake` to a thread that delivers them (`_i
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from adp_async._sansio.values import valid_run_id
-from adp_async.stats import Stats, oldest
+from adp_async.errors import AdpError
+from adp_async.stats import Stats, counted
 from adp_async.writer import Receipt, Receipts, RunWriter
 
 if TYPE_CHECKING:
     from adp_async._io.delivery import Delivery
-    from adp_async._sansio.lane import Lane
     from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
 __all__ = ["BatchLogger", "Receipt", "Receipts", "Stats"]
 
-#: Runs whose writers are kept although nothing of theirs waits.
+#: Idle runs whose writers are kept.
 KEPT_WRITERS: Final = 4096
 
 
 class LoggerFace:
-    """What both faces of a session's logger have in common: all that doesn't wait."""
+    """What the asynchronous and the blocking logger share: everything that doesn't wait."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
@@ -73,68 +73,15 @@ class LoggerFace:
     def discard(self, run_id: str) -> int:
         """Give up the records that wait for a run; returns how many.  They count as dropped.
 
-        For a run whose records are held forever, since the service does not know it or fails on
-        it.  Records in flight may still be delivered; records logged later are accepted again.
-        Raises `Closed`.
+        For a run whose records are held forever, because the service does not know it or keeps
+        failing on it.  Records in flight may still be delivered; records logged later are accepted
+        again.  Raises `Closed`.
         """
         return self._delivery.discard(valid_run_id(run_id))
 
     def stats(self, run_id: str | None = None) -> Stats:
         """Counts as of now, of one run or of all."""
-        # (With the lock nothing is on its way from one count to another.)
-        with self._delivery.intake.lock:
-            if run_id is not None:
-                return self._stats_of_run(valid_run_id(run_id))
-            return self._stats_of_all()
-
-    def _stats_of_all(self) -> Stats:
-        accumulator = self._delivery.accumulator
-        rejected = dict(accumulator.rejected)
-        waiting = accumulator.waiting + len(self._delivery.intake.inbox)
-        settled = accumulator.delivered + sum(rejected.values())
-        spooled = accumulator.spooled + self._delivery.kept.total()
-        dropped = accumulator.dropped + self._delivery.lost.total()
-        return self._counted(
-            list(accumulator.lanes.values()),
-            accepted=settled + waiting + accumulator.in_flight + spooled + dropped,
-            delivered=accumulator.delivered,
-            rejected=rejected,
-            dropped=dropped,
-            waiting=waiting,
-            in_flight=accumulator.in_flight,
-            spooled=spooled,
-        )
-
-    def _stats_of_run(self, run_id: str) -> Stats:
-        lane = self._delivery.intake.lane(run_id)
-        inbox = sum(record.place is lane for record in list(self._delivery.intake.inbox))
-        in_flight = lane.flying
-        waiting = lane.unsettled - in_flight - lane.spooled + inbox
-        spooled, dropped = (
-            lane.spooled + self._delivery.kept[run_id],
-            lane.dropped + self._delivery.lost[run_id],
-        )
-        settled = lane.delivered + lane.refused_count
-        return self._counted(
-            [lane],
-            accepted=settled + waiting + in_flight + spooled + dropped,
-            delivered=lane.delivered,
-            rejected=dict(lane.rejected),
-            dropped=dropped,
-            waiting=waiting,
-            in_flight=in_flight,
-            spooled=spooled,
-        )
-
-    def _counted(self, lanes: list[Lane], **counts: Any) -> Stats:
-        sender = self._delivery.sender
-        return Stats(
-            requests=sender.requests,
-            retries=sender.retries,
-            throttled=self._delivery.throttle.throttled,
-            oldest=oldest(lanes),
-            **counts,
-        )
+        return counted(self._delivery, None if run_id is None else valid_run_id(run_id))
 
     def __repr__(self) -> str:
         accumulator = self._delivery.accumulator
@@ -163,11 +110,11 @@ class LoggerFace:
         return writer
 
     def _forget_idle(self) -> None:
-        """Keep no writer of which nothing waits.  A lane lives as long as somebody holds it."""
+        """Drop the writers of idle runs.  A lane lives as long as somebody holds it."""
         for run_id in list(self._writers):
             if self._delivery.intake.lane(run_id).is_idle:
                 self._writers.pop(run_id, None)
-        # Where most are busy it isn't looked again before there are twice as many.
+        # If most are busy, the next look is when there are twice as many.
         self._most_writers = max(KEPT_WRITERS, 2 * len(self._writers))
 
 
@@ -175,7 +122,7 @@ class BatchLogger(LoggerFace):
     """Coalesces metrics, params and tags of many runs into few log-batch requests.
 
     ``session.logger`` is the one of a session; its ``log_*`` take the run's id first and are
-    otherwise those of `Run`.  All of it is for any thread and any event loop.
+    otherwise those of `Run`.  It may be used from any thread and any event loop.
     """
 
     async def flush(self, run_id: str | None = None) -> None:
@@ -186,6 +133,18 @@ class BatchLogger(LoggerFace):
         """
         run_id = None if run_id is None else valid_run_id(run_id)
         await self._delivery.running(self._delivery.flush(run_id))
+
+    async def try_flush(self, run_id: str | None = None) -> AdpError | None:
+        """As `flush`, but returns the error that would be raised; None when all went well.
+
+        What was refused remains to be told: a later `flush`, or the close, raises it.  So whoever
+        only needs that the service is up to date takes nothing from the run's owner.
+        """
+        run_id = None if run_id is None else valid_run_id(run_id)
+        try:
+            return await self._delivery.running(self._delivery.try_flush(run_id))
+        except AdpError as error:  # closed
+            return error
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""

@@ -10,6 +10,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from adp_async._io.delivery import Delivery
     from adp_async._sansio.lane import Lane
 
 __all__ = ["Stats"]
@@ -20,11 +21,11 @@ class Stats:
     """How much was logged, and what became of it.
 
     *accepted* is the sum of *delivered*, *rejected*, *dropped*, *waiting*, *in_flight* and
-    *spooled*.  *rejected* counts by the class of the error, *dropped* what found no room, what was
-    discarded, and what a session without a spool had left when it ended.  *spooled* is on disk
-    only, after the end for the next session.  *requests*, *retries* and *throttled* (429s) count
-    log-batch requests of the whole session.  *oldest*: seconds the oldest record has waited, 0
-    when none does.
+    *spooled*.  *rejected* counts by the class of the error.  *dropped* counts what found no room,
+    what was discarded, and what a session without a spool had not delivered when it ended.
+    *spooled* is on disk only; after the end, for the next session.  *requests*, *retries* and
+    *throttled* (429s) count log-batch requests of the whole session.  *oldest*: seconds the oldest
+    record has waited, 0 when none does.
     """
 
     accepted: int = 0
@@ -45,7 +46,57 @@ class Stats:
         return self.waiting + self.in_flight + self.spooled
 
 
-def oldest(lanes: Iterable[Lane]) -> float:
+def counted(delivery: Delivery, run_id: str | None = None) -> Stats:
+    """The counts of *delivery* as of now, of one run or of all.  From any thread."""
+    # Under the lock, no record is on its way from one count to another.
+    with delivery.intake.lock:
+        return _of_all(delivery) if run_id is None else _of_run(delivery, run_id)
+
+
+def _of_all(delivery: Delivery) -> Stats:
+    accumulator = delivery.accumulator
+    return _stats(
+        delivery,
+        list(accumulator.lanes.values()),
+        delivered=accumulator.delivered,
+        rejected=dict(accumulator.rejected),
+        dropped=accumulator.dropped + delivery.lost.total(),
+        waiting=accumulator.waiting + len(delivery.intake.inbox),
+        in_flight=accumulator.in_flight,
+        spooled=accumulator.spooled + delivery.kept.total(),
+    )
+
+
+def _of_run(delivery: Delivery, run_id: str) -> Stats:
+    lane = delivery.intake.lane(run_id)
+    inbox = sum(record.place is lane for record in list(delivery.intake.inbox))
+    return _stats(
+        delivery,
+        [lane],
+        delivered=lane.delivered,
+        rejected=dict(lane.rejected),
+        dropped=lane.dropped + delivery.lost[run_id],
+        waiting=lane.unsettled - lane.flying - lane.spooled + inbox,
+        in_flight=lane.flying,
+        spooled=lane.spooled + delivery.kept[run_id],
+    )
+
+
+def _stats(
+    delivery: Delivery, lanes: list[Lane], *, rejected: Mapping[str, int], **counts: int
+) -> Stats:
+    return Stats(
+        accepted=sum(counts.values()) + sum(rejected.values()),
+        rejected=rejected,
+        requests=delivery.sender.requests,
+        retries=delivery.sender.retries,
+        throttled=delivery.throttle.throttled,
+        oldest=_oldest(lanes),
+        **counts,
+    )
+
+
+def _oldest(lanes: Iterable[Lane]) -> float:
     """Seconds that the oldest record of *lanes* has waited, 0 when none does."""
     # Copies, taken at once: another thread may ask while the delivery thread changes them.
     firsts = [since for lane in lanes if (since := lane.since()) is not None]

@@ -23,7 +23,9 @@ For tests against a whole platform, with signatures, a socket and a real MLflow,
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, Unpack
+from urllib.parse import unquote
 
 import msgspec
 from attrs import define
@@ -50,6 +52,9 @@ PLATFORM_ID: Final = "ocid1.aidataplatform.oc1.iad.fake"
 WORKSPACE: Final = "fake"
 
 _ROUTES = RouteTable(ROUTES)
+_BUCKET: Final = "artifacts"
+_ROOT: Final = f"oci://{_BUCKET}@fake/"
+_OBJECT: Final = re.compile(f"/n/fake/b/{_BUCKET}/o/(.+)")
 
 
 @define(eq=False)
@@ -64,14 +69,14 @@ class Script:
 
 
 class FakeService:
-    """What stands in the place of the network: answers requests, and remembers them.
+    """Takes the place of the network: answers requests, and remembers them.
 
     *requests* are all that came, in their order; ``request.operation`` is the API's name.
     """
 
     def __init__(self) -> None:
         self.requests: list[Received] = []
-        self.store = StandIn()
+        self.store = StandIn(_ROOT.rstrip("/"))
         self._scripts: dict[str, list[Script]] = {}
 
     def script(self, operation: str, script: Script) -> Script:
@@ -80,20 +85,20 @@ class FakeService:
         return script
 
     def load(self, address: str = "") -> None:
-        """There are no certificates to read, and no proxy."""
+        """Nothing to do: there are no certificates and no proxy."""
 
     async def open(self) -> None:
-        """There is nothing to connect."""
+        """Nothing to do."""
 
     async def close(self) -> None:
-        """There is nothing to disconnect."""
+        """Nothing to do."""
 
     def abandon(self) -> None:
-        """There is nothing to release."""
+        """Nothing to do."""
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """What `adp_async._io.transport.AiohttpTransport.send` does over a socket."""
-        received = _received(request)
+        received = await _received(request)
         self.requests.append(received)
         script = self._next_script(request.operation)
         if script is None:
@@ -106,6 +111,8 @@ class FakeService:
         return Reply(answer.status, {"opc-request-id": number, **answer.headers}, answer.body)
 
     async def _serve(self, received: Received) -> Answer:
+        if found := _OBJECT.fullmatch(received.raw_path):
+            return self._keep(unquote(found[1]), received.body)
         place = locate(received.raw_path.partition("?")[0])
         route = _ROUTES.find(received.method, place) if place else None
         if route is None:
@@ -115,6 +122,14 @@ class FakeService:
             )
         return await self.store.answer(route, received)
 
+    def _keep(self, name: str, content: bytes) -> Answer:
+        """An artifact goes to the run that it belongs to."""
+        for run in self.store.runs.values():
+            root = f"{run.info['artifact_uri'].removeprefix(_ROOT)}/"
+            if name.startswith(root):
+                run.artifacts[name.removeprefix(root)] = content
+        return Answer(200, b"", {"etag": "fake"})
+
     def _next_script(self, operation: str) -> Script | None:
         for script in self._scripts.get(operation, ()):
             if script.left is None or script.given < script.left:
@@ -123,10 +138,13 @@ class FakeService:
         return None
 
 
-def _received(request: Request) -> Received:
+async def _received(request: Request) -> Received:
+    body = request.body or b""
+    if request.stream is not None:
+        body = b"".join([chunk async for chunk in request.stream.chunks()])
     path = URL(request.url, encoded=True).raw_path_qs
     headers = dict(request.headers)
-    return Received(request.method, path, headers, request.body or b"", request.operation)
+    return Received(request.method, path, headers, body, request.operation)
 
 
 def _answer_of(script: Script) -> Answer:
@@ -164,7 +182,7 @@ class FakeSession(Session):
         return self.service.requests
 
     def received(self, run_id: str) -> ReceivedRun:
-        """What arrived for a run: *metrics*, *params* and *tags* in order, *info*, *batches*."""
+        """What arrived for a run: *metrics*, *params* and *tags* in order, *info*, *artifacts*."""
         return self.service.store.runs[run_id]
 
     def add_run(self, run_id: str | None = None) -> str:
@@ -185,10 +203,10 @@ class FakeSession(Session):
 
         *operation* is the API's name, such as ``"update_registered_model"``; *answer* a reply's
         JSON, its body as bytes, or an exception to raise such as ``ConnectionLost("...")``.
-        With *after_write* the request takes its effect before it is answered so.
+        With *after_write* the request takes effect before it gets that answer.
 
-        ``session.answer("log_experiment_run_batch", status=503, times=2)`` is two requests that
-        fail; *given* of what is returned counts them.
+        ``session.answer("log_experiment_run_batch", status=503, times=2)`` fails two requests;
+        *given* of the returned script counts them.
         """
         if not isinstance(answer, Exception):
             body = answer if isinstance(answer, bytes) else msgspec.json.encode(answer or {})

@@ -79,7 +79,7 @@ class RunWriter:
         """The run's id."""
         return self._run_id
 
-    # The one handle of a run in this process, also for whoever copies what holds it.
+    # The one handle of a run in this process: copying or deep-copying returns it.
 
     def __copy__(self) -> Self:
         return self
@@ -99,10 +99,10 @@ class RunWriter:
         *value*: whatever ``float()`` takes, also an array or a tensor of one element; NaN and
         infinities are sent as the service spells them.  *step*: an int64, or a float that is
         whole; None is 0.  *timestamp*: Unix milliseconds, by default now.  Raises
-        `InvalidRecord` for a wrong key, value, step or timestamp, `BufferFull` when no memory is
-        left (see ``overflow``), and `Closed`.
+        `InvalidRecord` for a wrong key, value, step or timestamp, `BufferFull` when the
+        buffer is full (see ``overflow``), and `Closed`.
         """
-        # The short way, for what a training loop logs; anything else is looked at more closely.
+        # The fast path, for what a training loop logs; anything else is checked in full.
         if (
             type(value) is float
             and type(step) is int
@@ -134,9 +134,9 @@ class RunWriter:
     ) -> Receipts:
         """Log several metrics at one *step* and time; see `log_metric`.
 
-        *metrics*: a mapping of keys to values, or whatever else has ``items()``, such as a
+        *metrics*: a mapping of keys to values, or anything else with ``items()``, such as a
         ``pandas.Series``; TypeError for anything else.  When one of them is invalid, none is
-        taken.
+        accepted.
         """
         if timestamp is None:
             timestamp = time_ns() // 1_000_000
@@ -149,7 +149,7 @@ class RunWriter:
     def log_param(self, key: str, value: object) -> Receipt:
         """Log a param: write-once, *value* written with ``str``, at most 6,000 characters.
 
-        The same value again is accepted by the service, another one is refused.  Errors as for
+        The service accepts the same value again and refuses another one.  Errors as for
         `log_metric`.
         """
         return self._accept([self._text(Param, "param", key, value)])[0]
@@ -157,7 +157,7 @@ class RunWriter:
     def log_params(self, params: Texts) -> Receipts:
         """Log several params, a mapping as for `log_metrics`.
 
-        When one of them is invalid, none is taken.
+        When one of them is invalid, none is accepted.
         """
         pairs = pairs_of(params, "log_params", instead="log_param(key, value)")
         return self._accept(list(starmap(partial(self._text, Param, "param"), pairs)))
@@ -172,7 +172,7 @@ class RunWriter:
     def set_tags(self, tags: Texts) -> Receipts:
         """Set several tags, a mapping as for `log_metrics`.
 
-        When one of them is invalid, none is taken.
+        When one of them is invalid, none is accepted.
         """
         pairs = pairs_of(tags, "set_tags", instead="set_tag(key, value)")
         return self._accept(list(starmap(partial(self._text, RunTag, "tag"), pairs)))
@@ -180,7 +180,7 @@ class RunWriter:
     def _known_metrics(
         self, metrics: object, step: object, timestamp: object
     ) -> list[AnyRecord] | None:
-        """The short way, as in `log_metric`; None when something has to be looked at closely."""
+        """The fast path, as in `log_metric`; None when something has to be checked in full."""
         if type(metrics) is not dict or type(step) is not int or type(timestamp) is not int:
             return None
         if not (-SMALL_STEP < step < SMALL_STEP and 0 <= timestamp < _FAR_FUTURE):
@@ -199,10 +199,7 @@ class RunWriter:
 
     def _metric(self, step: object, timestamp: object, key: object, value: object) -> Metric:
         run_id = self._run_id
-        plain = self._known.get(key) if type(key) is str else None
-        if plain is None:
-            limits, known = self._intake.limits, self._known
-            plain = valid_key(key, kind="metric", run_id=run_id, limits=limits, known=known)
+        plain = self._key("metric", key)
         number = valid_value(value, key=plain, run_id=run_id)
         if step is None:
             step = 0
@@ -217,12 +214,18 @@ class RunWriter:
     def _text(
         self, make: type[Param] | type[RunTag], kind: Kind, key: object, value: object
     ) -> Param | RunTag:
-        run_id, limits, known = self._run_id, self._intake.limits, self._known
-        plain = known.get(key) if type(key) is str else None
-        if plain is None:
-            plain = valid_key(key, kind=kind, run_id=run_id, limits=limits, known=known)
-        text = valid_text(value, kind=kind, key=plain, run_id=run_id, limits=limits)
+        plain = self._key(kind, key)
+        limits = self._intake.limits
+        text = valid_text(value, kind=kind, key=plain, run_id=self._run_id, limits=limits)
         return make(plain, text, self._lane)
+
+    def _key(self, kind: Kind, key: object) -> str:
+        known = self._known
+        plain = known.get(key) if type(key) is str else None
+        if plain is not None:
+            return plain
+        limits = self._intake.limits
+        return valid_key(key, kind=kind, run_id=self._run_id, limits=limits, known=known)
 
     def _accept(self, records: Sequence[AnyRecord]) -> Receipts:
         self._intake.add_all(records)

@@ -1,4 +1,4 @@
-"""The floor: what somebody writes by hand who wants nothing but speed; and the official client."""
+"""The floor: what one would write by hand for speed alone; and the official client."""
 
 from __future__ import annotations
 

@@ -59,8 +59,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 def stay_offline() -> None:
     """Refuse this process every address that is not on loopback, from now on.
 
-    Raises ConnectionRefusedError inside whoever tries: to the trackers it is a network that is
-    down.
+    An attempt raises ConnectionRefusedError: to the trackers the network is down.
     """
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:

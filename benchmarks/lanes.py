@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import sys
 import time
 import tracemalloc
@@ -63,7 +64,7 @@ class _Delivery:
         settings = Settings("ocid1.aidataplatform.oc1.iad.bench", linger=3600.0, buffer_limit=2**32)
         limits = BatchLimits(metrics=PER_REQUEST, entities=PER_REQUEST)
         self._delivery = Delivery(
-            settings, _Service(), throttle=Throttle(), new_token=str, limits=limits
+            settings, _Service(), throttle=Throttle(), tokens=itertools.repeat(""), limits=limits
         )
         self._thread = LoopThread()
         await self._thread.run(self._delivery.open(self._thread))

@@ -62,7 +62,7 @@ def in_background(platform: LocalPlatform) -> Iterator[LocalPlatform]:
 
 @pytest.fixture(autouse=True)
 def _spool_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
-    """No test writes into the state folder of whoever runs it."""
+    """No test writes into the user's own state folder."""
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path_factory.getbasetemp() / "spool"))
 
 

@@ -71,7 +71,7 @@ def arrived(session: FakeSession) -> dict[str, Arrived]:
 
 
 class Scalar:
-    """A number that is no float, but can become one."""
+    """A number that is not a float, but can become one."""
 
     def __init__(self, value: float) -> None:
         self._value = value

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.discarding import discard
 from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, discarded, fault_of
 from adp_async._sansio.records import DELIVERED, Metric, Param, RunTag
 from adp_async._sansio.retry import RetryPolicy
@@ -24,7 +25,8 @@ from adp_async.local.quota import Quota, TokenBucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
 
 #: Rounds of a play that are too many for any of them.
@@ -82,10 +84,9 @@ class Play:
     _chance: random.Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        tokens = itertools.count()
         self._chance = random.Random(self.seed)
         self.accumulator = Accumulator(
-            linger=self.linger, new_token=lambda: f"token-{next(tokens)}"
+            linger=self.linger, tokens=(f"token-{number}" for number in itertools.count())
         )
         self.throttle = Throttle(self.policy)
         self.dispatcher = Dispatcher(
@@ -122,7 +123,7 @@ class Play:
 
     def discard(self, run_id: str) -> int:
         lane = self.accumulator.lane(run_id)
-        return self.accumulator.discard(lane, self.now, discarded(run_id, lane.unsettled))
+        return discard(self.accumulator, lane, self.now, discarded(run_id, lane.unsettled))
 
     # What happens
 
@@ -152,7 +153,7 @@ class Play:
     def _watch(self) -> None:
         lane = self.accumulator.lanes.get(self.watched)
         if lane is not None:
-            firsts = lane.times[:1] + [span.since for span in lane.spans]
+            firsts = lane.queue.times[:1] + [span.since for span in lane.spans]
             if firsts:
                 age = self.now - min(firsts)
                 self.oldest[self.watched] = max(age, self.oldest.get(self.watched, 0.0))

@@ -7,7 +7,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from adp_async._io.spool import Spool
-from adp_async._io.spool_file import APPLICATION_ID, Identity
+from adp_async._io.spool_file import Identity
+from adp_async._io.spool_schema import APPLICATION_ID
 from adp_async._sansio.journal import Changes, Chunk, Sealed, Settled
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag

@@ -13,17 +13,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adp_async._sansio import lane as lane_module
-from adp_async._sansio.accumulator import KEPT_REJECTIONS, SMALLEST_BODY_LIMIT, Accumulator
+from adp_async._sansio import record_queue
+from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.lane import Lane, Suspect
 from adp_async._sansio.line import Line
+from adp_async._sansio.record_queue import RecordQueue
 from adp_async._sansio.records import BatchLimits, GivenUp, Metric, Param, RunTag
 from adp_async._sansio.refusals import ENOUGH_REFUSALS, PROVEN_KEYS
+from adp_async._sansio.rejections import KEPT_REJECTIONS
+from adp_async._sansio.sealing import SMALLEST_BODY_LIMIT
+from adp_async._sansio.spilling import lose, reload, spill
 from adp_async.errors import AdpError, BadRequest, DeliveryError, PayloadTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adp_async._sansio.lane import RecordBatch
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 REFUSED = BadRequest("bad", status=400)
@@ -81,7 +87,7 @@ def deliver_everything(
 @pytest.fixture
 def accumulator() -> Accumulator:
     tokens = itertools.count()
-    return Accumulator(new_token=lambda: f"token-{next(tokens)}")
+    return Accumulator(tokens=(f"token-{number}" for number in tokens))
 
 
 # Linger, fullness, and being awaited
@@ -251,7 +257,7 @@ def test_long_keys_of_metrics_count_as_well() -> None:
 
 def test_one_record_larger_than_the_limit_is_sent_all_the_same(accumulator: Accumulator) -> None:
     """It can't be halved, so the service has the last word on it."""
-    accumulator.limits = BatchLimits(body_bytes=100)
+    accumulator.sealer.limits = BatchLimits(body_bytes=100)
     accumulator.add("run", RunTag("note", "x" * 8000), now=0.0)
 
     assert len(drain_one(accumulator, 1.0).records) == 1
@@ -436,7 +442,7 @@ def test_the_line_does_not_grow_with_waiting(accumulator: Accumulator) -> None:
     for n in range(5000):
         accumulator.add(f"run-{n % 5}", metric(step=n), now=n / 1000)
 
-    assert accumulator.line.length <= 20
+    assert accumulator.schedule.line.length <= 20
 
 
 # What became of a batch
@@ -598,7 +604,7 @@ def test_one_bad_record_among_a_thousand(accumulator: Accumulator) -> None:
     assert requests <= 24
     assert accumulator.delivered == 999
     assert accumulator.rejected == {"BadRequest": 1}
-    (rejection,) = accumulator.refused
+    (rejection,) = accumulator.rejections.last
     assert (rejection.kind, rejection.key, rejection.step) == ("metric", "m1", 617)
 
 
@@ -693,7 +699,7 @@ def test_a_bad_key_in_a_hot_loop_costs_few_requests(accumulator: Accumulator) ->
 
     assert requests <= 90
     assert accumulator.rejected == {"BadRequest": 5000}
-    assert len(accumulator.refused) == KEPT_REJECTIONS
+    assert len(accumulator.rejections.last) == KEPT_REJECTIONS
 
 
 def test_bad_values_of_a_good_key_are_told_apart(accumulator: Accumulator) -> None:
@@ -775,7 +781,7 @@ def test_abandon_gives_everything_back_in_order() -> None:
     batch = drain_one(accumulator, 0.0)
     accumulator.wait_turn(batch, 9.0, 0.0)
 
-    ((lane, count, left),) = accumulator.abandon()
+    ((lane, count, left),) = abandon(accumulator)
 
     assert (lane.run_id, count) == ("run", 5)
     assert left == records
@@ -800,23 +806,26 @@ def test_runs_share_what_they_have_none_of(accumulator: Accumulator) -> None:
         accumulator.add(run_id, metric(), now=0.0)
         accumulator.add(run_id, RunTag("a", "b"), now=0.0)
         accumulator.add(run_id, Param("lr", "1"), now=0.0)
-        accumulator.spill(accumulator.lane(run_id), 0.0, keep=1, journaled_until=2)
+        spill(accumulator, accumulator.lane(run_id), 0.0, keep=1, journaled_until=2)
         accumulator.add(run_id, metric(), now=0.0)
     for lane in accumulator.lanes.values():
-        accumulator.reload(lane, 1, [RunTag("a", "b")], 0.0)
+        reload(accumulator, lane, 1, [RunTag("a", "b")], 0.0)
     batch = drain_one(accumulator, 5.0)
     accumulator.succeed(batch, 5.0)
     batch = drain_one(accumulator, 5.0)
     accumulator.put_aside(batch, 9.0, 5.0)
-    accumulator.discard(batch.lane, 6.0, AdpError("discarded"))
+    discard(accumulator, batch.lane, 6.0, AdpError("discarded"))
 
     assert not lane_module._NOTHING
     assert not lane_module._NO_KEYS
-    assert list(lane_module._NO_TEXTS.values()) == [0, 0]
+    assert not record_queue._NOTHING
+    assert list(record_queue._NO_TEXTS.values()) == [0, 0]
     fresh = Lane("fresh", None)
     fresh.append([metric()], 0.0, with_text=False)
-    shared = {id(lane_module._NOTHING), id(lane_module._NO_KEYS), id(lane_module._NO_TEXTS)}
+    shared = {id(lane_module._NOTHING), id(lane_module._NO_KEYS)}
+    shared |= {id(record_queue._NOTHING), id(record_queue._NO_TEXTS)}
     slots = [getattr(fresh, name, None) for name in Lane.__slots__]
+    slots += [getattr(fresh.queue, name) for name in RecordQueue.__slots__]
     own = [each for each in slots if gc.is_tracked(each) and id(each) not in shared]
     assert len(own) <= 6
 
@@ -839,7 +848,7 @@ def test_the_work_of_a_call_does_not_grow_with_the_runs(monkeypatch: pytest.Monk
             accumulator.take_in(batch, now=0.1 * turn)
             assert accumulator.next_deadline() == 1.0
     assert len(puts) == 20_000
-    assert accumulator.line.length == 20_000
+    assert accumulator.schedule.line.length == 20_000
 
 
 # One odd value costs one value
@@ -883,10 +892,10 @@ def test_what_is_lost_on_disk_needs_no_journal(accumulator: Accumulator) -> None
     """It is counted, and who waits for it hears why."""
     lane = accumulator.lane("run")
     add_all(accumulator, "run", records := metrics(5))
-    accumulator.spill(lane, 0.0, keep=0, journaled_until=5)
+    spill(accumulator, lane, 0.0, keep=0, journaled_until=5)
     assert accumulator.spooled == 5
 
-    accumulator.lose_spilled(lane, 5, BadRequest("damaged", status=400), 1.0)
+    lose(accumulator, lane, 5, BadRequest("damaged", status=400), 1.0)
 
     assert accumulator.spooled == accumulator.unsettled == 0
     assert accumulator.rejected == {"BadRequest": 5}

@@ -21,7 +21,9 @@ from adp_async._sansio.records import BatchLimits, GivenUp, Metric, Param, RunTa
 from adp_async.errors import BadRequest, NotFound, PayloadTooLarge
 
 if TYPE_CHECKING:
-    from adp_async._sansio.lane import RecordBatch
+    from collections.abc import Iterator
+
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 RUNS = ("run-a", "run-b", "run-c", "run-d")
@@ -65,7 +67,7 @@ class AccumulatorMachine(RuleBasedStateMachine):
         super().__init__()
         self.tokens = 0
         self.now = 100.0
-        self.accumulator = Accumulator(linger=LINGER, limits=LIMITS, new_token=self.new_token)
+        self.accumulator = Accumulator(linger=LINGER, limits=LIMITS, tokens=self.new_tokens())
         self.runs = {run_id: History() for run_id in RUNS}
         #: Callers hold a run's handle, and with it its lane.
         self.handles = [self.accumulator.lane(run_id) for run_id in RUNS]
@@ -75,9 +77,10 @@ class AccumulatorMachine(RuleBasedStateMachine):
         #: What the service takes; it may be less than we think.
         self.service_limit = LIMITS.body_bytes
 
-    def new_token(self) -> str:
-        self.tokens += 1
-        return f"token-{self.tokens}"
+    def new_tokens(self) -> Iterator[str]:
+        while True:
+            self.tokens += 1
+            yield f"token-{self.tokens}"
 
     @initialize(service_limit=st.sampled_from((LIMITS.body_bytes, 500)))
     def choose_service(self, service_limit: int) -> None:

@@ -41,7 +41,7 @@ from adp_async.errors import UnreadableReply
 PUBLIC_METHODS = [
     (family, name, method)
     for family, class_ in FAMILIES.items()
-    for name, method in vars(class_).items()
+    for name, method in inspect.getmembers(class_)
     if inspect.isfunction(method) and not name.startswith("_")
 ]
 

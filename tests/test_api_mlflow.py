@@ -380,7 +380,7 @@ async def test_a_name_that_is_taken(session: Session, experiment_id: str, model:
 
 
 async def test_what_mlflow_has_not(session: Session) -> None:
-    """A 501 says so, is a fault of the service, and is not asked again."""
+    """It is a 501, which is a fault of the service, and is not retried."""
     with pytest.raises(ServiceFault) as caught:
         await session.deployments.roll_back("d", [DeploymentTarget("1", 100)])
 

@@ -56,7 +56,7 @@ RENAMED = {
 def test_the_table_agrees_with_the_signatures(row: Any) -> None:
     """What a method's parameter is annotated with is what is checked at the call."""
     family, _, name = row.method.partition(".")
-    annotations = dict(vars(FAMILIES[family])[name].__annotations__)
+    annotations = dict(getattr(FAMILIES[family], name).__annotations__)
     del annotations["return"], annotations["options"]
 
     for parameter, annotation in annotations.items():
@@ -225,8 +225,8 @@ ODD_CALLS: dict[str, tuple[Any, str]] = {
         lambda s: s.runs.get("7", on_reply=7),
         "on_reply is called with a reply",
     ),
-    "an option of another library": (lambda s: s.runs.get("7", retries=3), "takes 'retries'"),
-    "no endpoint": (lambda s: s.call("runs/get"), "what is called is an Endpoint, not str"),
+    "an option of another library": (lambda s: s.runs.get("7", retries=3), "do not take 'retries'"),
+    "no endpoint": (lambda s: s.call("runs/get"), "an operation must be an Endpoint, not str"),
     "no mapping": (
         lambda s: s.call(GET, path="7"),
         "path takes a mapping of keys to values, not str",
@@ -396,5 +396,5 @@ def test_what_holds_itself_is_named() -> None:
     """A list in itself, or a tower of them, is a ValueError and no RecursionError."""
     itself: list[Any] = []
     itself.append(itself)
-    with pytest.raises(ValueError, match="the body: nested too deeply, or it holds itself"):
+    with pytest.raises(ValueError, match="the body: nested too deeply, or contains itself"):
         encode({"a": itself})

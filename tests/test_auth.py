@@ -236,7 +236,7 @@ def test_a_directory_is_no_key(write_config, home):
 
 
 def test_wrong_keys(write_config, home, key):
-    """Each kind of wrong key is told from the others."""
+    """Each kind of wrong key has an error of its own."""
     public = key.public_key()
     pkix = serialization.PublicFormat.SubjectPublicKeyInfo
     wrong = {
@@ -326,7 +326,7 @@ def test_an_empty_config_file(home):
     """An empty file has no profile at all."""
     (home / "config").touch()
 
-    with pytest.raises(ConfigurationError, match=r"'DEFAULT' does not exist.*has: none at all"):
+    with pytest.raises(ConfigurationError, match=r"'DEFAULT' does not exist.*has: no profile"):
         ApiKey(home / "config").load()
 
 
@@ -339,9 +339,9 @@ def test_a_directory_is_no_config_file(home):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"pass_phrase=hidden", "a valid INI file: line 1 stands before the first"),
+        (b"pass_phrase=hidden", "a valid INI file: line 1 comes before the first"),
         (b"[DEFAULT]\nhidden\n", "a valid INI file: line 2 is not key=value"),
-        (b"[D]\na=b\n\n[P]\na=b\n[P]\nhidden=1", "a valid INI file: line 6 begins a profile"),
+        (b"[D]\na=b\n\n[P]\na=b\n[P]\nhidden=1", "a valid INI file: line 6 repeats a profile"),
         (b"[P]\r\nhidden=1\r\nhidden = 2", "a valid INI file: line 3 repeats a key"),
         (b"[DEFAULT]\nuser=hidden\xff", "UTF-8 text at line 2"),
         ("[DEFAULT]\nuser=hidden\u0107".encode("cp1250"), "UTF-8 text at line 2"),
@@ -841,7 +841,7 @@ def test_what_cannot_sign(value, problem):
 
 
 def test_what_raises_when_it_is_looked_at():
-    """It is told by what it raised, not by what it said."""
+    """It is reported by the type of its error, not by its message."""
     with pytest.raises(ConfigurationError, match=r"^auth: .* raised RuntimeError") as raised:
         auth_from(Asked(), {})
 

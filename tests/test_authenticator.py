@@ -1,6 +1,7 @@
 """The one thread that signs: renewing once for all, the clock, and what goes wrong meanwhile."""
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 
@@ -21,7 +22,7 @@ REFUSED = NotAuthenticated("no", status=401, code="NotAuthenticated", request_id
 
 
 class Credentials:
-    """A signer that notes who calls it, and that nothing overlaps."""
+    """A signer that records its calls, and that none overlap."""
 
     def __init__(self) -> None:
         self.token = 1
@@ -154,7 +155,7 @@ async def test_a_quick_signature_for_one_who_is_alone(is_quick, alone, body_byte
 
 
 async def test_one_refresh_for_all_who_wait(authenticator, credentials):
-    """A hundred refused requests lead to one refresh, and each is told to try again."""
+    """A hundred refused requests lead to one refresh, and each tries again."""
     assert await asyncio.gather(*(recover(authenticator) for _ in range(100))) == [True] * 100
 
     assert credentials.refreshes == 1
@@ -183,6 +184,19 @@ async def test_a_signer_that_cannot_be_renewed():
     await authenticator.close()
 
 
+async def test_a_refresh_that_is_done_at_once(authenticator, credentials, monkeypatch):
+    """The worker may be through before anybody looks: it counts all the same."""
+
+    def submit(function):
+        future = concurrent.futures.Future()
+        future.set_result(function())
+        return future
+
+    monkeypatch.setattr(authenticator._worker, "submit", submit)
+    assert await recover(authenticator) is True
+    assert credentials.refreshes == 1
+
+
 async def test_a_refresh_that_finds_nothing_new(authenticator, credentials):
     """A signer that answers False (a token file that hasn't changed) isn't worth another try."""
     credentials.refresh_security_token = lambda: False
@@ -201,7 +215,7 @@ async def test_what_renews_itself_counts_too(authenticator, credentials):
 
 
 async def test_a_refresh_that_fails(authenticator, credentials):
-    """Everyone who waits gets an error of their own, with the reason; the next 401 tries again."""
+    """Every waiter gets an error of its own, with the reason; the next 401 tries again."""
     credentials.failure = OSError("the metadata service is away")
 
     errors = await asyncio.gather(
@@ -375,7 +389,7 @@ async def test_the_region_of_the_credentials(credentials):
 
 
 async def test_a_signer_that_fails(authenticator, credentials):
-    """It is NotAuthenticated, names the error's class and is no reason for a refresh."""
+    """It is NotAuthenticated, names the error's class and does not cause a refresh."""
     failure = ConnectionError("secret")
 
     def fail(request):
@@ -468,7 +482,7 @@ async def test_in_a_forked_child(authenticator, monkeypatch):
 
 
 async def test_repr(authenticator):
-    """For whoever debugs at night."""
+    """It shows what helps in debugging."""
     assert repr(authenticator) == "<Authenticator custom signer | open | generation 0>"
 
 

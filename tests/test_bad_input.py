@@ -1,4 +1,4 @@
-"""What bad input gets: at the call, naming run, key and rule; and what is no bad input at all."""
+"""What bad input gets: at the call, naming run, key and rule; and what is not bad input at all."""
 
 from __future__ import annotations
 

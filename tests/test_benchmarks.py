@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: MLflow is imported by these; its warnings, and the time it takes, are not for this process.
-WITH_MLFLOW = ("call", "memory", "mlflow", "step")
-WITHOUT_MLFLOW = tuple(name for name in NAMES if name != "mlflow")
+WITH_MLFLOW = ("call", "integrations", "memory", "mlflow", "step")
+WITHOUT_MLFLOW = tuple(name for name in NAMES if name not in ("integrations", "mlflow"))
 #: Their goals are all against peers.
 NO_GOALS_ALONE = ("step",)
 
@@ -74,7 +74,7 @@ def test_smoke_with_mlflow(name: str, tmp_path: Path) -> None:
 
 
 def test_without_nginx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without nginx a substitute answers, and the report says so and how to get nginx."""
+    """Without nginx a substitute answers, and the report says that, and how to get nginx."""
     monkeypatch.setattr("benchmarks._servers.shutil.which", lambda _: None)
     module = importlib.import_module("benchmarks.direct")
 
@@ -166,7 +166,7 @@ def test_a_tracker_that_is_not_installed_is_left_out_by_name(
 
 
 def test_a_tracker_that_fails_is_left_out_and_ours_is_not() -> None:
-    """A peer that breaks costs its own row; if we break, there is no result."""
+    """A peer that breaks costs its own row; if we break, the whole benchmark fails."""
     ours, peer = _tracker(OURS[0]), _tracker("trackio")
     contest = step.Contest([ours, peer], [])
 

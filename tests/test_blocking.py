@@ -54,7 +54,9 @@ def status(session: FakeBlockingSession, run: Any) -> str:
 
 def test_a_run_from_beginning_to_end(session: FakeBlockingSession) -> None:
     """``with`` creates the run, and flushes and finishes it."""
-    with session.start_run("digits", run_name="sgd", params={"lr": 0.1}, tags={"a": "b"}) as run:
+    with session.start_run(
+        "digits", run_name="sgd", params={"lr": 0.1}, tags={"a": "b"}, source=False
+    ) as run:
         assert (run.run_name, run.experiment_id, run.status) == ("sgd", "1", None)
         receipts = [run.log_metric("loss", 0.5, step=step) for step in range(2500)]
         run.log_metrics({"loss": 0.4, "accuracy": 0.9}, step=2500)
@@ -233,7 +235,7 @@ def test_a_handle_shows_what_it_is(session: FakeBlockingSession) -> None:
 
 def test_finished_inside_of_its_block(session: FakeBlockingSession) -> None:
     """A session of the run's own is closed by then, and leaving the block does nothing more."""
-    with session._start(owns_session=True, experiment="digits") as run:
+    with session._begin(session.session.start_run("digits"), owns_session=True) as run:
         run.finish("KILLED")
         assert not session.is_open
     assert status(session, run) == "KILLED"
@@ -265,14 +267,14 @@ def test_a_function_that_fails_closes_its_session(
         with pytest.raises(NotFound, match="Odd"):
             blocking.start_run(experiment_id="1")
     else:
-        monkeypatch.setattr(session.session, "attach_run", lambda _run_id: int("no"))
+        monkeypatch.setattr(session.session, "attach_run", lambda *_, **__: int("no"))
         with pytest.raises(ValueError, match="no"):
             blocking.attach_run("run")
     assert not session.is_open
 
 
 def test_in_a_forked_child(session: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop's thread is the parent's: whoever would wait for it is told."""
+    """The loop's thread is the parent's: waiting for it is an error."""
     with monkeypatch.context() as patch:
         patch.setattr(loop_thread, "os", SimpleNamespace(getpid=lambda: -1))
         with pytest.raises(Closed, match="belongs to the parent process"):
@@ -282,7 +284,7 @@ def test_in_a_forked_child(session: FakeBlockingSession, monkeypatch: pytest.Mon
 
 
 def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
-    """Blocking there would never end; the error says so."""
+    """Blocking there would never end, and is an error."""
     run = session.start_run()
 
     async def wrong() -> list[str]:
@@ -304,7 +306,7 @@ def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
 
 
 def test_before_and_after() -> None:
-    """A session that isn't open, or was left, says which."""
+    """The error says whether a session is not open yet or closed."""
     session = FakeBlockingSession()
     with pytest.raises(Closed, match="not open"):
         session.start_run()
@@ -433,7 +435,7 @@ async def test_a_script_that_uses_with(bare_platform: LocalPlatform) -> None:
 
 
 async def test_a_script_that_just_ends(bare_platform: LocalPlatform) -> None:
-    """What waits is delivered at the end of a script that closes nothing, finishes nothing."""
+    """What waits is delivered at the end of a script that closes nothing, and its run ends."""
     script = program(
         bare_platform,
         """
@@ -447,7 +449,7 @@ async def test_a_script_that_just_ends(bare_platform: LocalPlatform) -> None:
     assert (code, errors) == (0, "")
     received = bare_platform.gateway.received(out.strip())
     assert len(received.metrics) == 3000
-    assert received.info["status"] == "RUNNING"
+    assert received.info["status"] == "FINISHED"
 
 
 async def test_a_script_that_fails(bare_platform: LocalPlatform) -> None:
@@ -490,7 +492,7 @@ async def test_ctrl_c(bare_platform: LocalPlatform) -> None:
 
 
 async def test_ctrl_c_while_it_waits(bare_platform: LocalPlatform) -> None:
-    """Ctrl-C interrupts a wait for the service at once; what remains is said at the end."""
+    """Ctrl-C interrupts a wait for the service at once; what remains is reported at the end."""
     script = program(
         bare_platform,
         """
@@ -545,5 +547,5 @@ def test_a_thread_that_goes_on_at_the_end() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stdout) == (0, "")
-    told = "records are dropped: the session takes no calls: the interpreter is ending\n"
+    told = "records are dropped: the session cannot be used: the interpreter is ending\n"
     assert done.stderr in ("", told)

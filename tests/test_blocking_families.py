@@ -256,7 +256,7 @@ def test_a_wrong_argument(session: FakeBlockingSession, doing: Any, rule: str) -
 
 
 def test_a_closed_session() -> None:
-    """Operations and listings say so, before it is opened and after it is closed."""
+    """Operations and listings raise that it is not open, before and after."""
     session = FakeBlockingSession()
     for is_over in (False, True):
         if is_over:

@@ -37,6 +37,7 @@ from adp_async.testing import FakeSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from adp_async._io.authenticator import Authenticator
     from adp_async.local import LocalPlatform
 
 SECRET = "s3cr3t"
@@ -101,14 +102,20 @@ SIGNERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a line end behind": (writing("authorization", f"{SECRET}\r"), "'authorization' holds a line"),
     "a NUL": (writing("x-token", f"{SECRET}\0"), "'x-token' holds a line end or another control"),
     "a surrogate": (writing("x-token", f"{SECRET}\udcff"), "'x-token' holds"),
-    "a name with a space": (writing("x token", SECRET), "a header has a name that is not one"),
-    "a name with a line end": (writing(f"x\n{SECRET}", ""), "a header has a name that is not one"),
-    "a name of bytes": (writing(b"authorization", SECRET), "a header has a name that is not one"),
-    "an empty name": (writing("", SECRET), "a header has a name that is not one"),
-    "no authorization": (writing("authorization", ""), "wrote no header 'authorization'"),
-    "another header": (replacing({"x-signature": SECRET}), "wrote no header 'authorization'"),
-    "headers returned": (lambda _: {"authorization": SECRET}, "wrote no header 'authorization'"),
-    "no headers": (replacing(None), "left NoneType in the place of the headers"),
+    "a name with a space": (writing("x token", SECRET), "a header has an invalid name"),
+    "a name with a line end": (writing(f"x\n{SECRET}", ""), "a header has an invalid name"),
+    "a name of bytes": (writing(b"authorization", SECRET), "a header has an invalid name"),
+    "an empty name": (writing("", SECRET), "a header has an invalid name"),
+    "no authorization": (writing("authorization", ""), "did not set the header 'authorization'"),
+    "another header": (
+        replacing({"x-signature": SECRET}),
+        "did not set the header 'authorization'",
+    ),
+    "headers returned": (
+        lambda _: {"authorization": SECRET},
+        "did not set the header 'authorization'",
+    ),
+    "no headers": (replacing(None), "left NoneType in place of the headers"),
     "a coroutine function": (coroutine, "is a coroutine function"),
     "not callable so": (lambda: None, "failed with TypeError"),
 }
@@ -248,15 +255,15 @@ async def test_opening_that_fails_half_way(
     """Nothing is left open, and the session can be opened once that is mended."""
     session = bare_platform.session()
 
-    async def fail() -> None:
+    async def fail(auth: Authenticator) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_make_spool", fail)
+        patch.setattr(session._engine.spools, "create", fail)
         with pytest.raises(type(error)):
             await session.open()
-    assert "closed" in repr(session._direct.transport)
-    assert "closed" in repr(session._auth)
+    assert "closed" in repr(session._engine.direct.transport)
+    assert "closed" in repr(session._engine.auth)
     async with session:
         await session.runs.get(bare_platform.gateway.add_run())
 
@@ -343,7 +350,7 @@ async def test_odd_dates(date: str) -> None:
         headers = {"date": date, "retry-after": date}
         session.answer(GET_RUN, status=503, headers=headers, times=1)
         session.answer(LOG_BATCH, status=503, headers=headers, times=1)
-        assert session._auth.skew == 0.0
+        assert session._engine.auth.skew == 0.0
         run = session.attach_run(run_id)
         run.log_metric("loss", 0.5)
         async with asyncio.timeout(5):
@@ -375,11 +382,11 @@ async def test_a_correction_that_does_not_help_is_taken_back(
             service.refuse(2, ahead=7200)
             with pytest.raises(NotAuthenticated):
                 await session.runs.get(run_id)
-            assert session._auth.skew == 0.0
+            assert session._engine.auth.skew == 0.0
         await session.runs.get(run_id)
         dates = [parse_http_date(request.headers["date"]) for request in session.requests]
     assert [round((date or 0) - time.time(), -3) for date in dates] == [0, 7000] * 3 + [0]
-    assert caplog.text.count("the clock differs") == 1, "said once, however often it was tried"
+    assert caplog.text.count("the local clock is off") == 1, "said once, however often it was tried"
 
 
 async def test_a_correction_that_helped_stays() -> None:
@@ -392,13 +399,13 @@ async def test_a_correction_that_helped_stays() -> None:
         service.refuse(1, ahead=7200)
         with pytest.raises(NotAuthenticated):
             await session.runs.get(run_id)
-        assert session._auth.skew == pytest.approx(7200, abs=2)
+        assert session._engine.auth.skew == pytest.approx(7200, abs=2)
 
 
 async def test_an_answer_to_an_old_signature_confirms_nothing() -> None:
     """What was signed before the correction says nothing about it."""
     async with FakeSession() as session:
-        auth = session._auth
+        auth = session._engine.auth
         auth._correct_clock(http_date(time.time() + 7200))
         auth.accepted(0.0)
         auth.refused(0.0)
@@ -423,7 +430,7 @@ async def test_clock_and_token_wrong_at_once() -> None:
         run_id = session.add_run()
         Doubtful(session).refuse(2, ahead=3600)
         await session.runs.get(run_id)
-        assert session._auth.skew == pytest.approx(3600, abs=2)
+        assert session._engine.auth.skew == pytest.approx(3600, abs=2)
         assert [each.headers["authorization"] for each in session.requests] == [
             "token 0",
             "token 0",
@@ -566,7 +573,7 @@ async def test_a_long_reply_header(size: int) -> None:
 
 
 async def test_a_reply_header_without_end() -> None:
-    """Beyond 64 KB it is told that a header was too long, and not what stood there."""
+    """Beyond 64 KB the error says that a header was too long, not what it contained."""
     head = b"HTTP/1.1 200 OK\r\nx-long: " + SECRET.encode() * 20_000 + b"\r\n\r\n"
     server, url = await _answering(head)
     async with server, AiohttpTransport() as transport:
@@ -612,7 +619,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.usefixtures("soon")
 async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
-    """One failed attempt and a long wait: it is said during the wait, not after it."""
+    """One failed attempt and a long wait: it is logged during the wait, not after it."""
     async with FakeSession(retry=RetryPolicy(first_backoff=30.0, max_backoff=60.0)) as session:
         session.answer(GET_RUN, status=503, headers={"retry-after": "20"}, times=1)
         call = asyncio.create_task(session.runs.get("r", timeout=100.0))
@@ -620,14 +627,14 @@ async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
         assert not call.done()
         call.cancel()
     (said,) = warnings(caplog)
-    assert re.match(rf"{GET_RUN}: not done after 0 s; it is tried again for up to 100 s more", said)
+    assert re.match(rf"{GET_RUN}: still failing after 0 s; retrying for up to 100 s more", said)
     assert "at most 7 times" in said
     assert "503" in said
 
 
 @pytest.mark.usefixtures("soon")
 async def test_a_call_that_a_429_holds(caplog: pytest.LogCaptureFixture) -> None:
-    """The call that was refused says so, and so does another one that never got its turn."""
+    """The refused call logs it, and so does another one that never got its turn."""
     async with FakeSession() as session:
         session.answer(GET_RUN, status=429, headers={"retry-after": "30"}, times=1)
         refused = asyncio.create_task(session.runs.get("r", timeout=60.0))
@@ -638,7 +645,7 @@ async def test_a_call_that_a_429_holds(caplog: pytest.LogCaptureFixture) -> None
         refused.cancel()
         held.cancel()
     first, second = sorted(warnings(caplog), reverse=True)
-    assert first.startswith(f"{GET_RUN}: not done")
+    assert first.startswith(f"{GET_RUN}: still failing")
     assert "429" in first
     assert re.match(r"get_experiment_by_id: .*the service throttles \(429\)", second)
 
@@ -658,7 +665,7 @@ async def test_said_once_a_call(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.usefixtures("soon")
 async def test_the_first_trouble_comes_late(caplog: pytest.LogCaptureFixture) -> None:
-    """An attempt that hangs says nothing; when it fails and is tried again, that is said."""
+    """An attempt that hangs is not logged; when it fails and is retried, that is."""
     async with FakeSession() as session:
         send = session.service.send
         failing = [True]

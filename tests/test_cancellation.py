@@ -1,20 +1,24 @@
-"""Cancellation alone: whoever is cancelled goes at once, and takes nobody and nothing along."""
+"""Cancellation alone: a cancelled task ends at once, and affects no other task."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
+from adp_async._io import spool
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import DeliveryError
 from adp_async.local import Fault
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from adp_async import Run
     from adp_async.local import LocalPlatform
 
@@ -144,7 +148,7 @@ async def test_a_cancelled_session(how: str) -> None:
 
 
 async def test_cancelled_while_it_closes() -> None:
-    """A second cancellation cuts the closing short: everything has its end, nothing stays open."""
+    """A second cancellation cuts the closing short: everything is settled, nothing stays open."""
     session = await FakeSession(close_timeout=60.0).open()
     run = attach(session)
     session.answer(LOG_BATCH, status=503)
@@ -170,6 +174,31 @@ async def test_cancelled_while_it_opens() -> None:
     await session.close()
 
 
+async def test_cancelled_at_any_moment_of_its_opening(tmp_path: Path) -> None:
+    """Nothing stays open: no delivery, no thread, no file, however often it is cancelled."""
+    threads, files = threading.active_count(), len(spool._open_spools)
+    for turns in range(40):
+        session = FakeSession(spool=tmp_path)
+        task = asyncio.create_task(session.open())
+        for _ in range(turns):
+            await asyncio.sleep(0.0002)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled():
+            await session.close()
+        assert not session.is_open
+
+    def is_tidy() -> bool:
+        no_more = threading.active_count() <= threads and len(spool._open_spools) <= files
+        return no_more and not list(tmp_path.glob("*.spool"))
+
+    async with asyncio.timeout(5.0):
+        while not is_tidy():  # noqa: ASYNC110 - threads set no event
+            await asyncio.sleep(0.01)
+
+
 async def test_cancelled_while_a_run_is_created() -> None:
     """No run is entered, and the next one is created as if nothing had been."""
     async with FakeSession() as session:
@@ -182,7 +211,7 @@ async def test_cancelled_while_a_run_is_created() -> None:
 
 
 async def test_no_task_is_left() -> None:
-    """A session that was left leaves no task behind, however busy it was."""
+    """A closed session leaves no task behind, however busy it was."""
     before = asyncio.all_tasks()
     async with FakeSession(linger=0.0) as session:
         runs = [attach(session) for _ in range(10)]

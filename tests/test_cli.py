@@ -27,7 +27,7 @@ from adp_async._sansio.messages import Reply
 from adp_async.cli import app, doctor
 from adp_async.cli import serve as serving
 from adp_async.cli.background import _Start
-from adp_async.cli.mistakes import in_one_line
+from adp_async.cli.mistakes import errors_in_one_line
 from adp_async.cli.serve import environment
 from adp_async.errors import AdpError, ConfigurationError
 from adp_async.local import Fault, LocalPlatform, Quota
@@ -71,7 +71,7 @@ def bare(
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing of whoever runs the tests: no settings, no config file, no spool."""
+    """Nothing of the user's own: no settings, no config file, no spool."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -163,7 +163,7 @@ def test_an_end_of_any_kind_is_one_line(
     """The exit code tells which kind, and SIGTERM has its handler back."""
     before = signal.getsignal(signal.SIGTERM)
 
-    @in_one_line
+    @errors_in_one_line
     def command() -> None:
         raise error
 
@@ -330,14 +330,16 @@ def test_doctor_tells_why_there_is_no_connection(
 
     monkeypatch.setenv("HTTPS_PROXY", "http://user:hunter2@localhost:1")
     assert doctor._network("https://x.test/a") == doctor.Finding(
-        "network", "ok", "through the proxy that the environment names"
+        "network", "ok", "through the proxy set in the environment"
     )
 
 
 def test_doctor_takes_no_config_file_for_who_reads_none() -> None:
     """Instance principals have nothing to look for in it."""
-    given = doctor.Given(auth="instance_principal", profile="mine")
-    with pytest.raises(ConfigurationError, match="auth: instance_principal reads no config file"):
+    given = doctor.CommandLine(auth="instance_principal", profile="mine")
+    with pytest.raises(
+        ConfigurationError, match="auth: instance_principal does not read a config file"
+    ):
         given.authentication()
 
 
@@ -362,7 +364,7 @@ def test_doctor_compares_no_clocks_without_a_date(monkeypatch: pytest.MonkeyPatc
     finding = asyncio.run(doctor._clock(Settings.resolve(given, environ={})))
     assert (finding.state, finding.told) == (
         "skipped",
-        "not compared: the reply has no date that can be read",
+        "not compared: the reply has no readable date",
     )
 
 
@@ -398,7 +400,7 @@ def test_doctor_tells_every_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_doctor_tells_settings_of_any_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers that would overflow, bytes that are no text, a pipe: named, and no traceback."""
+    """Numbers that would overflow, bytes that are not text, a pipe: named, and no traceback."""
     monkeypatch.setenv("ADP_ASYNC_MAX_BLOCK", "1e308")
     monkeypatch.setenv("ADP_ASYNC_BUFFER_LIMIT", "9" * 5000)
     monkeypatch.setenv("AIDP_WORKSPACE", "a\udcffb")
@@ -441,7 +443,7 @@ def test_doctor_sees_a_session_token_under_api_key(at_bare: LocalPlatform, tmp_p
 
 
 def test_doctor_takes_options(bare: LocalPlatform) -> None:
-    """Options lead it to a platform as the environment does, and it says so."""
+    """Options set the platform as the environment does, and are shown as the source."""
     result = run(
         "doctor",
         *("--platform-id", bare.platform_id, "--workspace", bare.workspace),
@@ -518,7 +520,7 @@ def test_doctor_compares_the_clocks(at_bare: LocalPlatform) -> None:
 def test_doctor_says_that_it_is_throttled(
     at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 429 is no fault of the settings."""
+    """A 429 is not a fault of the settings."""
     monkeypatch.setattr("adp_async.cli.doctor.CALL_TIMEOUT", 0.5)
     at_bare.gateway.inject(Fault.reply(429), times=None)
 
@@ -531,7 +533,7 @@ def test_doctor_says_that_it_is_throttled(
 def test_doctor_looks_at_the_spool(
     at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A folder that cannot be made is wrong; a spool that is off is said."""
+    """A folder that cannot be created is wrong; a spool that is off is shown."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "file" / "spool"))
     broken = run("doctor")
@@ -562,7 +564,7 @@ def test_doctor_says_that_there_is_no_home(
     monkeypatch.setenv("ADP_ASYNC_SPOOL", "~/spool")
     result = run("doctor")
     assert result.exit_code == 1
-    assert "spool: '~/spool' leads to no home folder" in result.output
+    assert "spool: '~/spool' has no home folder to start from" in result.output
 
 
 def test_doctor_says_that_others_can_write_to_the_spool(

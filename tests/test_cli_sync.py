@@ -146,7 +146,7 @@ def test_a_path_says_which(
 
 
 def test_nothing_there_is_fine(folder: Path) -> None:
-    """Also when there is no folder."""
+    """The same goes for a missing folder."""
     result = sync()
 
     assert (result.exit_code, result.stdout) == (0, f"no spools in {folder}\n")
@@ -158,7 +158,7 @@ def test_a_path_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1
-    assert "no such file" in result.stderr
+    assert "does not exist" in result.stderr
 
 
 def test_what_is_refused_is_kept_and_said(
@@ -243,7 +243,7 @@ def stranger(api_key: RSAPrivateKey) -> Iterator[LocalPlatform]:
 def test_a_path_does_not_say_who_gets_signed_requests(
     stranger: LocalPlatform, tmp_path: Path, here: Identity, what: str
 ) -> None:
-    """The settings do; what the file says is said, and the option that goes there all the same."""
+    """The settings do; the message names the file's place, and the option that delivers there."""
     run_id = stranger.gateway.add_run()
     there = Identity(stranger.endpoint, here.platform_id, here.workspace)
     path = orphan(tmp_path / "mail", chunk(metrics(3), run_id=run_id), identity=there)
@@ -317,7 +317,7 @@ def test_addresses_that_are_the_same(one: str, other: str, are_same: bool) -> No
 
 @pytest.mark.usefixtures("platform")
 def test_a_place_that_cannot_be_keeps_no_other(folder: Path, here: Identity, run_id: str) -> None:
-    """A spool whose platform is no OCID is said; the others are delivered."""
+    """A spool whose platform is not an OCID is reported; the others are delivered."""
     orphan(folder, chunk(metrics(3)), identity=Identity(here.endpoint, "nothing", here.workspace))
     orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
     result = sync()
@@ -353,7 +353,7 @@ def test_what_a_spool_says_is_clean(
 
 
 def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no usual folder: one line says so, and how to name one."""
+    """There is no usual folder: one line reports it, and how to name one."""
     import pwd
 
     def unknown(uid: int) -> Any:
@@ -409,7 +409,7 @@ def test_a_spool_in_use_is_left_alone(
 def test_wrong_credentials_end_it_at_once(
     platform: LocalPlatform, folder: Path, here: Identity, run_id: str
 ) -> None:
-    """A session would wait for them to be put right; whoever stands here wants to know."""
+    """A session would wait until they are corrected; a command ends with the error."""
     orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
     platform.gateway.inject(Fault.reply(401, "NotAuthenticated", "who is it"), times=None)
     begin = time.monotonic()
@@ -424,7 +424,7 @@ def test_wrong_credentials_end_it_at_once(
 
 
 def test_an_unknown_profile_is_a_mistake(folder: Path, here: Identity, run_id: str) -> None:
-    """Options say how to sign; the spool is let go of."""
+    """Options say how to sign; the spool is released."""
     path = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
     result = sync("--profile", "NOBODY")
 
@@ -435,7 +435,7 @@ def test_an_unknown_profile_is_a_mistake(folder: Path, here: Identity, run_id: s
 
 
 def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run_id: str) -> None:
-    """What is left when it is over stays."""
+    """What is undelivered by then stays."""
     path = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
     platform.gateway.inject(Fault.reply(503), times=None)
     result = sync("--timeout", 0.5)
@@ -450,7 +450,7 @@ def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run
 def test_one_that_is_damaged_keeps_no_other(
     platform: LocalPlatform, folder: Path, here: Identity, run_id: str
 ) -> None:
-    """It is said, and the exit code says that it is left."""
+    """It is reported, and the exit code is 1."""
     bad = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
     bad.write_bytes(b"x" * 5000)
     os.utime(bad, (0, 0))

@@ -1,9 +1,8 @@
-"""Entities and JSON, both ways: what is lenient, what is refused, and how it is told."""
+"""Entities and JSON, both ways: what is lenient, what is refused, and with which message."""
 
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import enum
 import json
 import math
@@ -21,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adp_async import entities
-from adp_async._sansio import codec
-from adp_async._sansio.codec import decode, encode, wire_name
+from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.messages import Reply
+from adp_async._sansio.wire_names import wire_name
 from adp_async.entities import (
     Dataset,
     DatasetInput,
@@ -262,7 +261,7 @@ def test_a_naive_moment_is_refused() -> None:
 
 
 def test_names_in_plain_mappings_are_left_alone() -> None:
-    """Whoever calls `session.call` writes the names of the wire."""
+    """Callers of `session.call` use the names of the wire."""
     assert encode({"workspace_key": None}) == b'{"workspace_key":null}'
 
 
@@ -410,7 +409,7 @@ def test_a_complaint_names_the_place_in_a_list() -> None:
     ],
 )
 def test_a_complaint_names_who_answered(body: bytes, type_: Any, told: str) -> None:
-    """Another application's JSON is not a reply of which all was left out; its fields are named."""
+    """Another application's JSON is not a reply without fields; its own fields are named."""
     reply = Reply(200, {"content-type": "text/html; charset=utf-8"}, body)
     with pytest.raises(UnreadableReply) as caught:
         decode(body, type_, reply=reply, operation="search_runs")
@@ -467,8 +466,3 @@ def test_plain_json_for_an_operation_of_tomorrow() -> None:
     """`object` gives what JSON has, and None for an empty body."""
     assert decode(b'{"a":[1,null]}', object) == {"a": [1, None]}
     assert decode(b"", object) is None
-
-
-def test_examples_in_the_docstrings() -> None:
-    """The examples say what happens."""
-    assert doctest.testmod(codec).failed == 0

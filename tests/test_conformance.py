@@ -334,7 +334,7 @@ async def test_same_sparse_reply(
 
 
 def is_nothing(ours: object) -> bool:
-    """None, or one of the ways in which ours says so on purpose; a token comes by header."""
+    """None, or one of our intended differences; a token comes by header."""
     return ours in (None, (), "", "page 2", False, RunInfo(), RunData(), RunInputs(), RunOutputs())
 
 

@@ -104,7 +104,7 @@ async def test_a_session_token_expires(
 async def test_a_direct_call_meanwhile(
     bare_platform: LocalPlatform, gateway: Gateway, profile: SessionProfile
 ) -> None:
-    """With an expired token a call says so at once; after the renewal the same session works."""
+    """With an expired token a call fails at once; after the renewal the same session works."""
     async with bare_platform.session(**KNOBS, auth=auth_of(profile)) as session:
         run_id = gateway.add_run()
         profile.expire()

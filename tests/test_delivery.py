@@ -281,7 +281,7 @@ async def test_a_thread_discards() -> None:
 
 
 async def test_waiters_on_many_loops_hear_of_the_end() -> None:
-    """Whoever waits in a thread, or on another loop, hears of it when the session closes."""
+    """Waiters in a thread, or on another loop, get an error when the session closes."""
     session = await FakeSession(linger=0.0, close_timeout=0.1).open()
     run = session.attach_run(session.add_run())
     session.answer(LOG_BATCH, status=503)
@@ -321,7 +321,7 @@ async def test_waiters_on_many_loops_hear_of_the_end() -> None:
 
 
 def test_threads_are_served_in_the_order_they_came() -> None:
-    """Whoever has waited longest for memory gets it first."""
+    """The thread that has waited longest for memory gets it first."""
     limit = 10 * METRIC_COST
     order: list[int] = []
     with FakeBlockingSession(buffer_limit=limit, max_block=20.0, linger=0.0) as session:
@@ -737,7 +737,7 @@ DAEMON = """
 async def test_a_daemon_thread_that_logs_after_the_end(
     bare_platform: LocalPlatform, tmp_path: Path
 ) -> None:
-    """After the automatic close, records are dropped and counted, and one warning says so."""
+    """After the automatic close, records are dropped and counted, with one warning."""
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
     child = await start(bare_platform, tmp_path, DAEMON, run_id)

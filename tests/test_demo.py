@@ -321,7 +321,7 @@ def test_the_plot_keeps_the_width(width: int) -> None:
 
 
 def test_the_plot_marks_powers_of_ten() -> None:
-    """Over several decades the axis is logarithmic and says so by its marks."""
+    """Over several decades the axis is logarithmic, as its marks show."""
     text = "\n".join(drawn(Plot([Line("loss", [(step, 10.0**-step) for step in range(5)])])))
 
     for mark in ("1┤", "0.1┤", "0.01┤", "0.001┤"):

@@ -271,7 +271,7 @@ async def test_a_folder_that_is_missing(tmp_path: Path, caplog: pytest.LogCaptur
 async def test_a_folder_that_is_removed_meanwhile(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody tidies up while a session logs: it says so, goes on, and ends well."""
+    """Somebody removes the file while a session logs: it warns, goes on, and ends well."""
     folder = tmp_path / "spool"
     async with session_in(folder, down=True) as session:
         run = session.attach_run("run")
@@ -300,7 +300,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     spool = Spool.create(folder, FAKE, limit=LIMIT)
     for first in range(0, 3000, 1000):
         spool.commit(chunk(metrics(1000, first), first))
-    spool._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+    spool._database.connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
     for first in range(3000, 6000, 1000):
         spool.commit(chunk(metrics(1000, first), first))
     wal = spool.path.with_name(f"{spool.path.name}-wal")
@@ -354,7 +354,7 @@ async def test_a_file_that_is_cut_anywhere(
         async with session_in(folder, close_timeout=1.0) as session:
             session.attach_run("run").set_tag("mine", "arrives")
             await session.logger.flush()
-            await until(lambda: session._recoveries.is_done)
+            await until(lambda: session._engine.recoveries.is_done)
         outcomes[what] = (len(steps(session)), len(troubles(caplog)), path.exists())
         assert session.received("run").tags[-1] == ("mine", "arrives")
         if troubles(caplog) and not steps(session):
@@ -387,7 +387,7 @@ async def test_garbage_in_the_middle(
         async with session_in(folder, close_timeout=1.0) as session:
             session.attach_run("run").set_tag("mine", "arrives")
             await session.logger.flush()
-            await until(lambda: session._recoveries.is_done)
+            await until(lambda: session._engine.recoveries.is_done)
         assert len(troubles(caplog)) <= 1
         assert path.exists() or steps(session) == list(range(3000))
 
@@ -401,7 +401,7 @@ async def test_a_newer_spool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     before = path.read_bytes()
     async with session_in(tmp_path) as session:
         session.attach_run("run").log_metric("loss", 0.5)
-        await until(lambda: session._recoveries.is_done)  # type: ignore[union-attr]
+        await until(lambda: session._engine.recoveries.is_done)  # type: ignore[union-attr]
 
     (trouble,) = troubles(caplog)
     assert "newer version" in trouble

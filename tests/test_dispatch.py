@@ -28,7 +28,7 @@ from adp_async.errors import (
 from adp_async.local.quota import Quota
 
 if TYPE_CHECKING:
-    from adp_async._sansio.lane import RecordBatch
+    from adp_async._sansio.batch import RecordBatch
 
 HIDDEN = NotFound("not here", status=404, code="NotAuthorizedOrNotFound")
 NO_RUN = NotFound("no such run", status=404, code="RESOURCE_DOES_NOT_EXIST")
@@ -312,7 +312,7 @@ def test_poison_is_found_and_given_up(kind: str, others: int) -> None:
 
     assert play.accumulator.rejected == {"ServiceFault": 1}
     assert play.accumulator.unsettled == 0
-    (rejection,) = play.accumulator.refused
+    (rejection,) = play.accumulator.rejections.last
     assert rejection.key == poison.key
     assert isinstance(rejection.cause, type(FAULT))
     numbers_of_tags = [int(value) for _, value in texts(play.arrived["run"])]
@@ -347,7 +347,7 @@ def test_poison_in_many_runs() -> None:
     play.run(0.2 * HOUR)
 
     assert play.accumulator.rejected == {"ServiceFault": 10}
-    assert {rejection.key for rejection in play.accumulator.refused} == {"poison", "venom"}
+    assert {rejection.key for rejection in play.accumulator.rejections.last} == {"poison", "venom"}
     assert play.accumulator.unsettled == 0
 
 

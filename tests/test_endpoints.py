@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from adp_async._sansio import endpoints, urls
+from adp_async._sansio import endpoints
 from adp_async._sansio.endpoints import ENDPOINTS, Endpoint, Scope
 from adp_async._sansio.urls import place, url_of
 from adp_async.errors import ConfigurationError
@@ -198,8 +197,3 @@ def test_a_naive_datetime_is_refused_by_name() -> None:
     """Nobody can know which moment a datetime without a time zone is."""
     with pytest.raises(ValueError, match=r"time_start=2026-01-02T00:00:00 has no time zone"):
         place(endpoints.GET_INFERENCE_SUMMARY, {"time_start": datetime(2026, 1, 2)})
-
-
-def test_examples_in_the_docstrings() -> None:
-    """The examples say what happens."""
-    assert doctest.testmod(urls).failed == 0

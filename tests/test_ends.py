@@ -66,12 +66,14 @@ async def turn(gateway: Gateway, service: str) -> None:
 
 
 async def next_session_delivers(platform: LocalPlatform, run_id: str, count: int = COUNT) -> None:
-    """The service is well again: what was left behind arrives, once, and no spool remains."""
+    """The service works again: the abandoned records arrive, once, and no spool remains."""
     platform.gateway.clear_faults()
     await platform.gateway.up()
     async with platform.session(**KNOBS) as session:
         await until(lambda: len(platform.gateway.received(run_id).metrics) >= count)
-        await until(lambda: session._recoveries is not None and session._recoveries.is_done)
+        await until(
+            lambda: session._engine.recoveries is not None and session._engine.recoveries.is_done
+        )
     assert sorted(points(platform.gateway, run_id)["loss"]) == list(range(count))
     assert list(session.spool_folder.iterdir()) == []
 
@@ -116,7 +118,7 @@ async def test_left_with_a_spool(
     service: str,
     end: str,
 ) -> None:
-    """What is not delivered in time is on disk: a warning says so, the next session delivers."""
+    """Records not delivered in time are on disk: a warning names it, the next session delivers."""
     run_id = gateway.add_run()
     result = await ended(bare_platform, run_id, service, end, KNOBS)
     assert type(result) is EXPECTED[end]
@@ -192,7 +194,7 @@ async def test_a_run_within_a_session(bare_platform: LocalPlatform, gateway: Gat
 
 
 async def test_who_waits_at_the_end(bare_platform: LocalPlatform, gateway: Gateway) -> None:
-    """Whoever awaits a receipt or a flush when the session is left hears where the record is."""
+    """Waiters for a receipt or a flush learn where the record is when the session closes."""
     session = await bare_platform.session(**KNOBS).open()
     run = session.attach_run(gateway.add_run())
     await turn(gateway, "hangs")

@@ -88,9 +88,9 @@ async def test_a_new_experiment_of_an_old_name_gets_the_runs() -> None:
         await session.start_run("churn")
         rename(session, "churn", "churn (2025)")
         session.service.store._new_experiment("churn")
-        session._experiment_ids.seconds = 0.0
+        session._experiment_names.ids.seconds = 0.0
         before = await session.start_run("churn")
-        session._experiment_ids.forget("churn")
+        session._experiment_names.ids.forget("churn")
         after = await session.start_run("churn")
 
     assert (before.experiment_id, after.experiment_id) == ("1", "2")
@@ -145,7 +145,7 @@ async def test_what_is_not_the_services_word_changes_nothing() -> None:
 
 
 async def test_an_experiment_by_its_id_is_not_looked_up() -> None:
-    """There is no name that could mean another."""
+    """Without a name, no other experiment could be meant."""
     async with FakeSession() as session:
         with pytest.raises(ServiceError):
             await session.start_run(experiment_id="77")
@@ -194,7 +194,7 @@ async def test_mlflow_renamed_and_made_again(platform: LocalPlatform) -> None:
         assert second.experiment_id not in (None, first.experiment_id)
 
         await session.experiments.update(second.experiment_id, new_name="names (2026)")
-        session._experiment_ids.forget("names")
+        session._experiment_names.ids.forget("names")
         third = await session.start_run("names")
         assert third.experiment_id not in (first.experiment_id, second.experiment_id)
 

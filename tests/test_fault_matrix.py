@@ -174,7 +174,7 @@ async def test_fault(
             error = await error_of(call.make(session, gateway))
         call.check(gateway, is_done=error is None)
     sent = [each for each in gateway.recorded if each.operation == call.operation]
-    assert described(sent, error) == outcome
+    assert described(sent, error) == outcome, error
     assert list(session.spool_folder.iterdir()) == [], "the spool went with the last record"
 
 
@@ -290,4 +290,4 @@ class RenewableSigner:
         self._sign(request)
 
     def refresh_security_token(self) -> None:
-        """It signs as before; the service is told otherwise."""
+        """It signs as before, but the service refuses its key."""

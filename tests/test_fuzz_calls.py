@@ -61,7 +61,7 @@ def itself(value: object) -> object:
 
 
 def hostile(base: type, dunders: frozenset[str], error: type[Exception]) -> Any:
-    """An object of a subclass of *base* of which some methods raise."""
+    """An object of a subclass of *base*, some of whose methods raise."""
 
     def fail(*_: object, **__: object) -> Any:
         raise error("a foreign error, which may hold a secret")
@@ -179,7 +179,7 @@ TIMES = recipe(itself, st.none() | st.integers(0, 2**60)) | SCALARS
 
 
 def of_pairs(keys: SearchStrategy[Odd], values: SearchStrategy[Odd]) -> SearchStrategy[Odd]:
-    """Mostly what is a mapping, of which most is good."""
+    """Mostly mappings, mostly valid."""
     drawn = st.lists(st.tuples(keys, values), max_size=5)
     return st.one_of(
         drawn.map(
@@ -214,7 +214,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 def fuzz(request: pytest.FixtureRequest, *strategies: SearchStrategy[Any]) -> Any:
-    """Give the test ``--inputs`` examples, none of which may take longer than some seconds."""
+    """Give the test ``--inputs`` examples, each within a few seconds."""
 
     def run(test: Callable[..., None]) -> None:
         settings(

@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from fuzz import SECRET, Hostile, anything, from_parts, mutated, ours, texts, try_all
 from yarl import URL
 
+from adp_async._knobs import variable_of
 from adp_async._sansio.endpoints import GET_RUN
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.rules import LONGEST, MOST
 from adp_async._sansio.urls import url_of
 from adp_async.auth import ApiKey, DelegationToken, SessionToken
 from adp_async.errors import AdpError, ConfigurationError
-from adp_async.settings import Settings, variable_of
+from adp_async.settings import Settings
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:

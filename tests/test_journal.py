@@ -22,16 +22,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, SpoolError
+from adp_async._sansio import spilling
 from adp_async._sansio.accumulator import SEALED_AHEAD, Accumulator
+from adp_async._sansio.events import Settled
 from adp_async._sansio.journal import CHUNK, Journal
 from adp_async._sansio.records import BatchLimits, Metric, Param, RunTag
+from adp_async._sansio.spilling import lose, reload, restore
 from adp_async.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.journal import Changes
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
 
 LIMITS = BatchLimits(metrics=6, params=6, tags=6, entities=6, body_bytes=600)
@@ -43,7 +47,7 @@ class Bench:
     """An accumulator with its journal, and tokens that count up."""
 
     limits: BatchLimits = field(factory=BatchLimits)
-    journal: Journal = field(factory=Journal)
+    _journal: Journal = field(factory=Journal)
     accumulator: Accumulator = field(init=False)
     tokens: Iterator[int] = field(factory=lambda: iter(range(10**9)))
 
@@ -51,9 +55,16 @@ class Bench:
         self.accumulator = Accumulator(
             linger=0.0,
             limits=self.limits,
-            new_token=lambda: f"token-{next(self.tokens)}",
-            journal=self.journal,
+            tokens=(f"token-{number}" for number in self.tokens),
         )
+        self.accumulator.seals_ahead = True
+
+    @property
+    def journal(self) -> Journal:
+        """It knows all that has happened."""
+        for event in self.accumulator.take_events():
+            self._journal.note(event)
+        return self._journal
 
     def log(self, *records: AnyRecord, run_id: str = "run") -> Lane:
         lane = self.accumulator.lane(run_id)
@@ -333,7 +344,7 @@ def test_a_lane_that_is_lost_altogether_is_forgotten(bench: Bench) -> None:
     lane = bench.log(*metrics(10))
     bench.commit()
     spill(bench, lane)
-    bench.accumulator.lose_spilled(lane, 10, SpoolError("damaged"), 0.0)
+    lose(bench.accumulator, lane, 10, SpoolError("damaged"), 0.0)
 
     assert [(each.first, each.last) for each in bench.commit().unreadable] == [(0, 10)]
     assert lane not in bench.journal.journaled_until
@@ -354,14 +365,14 @@ def test_settled_while_the_commit_is_under_way(bench: Bench) -> None:
 
 def test_a_restored_lane_keeps_what_was_settled_out_of_turn(bench: Bench) -> None:
     """A second kill must not bring back what the first process had delivered."""
-    bench.accumulator.restore("run", [(0, 1000), (2000, 3000)], [], 3000)
+    restore(bench.accumulator, "run", [(0, 1000), (2000, 3000)], [], 3000)
     bench.journal.restored(lane := bench.accumulator.lane("run"))
-    bench.accumulator.reload(lane, 0, metrics(1000), 0.0)
+    reload(bench.accumulator, lane, 0, metrics(1000), 0.0)
     (batch,) = bench.accumulator.drain(0.0)
     bench.accumulator.refuse(batch, BadRequest("no", status=400), 0.0)  # split in two
     halves = bench.accumulator.drain(0.0, room=2)
     bench.accumulator.succeed(halves[0], 0.0)
-    bench.journal.settled(lane, batch.span)
+    bench.journal.note(Settled(lane, (), batch.span))
 
     (settled,) = bench.commit().settled
     assert (settled.until, settled.done) == (0, ((1000, 2000),))
@@ -369,7 +380,7 @@ def test_a_restored_lane_keeps_what_was_settled_out_of_turn(bench: Bench) -> Non
 
 def test_a_restored_lane_is_not_settled_beyond_what_is_on_disk(bench: Bench) -> None:
     """A batch that was under way is delivered before the rest has been read: that stays there."""
-    bench.accumulator.restore("run", [(10, 100)], [([(0, 10)], "token", metrics(10))], 100)
+    restore(bench.accumulator, "run", [(10, 100)], [([(0, 10)], "token", metrics(10))], 100)
     bench.journal.restored(bench.accumulator.lanes["run"])
     (batch,) = bench.accumulator.drain(0.0)
     bench.accumulator.succeed(batch, 0.0)
@@ -411,7 +422,7 @@ def test_a_forgotten_lane_that_somebody_holds_stays_the_one_of_its_run(bench: Be
 
 def spill(bench: Bench, lane: Lane, keep: int = 0) -> int:
     until = bench.journal.journaled_until.get(lane, 0)
-    return bench.accumulator.spill(lane, 0.0, keep=keep, journaled_until=until)
+    return spilling.spill(bench.accumulator, lane, 0.0, keep=keep, journaled_until=until)
 
 
 def test_what_is_spilled_takes_no_memory(bench: Bench) -> None:
@@ -461,10 +472,10 @@ def test_a_lane_that_is_on_disk_only_has_nothing_to_hand_out(bench: Bench) -> No
 
 
 def read_back(bench: Bench, lane: Lane, log: list[Any]) -> None:
-    wanted = bench.accumulator.next_spilled(lane)
+    wanted = lane.next_spilled(bench.accumulator.limits)
     if wanted is not None:
         first, last = wanted
-        bench.accumulator.reload(lane, first, metrics(last - first, first), 0.0)
+        reload(bench.accumulator, lane, first, metrics(last - first, first), 0.0)
 
 
 def deliver_all(bench: Bench) -> list[AnyRecord]:
@@ -497,18 +508,22 @@ def test_text_records_are_counted_across_the_disk(bench: Bench) -> None:
     lane = bench.log(*records)
     bench.commit()
     spill(bench, lane, keep=50)
-    assert (lane.count[Param], len(lane.text_seqs)) == (50, 50)
+    assert (lane.queue.text_counts[Param], len(lane.queue.text_seqs)) == (50, 50)
 
-    first, last = bench.accumulator.next_spilled(lane) or (0, 0)
+    first, last = lane.next_spilled(bench.accumulator.limits) or (0, 0)
     assert (first, last) == (50, 250)
-    bench.accumulator.reload(lane, first, list(records[first:last]), 0.0)
-    assert (lane.count[Param], len(lane.text_seqs)) == (250, 250)
+    reload(bench.accumulator, lane, first, list(records[first:last]), 0.0)
+    assert (lane.queue.text_counts[Param], len(lane.queue.text_seqs)) == (250, 250)
     sizes = []
     while batches := bench.accumulator.drain(0.0):
         sizes.append(len(batches[0].records))
         bench.accumulator.succeed(batches[0], 0.0)
     assert sizes == [100, 100, 50]
-    assert (lane.count[Param], lane.text_cost, bench.accumulator.cost) == (0, 0, 0)
+    assert (lane.queue.text_counts[Param], lane.queue.text_cost, bench.accumulator.cost) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_text_records_that_are_not_on_disk_yet_are_counted_once(bench: Bench) -> None:
@@ -517,10 +532,14 @@ def test_text_records_that_are_not_on_disk_yet_are_counted_once(bench: Bench) ->
     bench.commit()
     bench.log(*(RunTag(f"t{number}", "v" * 100) for number in range(30)))
     spill(bench, lane)
-    assert (lane.count[RunTag], lane.text_cost, len(lane.tail)) == (0, 0, 30)
+    assert (lane.queue.text_counts[RunTag], lane.queue.text_cost, len(lane.tail)) == (0, 0, 30)
 
     assert len(deliver_all(bench)) == 40
-    assert (lane.count[RunTag], lane.text_cost, bench.accumulator.cost) == (0, 0, 0)
+    assert (lane.queue.text_counts[RunTag], lane.queue.text_cost, bench.accumulator.cost) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_what_is_spilled_twice_has_its_place_once(bench: Bench) -> None:
@@ -546,9 +565,9 @@ def test_a_suspect_read_back_travels_apart(bench: Bench) -> None:
     bench.log(Metric("loss", 1.0, 1, 1), Metric("bad", 2.0, 1, 2))
     bench.commit()
     spill(bench, lane)
-    first, _ = bench.accumulator.next_spilled(lane) or (0, 0)
+    first, _ = lane.next_spilled(bench.accumulator.limits) or (0, 0)
     back: list[AnyRecord] = [Metric("loss", 1.0, 1, 1), Metric("bad", 2.0, 1, 2)]
-    bench.accumulator.reload(lane, first, back, 0.0)
+    reload(bench.accumulator, lane, first, back, 0.0)
 
     keys = [[record.key for record in batch.records] for batch in bench.accumulator.drain(0.0, 4)]
     assert keys == [["loss"], ["bad"]]
@@ -556,7 +575,7 @@ def test_a_suspect_read_back_travels_apart(bench: Bench) -> None:
 
 def test_ranges_with_a_hole_between_them_leave_all_the_same(bench: Bench) -> None:
     """A few records, then some that are done, then more: nobody waits for the hole to fill."""
-    bench.accumulator.restore("run", [(0, 10), (20, 30)], [], 40)
+    restore(bench.accumulator, "run", [(0, 10), (20, 30)], [], 40)
     bench.journal.restored(bench.accumulator.lane("run"))
 
     steps = [record.step for record in deliver_all(bench)]  # type: ignore[union-attr]
@@ -572,9 +591,9 @@ def test_what_cannot_be_read_is_rejected_and_put_aside(bench: Bench) -> None:
     bench.commit()
     spill(bench, lane)
     bench.log(*metrics(10, 3000))
-    bench.accumulator.reload(lane, 0, metrics(1000), 0.0)
+    reload(bench.accumulator, lane, 0, metrics(1000), 0.0)
     (batch,) = bench.accumulator.drain(0.0)
-    bench.accumulator.lose_spilled(lane, 2000, SpoolError("damaged"), 0.0)
+    lose(bench.accumulator, lane, 2000, SpoolError("damaged"), 0.0)
     bench.accumulator.succeed(batch, 0.0)
 
     assert receipt.done
@@ -780,11 +799,11 @@ class SpoolMachine(RuleBasedStateMachine):
     def read_back(self, most: int) -> None:
         accumulator = self.bench.accumulator
         for lane in accumulator.lanes.values():
-            wanted = accumulator.next_spilled(lane)
+            wanted = lane.next_spilled(accumulator.limits)
             if wanted is not None:
                 first, last = wanted
                 records = self.spool.load(lane.run_id, first, min(last, first + most))
-                accumulator.reload(lane, first, records, self.now)
+                reload(accumulator, lane, first, records, self.now)
 
     # What happens to the process
 
@@ -808,7 +827,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.start(spool)
         for piece in spool.pieces():
             accumulator = self.bench.accumulator
-            accumulator.restore(piece.run_id, piece.spilled, piece.sealed, piece.last)
+            restore(accumulator, piece.run_id, piece.spilled, piece.sealed, piece.last)
         for lane in self.bench.accumulator.lanes.values():
             self.bench.journal.restored(lane)
         self.is_recovering = True

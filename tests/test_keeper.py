@@ -10,6 +10,7 @@ import itertools
 import logging
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,16 +21,23 @@ from adp_async._io.keeper import SECONDS_BETWEEN_WARNINGS, SpoolKeeper
 from adp_async._io.sender import NotYet
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import SpoolError, SpoolFull, SpoolLimit, SpoolUnreadable
+from adp_async._io.state import DeliveryState
 from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.dispatch import Dispatcher
 from adp_async._sansio.records import METRIC_COST, Metric, RunTag
+from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.spilling import spill
+from adp_async._sansio.throttle import Throttle
 from adp_async.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.journal import Changes
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
 
 FULL = SpoolFull("the disk is full")
@@ -73,6 +81,23 @@ class Disk:
         """Nothing is open."""
 
 
+class NoIntake:
+    """Nobody logs: what is in the lanes was put there by the test."""
+
+    lock = nullcontext()
+
+    def pull(self, now: float) -> None:
+        """Nothing comes."""
+
+    def room_made(self) -> None:
+        """Nobody waits."""
+
+
+def state_of(accumulator: Accumulator) -> DeliveryState:
+    dispatcher = Dispatcher(accumulator, Throttle(), RetryPolicy(), Concurrency(4))
+    return DeliveryState(accumulator, dispatcher, NoIntake())  # type: ignore[arg-type]
+
+
 @define(eq=False)
 class Scene:
     """A keeper and its accumulator, and a person who reads the warnings."""
@@ -85,15 +110,12 @@ class Scene:
 
     def __attrs_post_init__(self) -> None:
         tokens = itertools.count()
-        self.accumulator = Accumulator(linger=0.0, new_token=lambda: f"token-{next(tokens)}")
+        self.accumulator = Accumulator(linger=0.0, tokens=(f"token-{number}" for number in tokens))
         self.keeper = SpoolKeeper(
-            accumulator=self.accumulator,
+            state_of(self.accumulator),
             spool=self.disk,  # type: ignore[arg-type]
             interval=60.0,
             memory_limit=2**30,
-            pull=lambda now: None,
-            moved=lambda: None,
-            trouble=lambda: "",
         )
 
     def log(self, count: int) -> Lane:
@@ -261,15 +283,12 @@ async def test_a_batch_that_is_partly_on_disk_is_written_whole_beyond_the_limit(
     """Its token would mean nothing for a part of it, and the part would arrive twice."""
     spool = Spool.create(tmp_path / "spool", FAKE, limit=2**30)
     tokens = itertools.count()
-    accumulator = Accumulator(linger=0.0, new_token=lambda: f"token-{next(tokens)}")
+    accumulator = Accumulator(linger=0.0, tokens=(f"token-{number}" for number in tokens))
     keeper = SpoolKeeper(
-        accumulator=accumulator,
+        state_of(accumulator),
         spool=spool,
         interval=60.0,
         memory_limit=2**30,
-        pull=lambda now: None,
-        moved=lambda: None,
-        trouble=lambda: "",
     )
     lane = accumulator.lane("run")
     for count in (600, 400, 5000):
@@ -278,7 +297,7 @@ async def test_a_batch_that_is_partly_on_disk_is_written_whole_beyond_the_limit(
             record.place = lane
         accumulator.take_in(records, 0.0)
         await keeper.commit()
-        spool.limit = 1
+        spool._writer.limit = 1
     assert isinstance(keeper.failure, SpoolLimit)
 
     (batch,) = accumulator.drain(0.0)
@@ -315,7 +334,7 @@ async def test_a_short_queue_does_not_wait_for_what_cannot_be_read(scene: Scene)
     """Ten records before a damaged row leave, the row is counted as rejected, the rest follows."""
     lane = scene.log(3010)
     await scene.keeper.commit()
-    scene.accumulator.spill(lane, 0.0, keep=10, journaled_until=3010)
+    spill(scene.accumulator, lane, 0.0, keep=10, journaled_until=3010)
     scene.disk.damaged = range(10, 1010)
     assert scene.accumulator.next_deadline() is None
 
@@ -336,7 +355,7 @@ async def test_a_disk_that_cannot_be_read_for_a_moment(scene: Scene) -> None:
     """What waits before it leaves, and then it is read, in its order."""
     lane = scene.log(500)
     await scene.keeper.commit()
-    scene.accumulator.spill(lane, 0.0, keep=10, journaled_until=500)
+    spill(scene.accumulator, lane, 0.0, keep=10, journaled_until=500)
     scene.disk.damaged = range(10, 500)
     await scene.keeper._read_back()
     (batch,) = scene.accumulator.drain(time.monotonic())

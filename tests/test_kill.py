@@ -167,7 +167,7 @@ class Killer:
                 await asyncio.sleep(0.002)
 
     def _journaled(self) -> set[tuple[str, int]]:
-        """What lies in the spools, read from copies, so that nothing is touched."""
+        """What the spools hold, read from copies, so that nothing is touched."""
         copies = self.folder / "copies"
         shutil.copytree(self.spools, copies)
         for path in find_spools(copies):

@@ -21,28 +21,41 @@ LAYERS = {
     "errors": set(),
     "entities": {"errors"},
     "_sansio": {"entities", "errors"},
-    "auth": {"_sansio", "errors"},
-    "settings": {"auth", "_sansio", "errors"},
-    "_io": {"settings", "auth", "_sansio", "entities", "errors"},
+    "_credential_files": {"_sansio", "errors"},
+    "_oci_config": {"_credential_files", "_sansio", "errors"},
+    "auth": {"_oci_config", "_credential_files", "_sansio", "errors"},
+    "_knobs": {"_sansio", "errors"},
+    "settings": {"auth", "_knobs", "_sansio", "errors"},
+    "_io": {"settings", "auth", "_knobs", "_sansio", "entities", "errors"},
     "api": {"_sansio", "entities", "errors"},
-    "stats": {"_sansio"},
+    "stats": {"_io", "_sansio"},
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "artifacts": {"_io", "_sansio", "errors"},
+    "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
-    },
-    "session": {
-        "run", "logger", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
-    },
-    "blocking": {
-        "session", "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
+        "artifacts", "lenient", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
         "entities", "errors",
     },
-    "address": {"blocking", "run", "settings"},
+    "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
+    "session": {
+        "starting", "run", "logger", "writer", "settings", "api", "_io", "auth", "_sansio",
+        "entities", "errors",
+    },
+    "_shared_sessions": {"settings"},
+    "_blocking_runs": {
+        "artifacts", "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities",
+        "errors",
+    },
+    "blocking": {
+        "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",
+        "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+    },
+    "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.
-TOPS = {"", "cli", "local", "testing", "__main__"}
+TOPS = {"", "cli", "integrations", "local", "testing", "__main__"}
 
 #: What the pure core must not touch: clocks, dice, disks, sockets, tasks.
 IMPURE = {
@@ -106,6 +119,14 @@ def test_the_table_points_down() -> None:
         below.add(layer)
 
 
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names_only(path: Path) -> None:
+    """What joins us to a framework could have been written by a user, but for what they share."""
+    for name in imports(path):
+        parts = name.removeprefix("adp_async.integrations._shared").split(".")
+        assert parts[0] != "adp_async" or not any(part.startswith("_") for part in parts), name
+
+
 @pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
 def test_the_core_is_pure(path: Path) -> None:
     """No clock, no dice, no disk, no socket, no task: those are arguments, or the shell's."""
@@ -121,6 +142,14 @@ def test_the_core_does_not_wait(path: Path) -> None:
     waits = (ast.AsyncFunctionDef, ast.Await, ast.AsyncFor, ast.AsyncWith)
 
     assert not any(isinstance(node, waits) for node in ast.walk(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("path", modules("integrations"), ids=lambda path: path.stem)
+def test_integrations_use_public_names(path: Path) -> None:
+    """They could be anybody's: nothing of ours with an underscore, but what they share."""
+    for name in imports(path):
+        if is_within(name, "adp_async") and not is_within(name, "adp_async.integrations"):
+            assert "._" not in name, name
 
 
 @pytest.mark.parametrize("name", ["sender", "keeper"])
@@ -139,3 +168,45 @@ def test_oci_is_imported_late() -> None:
                 names = [alias.name for alias in node.names]
                 module = getattr(node, "module", None) or ""
                 assert not any(is_within(name, "oci") for name in [module, *names]), path
+
+
+#: What the core may hold of the shell, by module and name, each with its reason.
+WAYS_BACK = {
+    # A record is its own receipt; awaiting it leads through its lane to those who wait.
+    ("lane", "Waits"),
+}
+
+
+def protocols(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base).partition("[")[0] for base in node.bases]
+            if "Protocol" in bases:
+                yield node.name
+
+
+def annotations(path: Path) -> Iterator[tuple[str, str]]:
+    """What classes hold: their fields, annotated attributes and the arguments of ``__init__``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for each in ast.walk(node):
+            if isinstance(each, ast.AnnAssign):
+                yield f"{node.name}.{ast.unparse(each.target)}", ast.unparse(each.annotation)
+            elif isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                arguments = [*each.args.args, *each.args.kwonlyargs]
+                for argument in arguments:
+                    if argument.annotation is not None:
+                        yield f"{node.name}.{argument.arg}", ast.unparse(argument.annotation)
+
+
+@pytest.mark.parametrize("path", modules("_sansio"), ids=lambda path: path.stem)
+def test_the_core_holds_no_callable_of_the_shell(path: Path) -> None:
+    """It returns what happened; nothing that it keeps is there to be called up."""
+    held = [name for name, kind in annotations(path) if "Callable" in kind]
+    assert not held
+
+    # These describe values, where a record is (in a lane, or at its verdict), and a request's body.
+    described = {("values", "SupportsItem"), ("values", "SupportsItems"), ("values", "Labelled")}
+    described |= {("records", "Place"), ("messages", "Stream")}
+    assert {(path.stem, name) for name in protocols(path)} <= WAYS_BACK | described

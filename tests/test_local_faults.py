@@ -146,7 +146,7 @@ async def test_drip(bare_platform: LocalPlatform, bare_client: SignedClient, run
 async def test_client_may_give_up(
     bare_platform: LocalPlatform, bare_client: SignedClient, run_id: str, fault: Fault
 ) -> None:
-    """What never ends lets go as soon as the client does."""
+    """A reply that never ends stops as soon as the client disconnects."""
     bare_platform.gateway.inject(fault)
 
     with pytest.raises(TimeoutError):

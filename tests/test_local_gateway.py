@@ -255,7 +255,7 @@ async def test_failed_call_leaves_its_token_free(bare_client: SignedClient) -> N
 
 
 async def test_a_call_that_breaks_leaves_its_token_free() -> None:
-    """Whoever waits for the same call is cancelled with it, and the next one is a first one."""
+    """Waiters for the same call are cancelled with it, and the next call is a first one."""
     tokens = RetryTokens()
     may_go = asyncio.Event()
 
@@ -429,7 +429,7 @@ async def test_down_resets_what_is_under_way(
 
 
 async def test_stand_in_questions_need_the_stand_in(bare_platform: LocalPlatform) -> None:
-    """With another backend `received` says so."""
+    """With another backend `received` raises an error."""
     gateway = bare_platform.gateway
     gateway.backend = object()  # type: ignore[assignment]
     try:

@@ -70,7 +70,7 @@ async def test_given_folder_keeps_the_address(tmp_path: Path, api_key: RSAPrivat
 
 
 async def test_port_can_be_chosen(tmp_path: Path, api_key: RSAPrivateKey) -> None:
-    """It listens where it is told to."""
+    """It listens on the given port."""
     async with LocalPlatform(tmp_path, mlflow=False, key=api_key) as first:
         port = first.gateway.port
     async with LocalPlatform(tmp_path, port=port, mlflow=False, key=api_key) as second:
@@ -97,7 +97,7 @@ async def test_repr_names_the_address(bare_platform: LocalPlatform) -> None:
 
 
 def token_signer(profile: SessionProfile) -> Any:
-    """The SDK's signer of what lies in the profile's files now."""
+    """The SDK's signer for the profile's present files."""
     import oci
 
     config = oci.config.from_file(str(profile.config_file), profile.profile)
@@ -258,7 +258,7 @@ async def test_a_key_file_with_another_key(tmp_path: Path) -> None:
         serialization.NoEncryption(),
     )
     (tmp_path / "key.pem").write_bytes(pem)
-    with pytest.raises(TypeError, match="holds no RSA key"):
+    with pytest.raises(TypeError, match="does not hold an RSA key"):
         KeyFile.load_or_write(tmp_path / "key.pem")
 
 

@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from adp_async import logger as logger_module
+from adp_async._sansio.dispatch import Dispatcher
 from adp_async._sansio.records import METRIC_COST
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from adp_async import Run, Stats
+    from adp_async._sansio.batch import RecordBatch
     from adp_async.local import LocalPlatform
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -54,17 +56,17 @@ async def pulled(session: FakeSession) -> None:
     async def pull() -> None:
         session._intake.pull(time.monotonic())
 
-    assert session._thread is not None
-    await session._thread.run(pull())
+    assert session._engine.thread is not None
+    await session._engine.thread.run(pull())
 
 
 def close_without_its_loop(session: FakeSession) -> None:
     """What the interpreter's end does with a session whose loop is gone."""
-    thread = session._thread
+    thread = session._engine.thread
     assert thread is not None
-    thread.wait(session._close_delivery(1.0))
+    thread.wait(session._engine._close_delivery(1.0))
     thread.stop()
-    session._auth._worker.stop()  # type: ignore[union-attr]
+    session._engine.auth._worker.stop()  # type: ignore[union-attr]
 
 
 def attach(session: FakeSession) -> Run:
@@ -165,7 +167,7 @@ async def test_a_receipt_of_a_refused_record() -> None:
 
 
 async def test_a_cancelled_wait_does_not_cancel_the_record() -> None:
-    """Whoever waits may give up; the record is delivered all the same."""
+    """A waiter may give up; the record is delivered anyway."""
     async with FakeSession() as session:
         run = attach(session)
         held = session.answer(LOG_BATCH, status=503, times=5)
@@ -229,8 +231,8 @@ async def test_flush_of_all_runs_ends_with_the_last() -> None:
         flush = asyncio.create_task(session.logger.flush())
         await asyncio.gather(*(run.flush() for run in runs[:-1]))
         assert not flush.done()
-        assert session._thread is not None
-        session._thread.call_soon(opened.set)
+        assert session._engine.thread is not None
+        session._engine.thread.call_soon(opened.set)
         await flush
         assert all(receipt.delivered for receipt in receipts)
         assert session._delivery._waiters.are_none
@@ -548,7 +550,7 @@ async def test_connections_that_break(bare_platform: LocalPlatform) -> None:
 
 
 async def test_a_batch_is_resent_as_it_was() -> None:
-    """Body and retry token never change, so that a repeated batch can be told from a new one."""
+    """Body and retry token never change, so that a repeated batch is distinct from a new one."""
     async with FakeSession() as session:
         run = attach(session)
         session.answer(LOG_BATCH, status=503, times=2, after_write=True)
@@ -652,7 +654,7 @@ async def test_one_bad_record_among_a_thousand() -> None:
 
 
 async def test_a_run_that_is_not_there() -> None:
-    """A 404 is no verdict on the records, whatever its code: they wait until the run is there."""
+    """A 404 is not a verdict on the records, whatever its code: they wait for the run to appear."""
     async with FakeSession() as session:
         run = session.attach_run("late")
         other = attach(session)
@@ -802,7 +804,7 @@ async def test_closing_while_the_service_is_gone(bare_platform: LocalPlatform) -
 
 @pytest.mark.parametrize("close_timeout", [0.0, 0.002])
 async def test_closing_at_any_moment(close_timeout: float) -> None:
-    """Every record has its end when the session is closed, in time or not."""
+    """Every record is settled when the session is closed, in time or not."""
     for moment in range(20):
         session = FakeSession(close_timeout=close_timeout, linger=0.0)
         await session.open()
@@ -830,8 +832,10 @@ async def test_closing_delivers_what_lingers() -> None:
     assert all(session.received(run.run_id).batches == [2] for run in runs)
 
 
-async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake of ours is heard by everyone who waits, by the next call, and at the end."""
+async def test_a_sender_that_crashes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of ours is raised to all waiters, by the next call, and on closing."""
     session = await FakeSession(linger=60.0).open()
     run, other = attach(session), attach(session)
     mistake = RuntimeError("a mistake of ours")
@@ -840,12 +844,13 @@ async def test_a_sender_that_crashes(caplog: pytest.LogCaptureFixture) -> None:
 
     is_replaced = threading.Event()
 
-    def crash(now: float) -> None:
+    def crash(self: Dispatcher, now: float) -> list[RecordBatch]:
         is_replaced.set()
         if is_logged:  # before, the thread would crash between two calls of this one
             raise mistake
+        return []
 
-    session._delivery.sender.pull = crash
+    monkeypatch.setattr(Dispatcher, "drain", crash)
     session._delivery.intake.doorbell()
     assert await asyncio.to_thread(is_replaced.wait, 5)  # no call of the real one is under way
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
@@ -881,7 +886,7 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
         async def run_is_gone(self, run_id: str) -> bool:
             raise RuntimeError("a mistake of ours")
 
-        post_batch = session._batches.post_batch
+        post_batch = session._engine.batches.post_batch
 
     session._delivery.sender.service = Crashing()
     receipts = [run.log_metric("loss", 0.5, step=step) for step in range(5)]
@@ -892,7 +897,7 @@ async def test_a_crash_on_the_way_to_a_verdict() -> None:
 
 
 def test_a_loop_that_ends_without_leaving() -> None:
-    """Delivery goes on without it, and whoever holds a run goes on logging."""
+    """Delivery goes on without it, and its runs can still be logged into."""
 
     async def forget() -> tuple[FakeSession, Run]:
         session = await FakeSession().open()
@@ -907,20 +912,20 @@ def test_a_loop_that_ends_without_leaving() -> None:
     close_without_its_loop(session)
 
 
-async def test_no_linger_is_no_busy_wait() -> None:
+async def test_no_linger_is_no_busy_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a linger of 0 the sender still sleeps while it waits for a reply."""
     async with FakeSession(linger=0.0, close_timeout=0.0) as session:
         run = attach(session)
         session.answer(LOG_BATCH, status=429, headers={"retry-after": "60"})
         looks = 0
-        pull = session._delivery.sender.pull
+        drain = Dispatcher.drain
 
-        def count(now: float) -> None:
+        def count(self: Dispatcher, now: float) -> list[RecordBatch]:
             nonlocal looks
             looks += 1
-            pull(now)
+            return drain(self, now)
 
-        session._delivery.sender.pull = count
+        monkeypatch.setattr(Dispatcher, "drain", count)
         run.log_metric("loss", 0.5)
         await asyncio.sleep(0.05)
         assert looks < 20

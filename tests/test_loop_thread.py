@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, and who waits for it from elsewhere."""
+"""An event loop in a thread of its own, and waiting for it from elsewhere."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_an_event_loop_awaits_it(thread: LoopThread) -> None:
 
 
 def test_its_own_thread_may_not_block_for_it(thread: LoopThread) -> None:
-    """That would never end; the error says so."""
+    """That would never end, and is an error."""
 
     async def block() -> None:
         thread.wait(forty_two())
@@ -70,7 +70,7 @@ def test_its_own_thread_may_not_block_for_it(thread: LoopThread) -> None:
 
 
 def test_after_its_end_nobody_waits(thread: LoopThread) -> None:
-    """Whoever waits then hears that it is closed, and callbacks are refused."""
+    """Waiters learn that it is closed, and callbacks are refused."""
     waits: list[BaseException] = []
 
     def wait() -> None:

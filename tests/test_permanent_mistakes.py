@@ -1,4 +1,4 @@
-"""What is wrong with the road to the service: a direct call says so in seconds, the logger holds.
+"""Mistakes on the road to the service: a direct call fails in seconds, the logger holds.
 
 One table for both.  Then what is judged on opening, and that nothing secret is shown behind any of
 the errors.
@@ -23,8 +23,7 @@ from attrs import define, frozen
 from roads import HOST, Authority, ConnectProxy, Fork, listening, server_context, tls_before
 
 from adp_async import RetryPolicy
-from adp_async._io import resolver
-from adp_async._io import transport as transport_module
+from adp_async._io import network_problems, resolver
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
 from adp_async.errors import AdpError, ConfigurationError, ConnectionFailed
@@ -49,7 +48,7 @@ KNOBS: dict[str, Any] = {
 
 @frozen
 class Mistake:
-    """What is told about it; *passes*: it might, and so it is tried for some seconds."""
+    """The expected message; *passes*: it might pass, and is retried for some seconds."""
 
     told: str
     passes: bool = False
@@ -66,9 +65,9 @@ MISTAKES = {
     "not yet valid": Mistake(r"certificate is not accepted: .*not yet valid.*clock"),
     "http server at https": Mistake(r"does not speak TLS \[.+\].*http server"),
     "https server at http": Mistake(r"server speaks TLS; the address must begin with https://"),
-    "TLS 1.0": Mistake("while TLS was being agreed on.*TLS 1.2 or later", passes=True),
-    "TLS 1.1": Mistake("while TLS was being agreed on.*TLS 1.2 or later", passes=True),
-    "closes at once": Mistake("while TLS was being agreed on", passes=True),
+    "TLS 1.0": Mistake("during the TLS handshake.*TLS 1.2 or later", passes=True),
+    "TLS 1.1": Mistake("during the TLS handshake.*TLS 1.2 or later", passes=True),
+    "closes at once": Mistake("during the TLS handshake", passes=True),
     "no such host": Mistake(r"the host has no address: Name or service.*endpoint", passes=True),
     "proxy says 403": Mistake(rf"the proxy answered 403 .*{PROXY}.*NO_PROXY"),
     "proxy says 407": Mistake(rf"the proxy answered 407 .*{PROXY}.*user and password"),
@@ -107,7 +106,7 @@ def _nobodys_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(network_problems, "PATIENCE", 0.2)
 
 
 @pytest.fixture
@@ -212,7 +211,7 @@ def _by_name(platform: LocalPlatform, port: int, monkeypatch: pytest.MonkeyPatch
 
 
 def everything_shown(error: BaseException) -> str:
-    """The traceback, and every `repr` that somebody who looks behind the error comes upon."""
+    """The traceback, and every `repr` that can be reached from the error."""
     shown = ["".join(traceback.format_exception(error))]
     behind: list[BaseException | None] = [error]
     for each in behind:
@@ -253,7 +252,7 @@ async def test_a_direct_call(mistake: Mistake, road: Road, what: str) -> None:
     ids=MISTAKES, indirect=["road"],
 )  # fmt: skip
 async def test_the_logger(mistake: Mistake, road: Road, caplog: pytest.LogCaptureFixture) -> None:
-    """It holds what it has, says so in a WARNING, and delivers once the mistake is mended."""
+    """It holds its records, logs a WARNING, and delivers once the mistake is corrected."""
     gateway = road.platform.gateway
     run_id = gateway.add_run()
     async with road.session() as session:
@@ -294,16 +293,16 @@ async def test_with_the_usual_policy(road: Road) -> None:
 @pytest.mark.parametrize("road", ["proxy says 502", "no such host"], indirect=True)
 async def test_a_road_that_has_worked(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the service has answered, what might pass is waited for as long as a call may take."""
-    monkeypatch.setattr(transport_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(network_problems, "PATIENCE", 0.0)
     run_id = road.platform.gateway.add_run()
     async with road.session(spool=False) as session:
         with pytest.raises(ConnectionFailed):
             await session.runs.get(run_id)
         road.mend()
         await session.runs.get(run_id)
-        way = session._direct.transport._ways[road.endpoint]
+        way = session._engine.direct.transport._ways[road.endpoint]
         assert way.answered
-        problem = transport_module._Problem(ConnectionFailed, "no", is_doubtful=True)
+        problem = network_problems.Problem(ConnectionFailed, "no", is_doubtful=True)
         request = Request("GET", road.endpoint)
         assert problem.as_error(request, way).patience == float("inf")  # type: ignore[attr-defined]
 
@@ -324,11 +323,11 @@ SECRET_WORDS = "as said to http://robot:hunter2@proxy"
         (tls_error("TLSV1_ALERT_PROTOCOL_VERSION"), "no common version of TLS", False, True),
         (tls_error("UNSUPPORTED_PROTOCOL"), "no common version of TLS", False, True),
         (tls_error("HTTP_REQUEST"), "does not speak TLS", False, True),
-        (tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), "could not be agreed on", False, True),
-        (tls_error("TLSV1_ALERT_INTERNAL_ERROR"), "could not be agreed on", True, False),
-        (tls_error(None), r"could not be agreed on \[SSLError\]", False, True),
-        (ssl.SSLEOFError(8, SECRET_WORDS), "closed it while TLS", True, False),
-        (ConnectionResetError(), "closed it while TLS", True, False),
+        (tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), "handshake failed", False, True),
+        (tls_error("TLSV1_ALERT_INTERNAL_ERROR"), "handshake failed", True, False),
+        (tls_error(None), r"handshake failed \[SSLError\]", False, True),
+        (ssl.SSLEOFError(8, SECRET_WORDS), "closed it during the TLS", True, False),
+        (ConnectionResetError(), "closed it during the TLS", True, False),
         (socket.gaierror(socket.EAI_AGAIN, "Try again"), "no address: Try again", True, True),
         (socket.gaierror(socket.EAI_FAIL, "Failed"), "no address: Failed", True, False),
         (socket.gaierror(), "no address: no reason given", True, False),
@@ -362,7 +361,7 @@ async def test_what_the_system_says(
 
 
 async def test_a_proxy_that_was_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an address that nobody named on opening a wrong proxy is told when it is asked."""
+    """For an address not named on opening, a wrong proxy is reported at its first request."""
     monkeypatch.setenv("HTTPS_PROXY", "socks5://robot:hunter2@localhost")
     async with AiohttpTransport() as transport:
         with pytest.raises(ConnectionFailed, match="'socks5' is not supported") as raised:
@@ -440,7 +439,7 @@ async def test_by_way_of_a_proxy(
     monkeypatch: pytest.MonkeyPatch,
     credentials: str,
 ) -> None:
-    """A good proxy is told user and password, if there are any, and everything gets there."""
+    """A good proxy gets user and password, if any, and everything arrives."""
     context = server_context(authority.server(HOST))
     async with (
         tls_before(bare_platform.gateway.port, context) as port,
@@ -463,7 +462,9 @@ async def test_a_password_that_is_refused(
     async with ConnectProxy(1, ANSWERS["proxy says 407"]).open() as proxy:
         monkeypatch.setenv("https_proxy", f"http://{CREDENTIALS}@127.0.0.1:{proxy.port}")
         async with bare_platform.session(**KNOBS, endpoint=f"https://{HOST}") as session:
-            with pytest.raises(ConnectionFailed, match="does not accept the user and password"):
+            with pytest.raises(
+                ConnectionFailed, match="does not accept the given user and password"
+            ):
                 await session.runs.get("r")
 
 
@@ -508,7 +509,7 @@ async def test_an_authority_of_ones_own(
 async def test_it_is_trusted_in_place_of_the_others(
     bare_platform: LocalPlatform, authority: Authority, tmp_path: Path
 ) -> None:
-    """A bundle without the service's authority is no help, as for requests."""
+    """A bundle without the service's authority does not help, as for requests."""
     other = Authority(tmp_path, "another one").file
     async with behind_tls(bare_platform, authority) as endpoint:
         knobs = {**KNOBS, "endpoint": endpoint, "ca_bundle": other}

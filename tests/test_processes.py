@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 from children import points, start, until
 
-import adp_async.address
+import adp_async.blocking
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import find_spools
+from adp_async._shared_sessions import SharedSessions
 from adp_async.address import address_of
 from adp_async.auth import CustomSigner
+from adp_async.blocking import _session_of
 from adp_async.testing import FakeBlockingSession
 
 if TYPE_CHECKING:
@@ -263,7 +265,7 @@ FORK_IN_A_LOOP = """
 
 @needs_fork
 async def test_a_fork_within_a_running_loop(bare_platform: LocalPlatform, tmp_path: Path) -> None:
-    """The child is told that the run is its parent's, and logs by a handle of its own."""
+    """In the child, the parent's run is an error; a handle of its own works."""
     run_id = bare_platform.gateway.add_run()
     child = await start(bare_platform, tmp_path, FORK_IN_A_LOOP, run_id)
     await child.ends_well()
@@ -451,8 +453,8 @@ def test_a_pickled_run_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None
         assert settings["linger"] == 0.005
         return opened[-1]
 
-    monkeypatch.setattr(adp_async.address, "Session", session)
-    monkeypatch.setattr(adp_async.address, "_sessions", {})
+    monkeypatch.setattr(adp_async.blocking, "Session", session)
+    monkeypatch.setattr(adp_async.blocking, "_shared", SharedSessions(_session_of))
     with FakeBlockingSession(auth=CustomSigner(sign_nothing)) as parents:
         run = parents.start_run()
         copies = [pickle.loads(pickle.dumps(each)) for each in (run, run._run, run)]

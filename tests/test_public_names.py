@@ -23,13 +23,16 @@ LOGGING: Final = {
 }  # fmt: skip
 SESSION: Final = FAMILIES | {
     "open", "close", "is_open", "settings", "spool_folder", "logger", "call", "fetch",
-    "start_run", "attach_run",
+    "start_run", "attach_run", "on_close",
 }  # fmt: skip
-RUN: Final = LOGGING | {
-    "run_id", "run_name", "experiment_id", "status", "settings", "flush", "drain", "finish",
-    "log_inputs", "discard", "stats",
+ARTIFACTS: Final = {
+    "log_artifact", "log_artifacts", "log_text", "log_dict", "log_figure",
 }  # fmt: skip
-LOGGER: Final = LOGGING | {"flush", "drain", "discard", "stats"}
+RUN: Final = LOGGING | ARTIFACTS | {
+    "run_id", "run_name", "experiment_id", "status", "settings", "flush", "try_flush", "drain",
+    "finish", "log_inputs", "discard", "stats",
+}  # fmt: skip
+LOGGER: Final = LOGGING | {"flush", "try_flush", "drain", "discard", "stats"}
 FAKE: Final = {"service", "requests", "received", "add_run", "answer"}
 
 FACES: Final = {

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib.util
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import mlflow
 import pytest
 import typer
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 
 import adp_async
+from adp_async._knobs import variable_of
 from adp_async.api.__main__ import table
 from adp_async.cli import app
 from adp_async.cli.serve import environment
-from adp_async.settings import Settings, variable_of
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from adp_async.local import Gateway, LocalPlatform
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +44,13 @@ def blocks(language: str) -> list[Any]:
         headings = re.findall(r"^##+ (.+)$", README[: match.start()], re.MULTILINE)
         found.append(pytest.param(match[1], id=f"{headings[-1]}"))
     return found
+
+
+def framework_of(code: Any) -> str:
+    """The framework that a block trains with, if it does."""
+    text = code if isinstance(code, str) else code.values[0]
+    found = re.search(r"^from adp_async\.integrations\.(\w+) import", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def between(name: str) -> str:
@@ -54,16 +69,21 @@ def lines_of(language: str) -> list[str]:
 @pytest.fixture
 def local_environment(
     platform: LocalPlatform, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """What ``adp-async serve`` prints for a shell."""
+) -> Iterator[None]:
+    """What ``adp-async serve`` prints for a shell; MLflow forgets afterwards where it was."""
     for name, value in environment(platform).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "spool"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, "")  # what the code sets is taken back
+    yield
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
 
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", [each for each in blocks("python") if not framework_of(each)])
 def test_the_code_runs(code: str) -> None:
     """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
     names = run_code(code)
@@ -72,6 +92,22 @@ def test_the_code_runs(code: str) -> None:
             asyncio.run(value())
     if "app" in names:
         asyncio.run(use_web_application(names["app"]))
+
+
+@pytest.mark.mlflow
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", [each for each in blocks("python") if framework_of(each)])
+def test_the_training_runs(code: str, tmp_path: Path) -> None:
+    """So does every block that trains with a framework, in a process of its own."""
+    framework = framework_of(code)
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"needs {framework}: pip install 'adp-async[test-frameworks]'")
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=180)
+    assert ran.returncode == 0, ran.stderr.decode()
+    assert b"training goes on" not in ran.stderr
+    assert b"is logged as" not in ran.stderr
 
 
 def run_code(code: str) -> dict[str, Any]:

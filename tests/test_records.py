@@ -119,13 +119,13 @@ async def test_a_record_can_be_awaited_after_its_end() -> None:
 
 
 async def test_a_record_that_no_session_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for nothing: whoever waits for it is told, by either way of waiting."""
+    """It waits for nothing: waiting for it is an error, both ways."""
     monkeypatch.setattr(records, "_LOOKS", 3)
     record = Metric("loss", 0.5, 1, 2)
 
-    with pytest.raises(Closed, match="no session has taken this record"):
+    with pytest.raises(Closed, match="this record was not accepted by a session"):
         record.wait(timeout=5)
-    with pytest.raises(Closed, match="no session has taken this record"):
+    with pytest.raises(Closed, match="this record was not accepted by a session"):
         await record
     assert (record.done, record.delivered) == (False, False)
 

@@ -23,6 +23,7 @@ from adp_async._io import recovery, spool
 from adp_async._io.recovery import Recovery, open_orphan
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, SpoolError, find_spools
+from adp_async._io.spool_writer import Writer
 from adp_async._sansio.messages import Reply
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
@@ -106,7 +107,7 @@ def recoveries(
 
 
 async def test_what_a_thread_finds_for_nobody(folder: Path) -> None:
-    """Whoever is cancelled while it looks holds no file of another process afterwards."""
+    """A cancelled search holds no file of another process afterwards."""
     path = orphan(folder, chunk(metrics(3)))
     may_look = threading.Event()
 
@@ -147,7 +148,7 @@ async def test_a_thread_that_finds_nothing_in_time(
 def test_an_orphan_that_breaks_while_it_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its file is let go: the next attempt finds it as it was."""
+    """Its file is released: the next attempt finds it as it was."""
     path = orphan(folder, chunk(metrics(3)))
     with monkeypatch.context() as patch:
         patch.setattr(Spool, "pieces", lambda _spool: int("broken"))
@@ -207,7 +208,9 @@ async def test_a_journaled_batch_leaves_after_its_token_was_written(folder: Path
 
         async def send(request: Any, **options: Any) -> Any:
             if request.operation == LOG_BATCH:
-                rows = keeper(session).spool._connection.execute("SELECT token FROM sealed")
+                rows = keeper(session).spool._database.connection.execute(
+                    "SELECT token FROM sealed"
+                )
                 seen.append((request.headers["opc-retry-token"], *(row[0] for row in rows)))
             return await post(request, **options)
 
@@ -287,15 +290,15 @@ async def test_a_disk_that_fails_is_said_once(
 ) -> None:
     """Logging goes on in memory, and when the disk is back what waits is written."""
     monkeypatch.setattr("adp_async._io.keeper.SECONDS_AFTER_FAILURE", 0.02)
-    insert = Spool._insert
+    insert = Writer._insert
     is_full = True
 
-    def failing(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+    def failing(self: Writer, connection: sqlite3.Connection, changes: Changes) -> None:
         if is_full:
             raise sqlite3.OperationalError("database or disk is full")
         insert(self, connection, changes)
 
-    monkeypatch.setattr(Spool, "_insert", failing)
+    monkeypatch.setattr(Writer, "_insert", failing)
     async with session_with(folder, down=True) as session:
         run = session.attach_run(session.add_run("run"))
         for step in range(20):
@@ -316,10 +319,10 @@ async def test_a_disk_that_fails_costs_no_memory(
 ) -> None:
     """What is delivered while nothing can be written is not kept for when it can."""
 
-    def failing(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+    def failing(self: Writer, connection: sqlite3.Connection, changes: Changes) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(Spool, "_insert", failing)
+    monkeypatch.setattr(Writer, "_insert", failing)
     async with session_with(folder, linger=0.2) as session:
         run = session.attach_run(session.add_run("run"))
         run.log_metric("loss", 0.5)
@@ -468,7 +471,7 @@ async def test_a_spool_of_elsewhere_is_not_delivered_here(folder: Path, other: s
     before = theirs.read_bytes()
     async with session_with(folder) as session:
         session.add_run("run")
-        await until(lambda: session._recoveries.is_done)  # type: ignore[union-attr]
+        await until(lambda: session._engine.recoveries.is_done)  # type: ignore[union-attr]
 
     assert steps(session) == [0, 1, 2]
     assert find_spools(folder) == sorted([theirs, later])
@@ -491,7 +494,7 @@ async def test_another_address_of_the_same_workspace_is_the_same_place(folder: P
 async def test_rejected_records_stay_and_are_not_announced(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every start would say so otherwise, and nothing can be done but to look and discard."""
+    """Otherwise every start would warn, although nothing can be done but discard it."""
     orphan(folder, chunk([Metric("bad key!", 0.5, 1, 1), *metrics(5)]))
     async with session_with(folder) as session:
         session.add_run("run")
@@ -684,7 +687,7 @@ async def test_many_spools_are_delivered_some_at_a_time(
 
 
 async def test_only_one_of_two_sessions_delivers(folder: Path) -> None:
-    """Whoever has it open has it alone, also within one process."""
+    """Only one can have it open, even within one process."""
     for number in range(6):
         orphan(folder, chunk(metrics(100, number * 100)))
     async with session_with(folder) as first:
@@ -877,7 +880,7 @@ async def test_one_orphan_in_trouble_holds_no_other(
 
 
 async def test_a_pipe_in_the_folder(folder: Path) -> None:
-    """What is no file, and would hang whoever opens it, holds neither tags nor orphans."""
+    """What is not a file, and would block when opened, holds up neither tags nor orphans."""
     folder.mkdir(mode=0o700)  # noqa: ASYNC240
     os.mkfifo(folder / "x.spool")
     os.mkfifo(folder / "20200101-000000-000000-1-00000000.spool")
@@ -895,7 +898,7 @@ async def test_a_pipe_in_the_folder(folder: Path) -> None:
 async def test_a_search_that_hangs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After some seconds nothing waits for it any more, and one line says so."""
+    """After some seconds nothing waits for it any more, and one line reports it."""
     monkeypatch.setattr(recovery, "LONGEST_SEARCH", 0.1)
     monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.1)
     released = threading.Event()

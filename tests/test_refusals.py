@@ -17,7 +17,7 @@ from adp_async.local.quota import Quota
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adp_async._sansio.lane import RecordBatch
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 HOUR = 3600.0
@@ -266,7 +266,7 @@ def test_a_storm(field: str | None, most: float, late: float) -> None:
 
     alone, play = storm(0), storm(5)
     behind = 2399 - max(record.step for record in play.arrived["run"])  # type: ignore[union-attr]
-    oldest = 120.0 - (play.lanes["run"].times[:1] or [120.0])[0]
+    oldest = 120.0 - (play.lanes["run"].queue.times[:1] or [120.0])[0]
     print(f"\n{field}: {len(play.posts)} requests, {len(alone.posts)} for the good ones alone,")
     print(f"{behind / 20:.1f} s behind, the oldest waits {oldest:.1f} s")
 

@@ -38,7 +38,7 @@ def error_of(
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_2xx_is_the_reply_itself(status: int) -> None:
-    """A good reply comes back as it is; its body is read by whoever knows the operation."""
+    """A good reply comes back as it is; its body is decoded elsewhere."""
     reply = Reply(status, {}, b"not looked at")
 
     assert read_reply(reply, "op") is reply
@@ -94,7 +94,7 @@ def test_status_decides_the_class_and_what_can_be_done(
     ],
 )
 def test_two_conflicts_pass_by_themselves(code: str, retriable: bool) -> None:
-    """A 409 is worth another try only with the two codes that say so."""
+    """A 409 is retried with two codes only."""
     body = json.dumps({"code": code, "message": "m"}).encode()
 
     assert error_of(409, body).retriable is retriable
@@ -136,7 +136,7 @@ def test_any_body_is_survived(body: bytes, code: str, message: str) -> None:
 
 
 def test_an_excerpt_is_short() -> None:
-    """At most 200 characters of a body that is no error of the service."""
+    """At most 200 characters of a body that is not an error of the service."""
     assert len(error_of(500, b"word " * 10_000).message) == 200
 
 
@@ -223,7 +223,7 @@ def test_mlflows_code_counts_where_code_is_a_number() -> None:
 
 
 def test_a_content_type_is_shown_only_where_it_tells_something() -> None:
-    """The service's own error is told by its code."""
+    """The service's own error is recognised by its code."""
     error = error_of(400, content_type="application/json")
 
     assert error.content_type == ""

@@ -74,7 +74,7 @@ def test_the_plain_number() -> None:
 
 
 def test_the_bounds_are_in_the_message() -> None:
-    """A number that is too large is told how large it may be."""
+    """The message for a number that is too large names the limit."""
     with pytest.raises(ValueError, match=r">= 0 and at most 60 \(0 days\), not 61\.0$"):
         rules.seconds(61.0, most=60.0)
     with pytest.raises(ValueError, match=r">= 1 and <= 1,000, not 1001$"):

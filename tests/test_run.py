@@ -53,7 +53,7 @@ async def test_a_run_from_beginning_to_end() -> None:
     async with FakeSession(linger=60.0) as session:
         began = time.time() * 1000 - 1
         async with session.start_run(
-            "digits", run_name="sgd", params={"lr": 0.1}, tags={"team": "vision"}
+            "digits", run_name="sgd", params={"lr": 0.1}, tags={"team": "vision"}, source=False
         ) as run:
             assert run.run_name == "sgd"
             assert run.experiment_id == "1"
@@ -126,7 +126,7 @@ async def test_a_create_that_fails() -> None:
     ids=repr,
 )
 async def test_a_create_whose_reply_makes_no_sense(answer: object) -> None:
-    """A 200 without a run's id can't be used, and says so."""
+    """A 200 without a run's id can't be used, and is an error."""
     async with FakeSession() as session:
         session.answer("create_experiment_run", answer)
         with pytest.raises(AdpError, match="run"):
@@ -348,7 +348,7 @@ async def test_the_end_is_bounded() -> None:
 
 
 async def test_a_status_that_cannot_be_set() -> None:
-    """It is said, behind what else is to be said, and the handle doesn't claim it."""
+    """It is reported, after other errors, and the handle doesn't claim the status."""
     async with FakeSession() as session:
         run = await session.start_run()
         session.answer(UPDATE, {"code": "Odd"}, status=500)
@@ -372,7 +372,7 @@ async def test_finish_with_refused_records() -> None:
 
 
 async def test_leaving_after_the_session() -> None:
-    """A run that outlives its session says so when it ends."""
+    """A run that outlives its session is an error when it ends."""
     async with FakeSession() as session:
         run = await session.start_run()
     with pytest.raises(Closed, match="closed"):
@@ -428,7 +428,7 @@ async def test_repr() -> None:
 
 
 async def test_in_a_notebook() -> None:
-    """It shows itself as a table, and a name is no markup."""
+    """It shows itself as a table, and a name is not markup."""
     async with FakeSession() as session:
         run = await session.start_run(run_name="<script>alert('x')</script>")
         shown = run._repr_html_()

@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from attrs import define, field
+from attrs import define, field, frozen
 
 from adp_async._io.sender import NotYet, Sender
+from adp_async._io.state import DeliveryState
 from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.dispatch import Dispatcher
 from adp_async._sansio.records import Metric, RunTag
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import Throttle
@@ -35,7 +39,7 @@ from adp_async.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
-    from adp_async._sansio.lane import RecordBatch
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.records import AnyRecord
 
 DOWN = ConnectionFailed("no route to host")
@@ -70,6 +74,13 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+@frozen
+class Scribe:
+    """In the place of a spool's keeper: what is done before a batch leaves."""
+
+    before_departure: Callable[[RecordBatch], Awaitable[None]]
+
+
 @define(eq=False)
 class Stage:
     """A sender, what was posted when, and what the service says to it."""
@@ -81,7 +92,7 @@ class Stage:
     max_in_flight: int = 4
     #: Whether the run is found to be gone, or why that can't be told.
     is_gone: bool | AdpError = False
-    before_departure: Callable[[RecordBatch], Awaitable[None]] | None = None
+    keeper: Scribe | None = None
     posted: list[float] = field(factory=list, init=False)
     tokens: list[str] = field(factory=list, init=False)
     looks: int = field(default=0, init=False)
@@ -99,21 +110,23 @@ class Stage:
     def __attrs_post_init__(self) -> None:
         self.script = iter(self.script)
         self.posting = self.post
-        tokens = itertools.count()
         self.accumulator = Accumulator(
-            linger=self.linger, new_token=lambda: f"token-{next(tokens)}"
+            linger=self.linger, tokens=(f"token-{number}" for number in itertools.count())
         )
-        self.sender = Sender(
-            accumulator=self.accumulator,
-            throttle=self.throttle,
-            policy=RetryPolicy(),
-            service=self,
-            pull=self.pull,
-            clock=now,
-            max_in_flight=self.max_in_flight,
-            before_departure=self.before_departure,
-            jitter=lambda: 0.5,
+        dispatcher = Dispatcher(
+            self.accumulator, self.throttle, RetryPolicy(), Concurrency(self.max_in_flight)
         )
+        state = DeliveryState(self.accumulator, dispatcher, self)  # type: ignore[arg-type]
+        self.sender = Sender(state, self, clock=now, jitter=lambda: 0.5)
+        if self.keeper is not None:
+            self.sender.keeper = self.keeper  # type: ignore[assignment]
+
+    # What the sender sees of an intake
+
+    lock = nullcontext()
+
+    def room_made(self) -> None:
+        """Nobody waits for room."""
 
     def log(self, run_id: str, *records: AnyRecord) -> None:
         for record in records:
@@ -503,7 +516,7 @@ def test_a_batch_leaves_when_it_is_written_down() -> None:
         async def write_down(batch: RecordBatch) -> None:
             await asyncio.sleep(0.25)
 
-        stage = Stage(before_departure=write_down)
+        stage = Stage(keeper=Scribe(write_down))
         stage.log("run", *metrics(10))
         await stage.play(60.0)
         assert stage.posted == [1.25]
@@ -553,7 +566,7 @@ def test_what_may_not_leave_yet_keeps_its_turn() -> None:
             if troubles:
                 raise troubles.pop(0)
 
-        stage = Stage(before_departure=write_down)
+        stage = Stage(keeper=Scribe(write_down))
         stage.log("run", *metrics(10))
         await stage.play(60.0)
         assert stage.posted == [4.0]
@@ -570,7 +583,7 @@ def test_cancelled_it_gives_back_once_what_could_not_leave() -> None:
         async def write_down(batch: RecordBatch) -> None:
             raise NotYet("full")
 
-        stage = Stage(before_departure=write_down)
+        stage = Stage(keeper=Scribe(write_down))
         stage.log("run", *metrics(10))
         await stage.play(10.0)
         accumulator = stage.accumulator

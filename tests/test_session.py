@@ -73,7 +73,7 @@ def tokens(gateway: Gateway) -> list[str | None]:
 
 
 async def test_before_it_is_entered() -> None:
-    """Neither a call nor a record is taken before the session is open, and the error says so."""
+    """Neither a call nor a record is taken before the session is open, and the error says that."""
     session = FakeSession()
     with pytest.raises(Closed, match="not open yet"):
         await session.runs.get("r")
@@ -85,7 +85,7 @@ async def test_before_it_is_entered() -> None:
 
 
 async def test_after_it_was_left() -> None:
-    """A handle that outlives its session says that it was left, whatever is asked of it."""
+    """A handle that outlives its session raises that it is closed, for every method."""
     async with FakeSession() as session:
         run = await session.start_run()
     for doing in (run.flush, run.drain, run.finish, lambda: session.runs.get(run.run_id)):
@@ -102,13 +102,13 @@ async def test_after_it_was_left() -> None:
 async def test_who_signs_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request is signed as the only one when nothing else is under way, errors or not."""
     alone: list[bool] = []
-    sign = session._auth.sign
+    sign = session._engine.auth.sign
 
     async def noted(request: Request, **how: bool) -> Request:
         alone.append(how["alone"])
         return await sign(request, **how)
 
-    monkeypatch.setattr(session._auth, "sign", noted)
+    monkeypatch.setattr(session._engine.auth, "sign", noted)
     with pytest.raises(NotFound):
         await session.runs.get("nobody")
     await asyncio.gather(*(session.experiments.create(name) for name in "abc"))
@@ -229,7 +229,7 @@ async def test_opened_twice_at_once() -> None:
     session = FakeSession()
     both = await asyncio.gather(session.open(), session.open())
     assert both == [session, session]
-    loop = session._thread.loop
+    loop = session._engine.thread.loop
     senders = [task for task in asyncio.all_tasks(loop) if task.get_name() == "adp_async sender"]
     assert len(senders) == 1
     await session.close()
@@ -474,7 +474,7 @@ async def test_over_the_wire(session: Session, gateway: Gateway) -> None:
 
 async def test_a_huge_reply(session: Session, gateway: Gateway) -> None:
     """A good reply beyond the transport's limit is UnreadableReply, and the next call works."""
-    session._direct.transport._max_reply_bytes = 100_000
+    session._engine.direct.transport._max_reply_bytes = 100_000
     run_id = gateway.add_run()
     gateway.inject(Fault.reply(200, body=b'{"run": {}, "x": "' + b"x" * 1_000_000 + b'"}'))
     with pytest.raises(UnreadableReply, match="larger than 100000 bytes") as caught:
@@ -774,7 +774,7 @@ async def test_header_values_are_checked(options: dict[str, Any]) -> None:
 async def test_a_token_where_none_is_taken() -> None:
     """A retry token for an operation that ignores it would promise what nobody keeps."""
     async with FakeSession() as session:
-        with pytest.raises(ValueError, match="takes no retry token"):
+        with pytest.raises(ValueError, match="does not take a retry token"):
             await session.runs.get("r", retry_token="t")
 
 
@@ -839,7 +839,7 @@ async def test_no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_end() -> None:
-    """A session that was left leaves no thread behind."""
+    """A closed session leaves no thread behind."""
 
     async def use() -> None:
         async with FakeSession() as session:

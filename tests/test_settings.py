@@ -12,10 +12,11 @@ import pytest
 from yarl import URL
 
 from adp_async import Session
+from adp_async._knobs import absolute_folder, variable_of
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import ApiKey, CustomSigner, InstancePrincipal
 from adp_async.errors import ConfigurationError
-from adp_async.settings import Knobs, Settings, absolute_folder, variable_of
+from adp_async.settings import Knobs, Settings
 
 PLATFORM = "ocid1.aidataplatform.oc1.iad.aaaaaaaaplatform"
 
@@ -25,7 +26,7 @@ def resolve(environ=None, **arguments):
 
 
 def test_defaults():
-    """What a session does when it is told nothing but its platform."""
+    """The settings of a session with nothing but its platform."""
     settings = resolve()
 
     assert settings == Settings(PLATFORM)
@@ -34,6 +35,7 @@ def test_defaults():
         "workspace": None,
         "endpoint": None,
         "path_prefix": "",
+        "object_storage_endpoint": None,
         "region": None,
         "auth": ApiKey(),
         "linger": 1.0,
@@ -97,7 +99,7 @@ def test_the_environment():
 
 
 def test_an_argument_wins():
-    """Over the environment, also over a value there that is wrong; None is no argument."""
+    """Over the environment, also over a value there that is wrong; None counts as not given."""
     environ = {"AIDP_WORKSPACE": "theirs", "ADP_ASYNC_LINGER": "nonsense"}
 
     assert resolve(environ, workspace="ours", linger=2).linger == 2
@@ -409,7 +411,7 @@ def test_the_command_lines_region():
     ],
 )
 def test_bad_environment(variable, name, text):
-    """What is wrong in the environment is said to be there."""
+    """A mistake in the environment is reported as such."""
     arguments = {} if name == "platform_id" else {"platform_id": PLATFORM}
 
     with pytest.raises(ConfigurationError, match=rf"^{name}: .*the environment's {variable}\)"):
@@ -480,7 +482,7 @@ def test_no_platform():
 
 
 def test_no_workspace():
-    """The registry does without a workspace; what needs one says so."""
+    """The registry does without a workspace; what needs one raises an error."""
     assert resolve(workspace="ws").required_workspace() == "ws"
     with pytest.raises(ConfigurationError, match=r"^workspace: is missing .*AIDP_WORKSPACE"):
         resolve().required_workspace()
@@ -529,7 +531,7 @@ def test_the_region_of_the_credentials():
 
 
 def test_a_region_that_oci_does_not_know_yet(caplog):
-    """A new region is taken to be in the commercial realm, and that is said."""
+    """A new region is assumed to be in the commercial realm, with a warning."""
     settings = resolve(region="us-newtown-1").complete()
 
     assert settings.base_url == "https://aidp.us-newtown-1.oci.oraclecloud.com"
@@ -580,7 +582,9 @@ def test_a_home_that_is_no_folder(home, monkeypatch):
     """It leads nowhere, and the working folder is not taken in its place."""
     monkeypatch.setenv("HOME", home)
 
-    with pytest.raises(ValueError, match="'~/spool' leads to no home folder: HOME is empty or rel"):
+    with pytest.raises(
+        ValueError, match="'~/spool' has no home folder to start from: HOME is empty or rel"
+    ):
         absolute_folder("~/spool")
 
 

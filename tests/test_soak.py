@@ -226,7 +226,9 @@ async def deliver_the_rest(platform: LocalPlatform) -> None:
     """The next session delivers what the first had no time for, if anything."""
     platform.gateway.reset()
     async with platform.session() as session:
-        await until(lambda: session._recoveries is not None and session._recoveries.is_done)
+        await until(
+            lambda: session._engine.recoveries is not None and session._engine.recoveries.is_done
+        )
     assert list(session.spool_folder.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The file itself: what is written comes back, whoever reads it and whatever happened to it."""
+"""The file itself: what is written comes back, in whatever process, and whatever happened to it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from spools import FAKE, LIMIT, chunk, metrics, orphan, sealed, settled
 
 from adp_async._io import spool as spool_module
-from adp_async._io.spool import KEPT_REFUSED, LOADED, Spool
+from adp_async._io.spool import Spool
+from adp_async._io.spool_database import Database
 from adp_async._io.spool_file import (
-    FORMAT,
     SpoolBusy,
     SpoolError,
     SpoolLimit,
@@ -32,6 +32,10 @@ from adp_async._io.spool_file import (
     find_spools,
     remove,
 )
+from adp_async._io.spool_reader import LOADED
+from adp_async._io.spool_rows import checksum_of
+from adp_async._io.spool_schema import FORMAT
+from adp_async._io.spool_writer import KEPT_REFUSED, Writer
 from adp_async._sansio.journal import Changes, Chunk, Refused, Sealed, Unreadable
 from adp_async._sansio.packing import DAMAGED, pack, unpack
 from adp_async._sansio.records import Metric, Param, RunTag
@@ -73,12 +77,12 @@ def steps(records: list[AnyRecord]) -> list[int]:
     ],
 )
 def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
-    """It isn't shown, and isn't sent again; what lies beside it is."""
+    """It isn't shown, and isn't sent again; its neighbours are."""
     rejection = Rejection("run", "metric", "loss", 7, BadRequest("no", status=400))
     refused = Changes(refused=[Refused(rejection, Metric("loss", 0.5, 1, 7))])
     path = orphan(tmp_path, refused)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.create_function("checksum_of", 5, spool_module._checksum_of)
+        connection.create_function("checksum_of", 5, checksum_of)
         connection.execute(damage)
     spool = Spool.open(path, limit=LIMIT)
     spool.commit(refused)
@@ -99,7 +103,7 @@ def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
     ],
 )
 def test_a_damaged_count(tmp_path: Path, damage: str, runs: list[str]) -> None:
-    """The list shows what can be told of the others."""
+    """The list shows what is known of the others."""
     path = orphan(tmp_path, chunk(metrics(3), run_id="a"), chunk(metrics(3), run_id="b"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(damage)
@@ -122,7 +126,7 @@ def test_waiting_records_beside_damaged_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "\n", "x" * 65], ids=repr)
 def test_a_damaged_token(tmp_path: Path, token: str) -> None:
-    """What is no retry token is sent with a new one."""
+    """A batch whose retry token is invalid is sent with a new one."""
     path = orphan(tmp_path, chunk(metrics(3)), sealed(0, 2, "token"))
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("UPDATE sealed SET token = ?", (token,))
@@ -133,13 +137,13 @@ def test_a_damaged_token(tmp_path: Path, token: str) -> None:
 
 
 def test_an_owner_that_cannot_be_taken_out(spool: Spool, caplog: Any) -> None:
-    """The file is let go all the same; that its process ended says the same later."""
+    """The file is released anyway; later, its owner has ended."""
     caplog.set_level("DEBUG", "adp_async")
-    spool._connection.execute("DROP TABLE meta")
+    spool._database.connection.execute("DROP TABLE meta")
     spool.let_go()
     assert "names its owner until that ends" in caplog.text
     with pytest.raises(sqlite3.ProgrammingError):
-        spool._connection.execute("SELECT 1")
+        spool._database.connection.execute("SELECT 1")
 
 
 def test_removed_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +309,7 @@ def test_a_spool_in_use_is_busy(spool: Spool) -> None:
 
 
 def test_a_spool_that_is_locked_is_busy(tmp_path: Path) -> None:
-    """Also when nobody is named as its owner: it is no news that a process has it."""
+    """Even without an owner in it: another process has it open."""
     path = orphan(tmp_path, chunk(metrics(5)))
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -340,7 +344,7 @@ def is_locked(path: Path) -> bool:
 
 
 def test_the_lock_goes_with_the_spool(tmp_path: Path) -> None:
-    """What was let go of can be opened, once."""
+    """A released spool can be opened, once."""
     path = orphan(tmp_path, chunk(metrics(1)))
     first = Spool.open(path, limit=LIMIT)
     with pytest.raises(SpoolBusy):
@@ -372,7 +376,7 @@ def test_a_spool_that_has_gone_is_somebody_elses(tmp_path: Path) -> None:
 def test_one_that_is_removed_while_it_is_opened(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, is_open: bool
 ) -> None:
-    """Its owner is done with it: that is no failure, whether SQLite has the file open or not."""
+    """Its owner has finished: that is not a failure, whether SQLite has the file open or not."""
     connect = sqlite3.connect
 
     def slow(*arguments: Any, **named: Any) -> sqlite3.Connection:
@@ -452,10 +456,10 @@ def test_what_frees_space_is_written_when_there_is_none(tmp_path: Path) -> None:
 def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
     """A spool of just so many bytes takes no more; with a byte less in it one commit goes in."""
     spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
-    spool.limit = spool.size
+    spool._writer.limit = spool.size
     with pytest.raises(SpoolError, match="spool_limit"):
         spool.commit(chunk(metrics(1)))
-    spool.limit += 1
+    spool._writer.limit += 1
     spool.commit(chunk(metrics(1)))
 
     assert spool.pieces()[0].spilled == ((0, 1),)
@@ -465,7 +469,7 @@ def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
 def test_at_the_limit_tokens_are_written(spool: Spool) -> None:
     """Those of records that are on disk: only when these have left there is room again."""
     spool.commit(chunk(metrics(10)))
-    spool.limit = 1
+    spool._writer.limit = 1
     with pytest.raises(SpoolLimit):
         spool.commit(
             Changes(
@@ -556,7 +560,7 @@ def test_records_are_read_across_rows(spool: Spool) -> None:
 
 
 def test_reading_stops_at_a_hole(spool: Spool) -> None:
-    """What comes before it is read; nothing is made up, and the end of the hole is said."""
+    """What comes before it is read; nothing is made up, and the error says where the gap ends."""
     spool.commit(chunk(metrics(10)))
     spool.commit(chunk(metrics(10, 20), 20))
 
@@ -571,7 +575,7 @@ def test_a_damaged_row_costs_no_other(spool: Spool, damage: bytes) -> None:
     """Records before and after it are read, and it is put aside as it is."""
     for first in range(0, 30, 10):
         spool.commit(chunk(metrics(10, first), first))
-    spool._connection.execute("UPDATE chunks SET body = ? WHERE first = 10", (damage,))
+    spool._database.connection.execute("UPDATE chunks SET body = ? WHERE first = 10", (damage,))
 
     assert steps(spool.load("run", 0, 30)) == list(range(10))
     with pytest.raises(SpoolUnreadable, match="damaged") as raised:
@@ -621,7 +625,7 @@ def test_a_damaged_token_costs_no_record(spool: Spool, change: str) -> None:
     """It could not be sent: the records are, as if they had not been under way."""
     spool.commit(chunk(metrics(10)))
     spool.commit(sealed(0, 10, "token"))
-    spool._connection.execute(change)
+    spool._database.connection.execute(change)
     (piece,) = spool.pieces()
     assert (piece.sealed, piece.spilled) == ((), ((0, 10),))
 
@@ -631,13 +635,13 @@ def test_a_batch_that_cannot_be_read_whole_is_no_batch(spool: Spool) -> None:
     spool.commit(chunk(metrics(5)))
     spool.commit(chunk(metrics(5, 5), 5))
     spool.commit(sealed(0, 10, "token"))
-    spool._connection.execute("UPDATE chunks SET body = x'00' WHERE first = 5")
+    spool._database.connection.execute("UPDATE chunks SET body = x'00' WHERE first = 5")
     (piece,) = spool.pieces()
     assert (piece.sealed, piece.spilled) == ((), ((0, 10),))
 
 
 def test_counts_leave_out_what_is_settled(spool: Spool) -> None:
-    """A row of which half was delivered counts by half, kind by kind."""
+    """A half-delivered row counts by half, kind by kind."""
     mixed: list[AnyRecord] = [*metrics(10), Param("p", "v"), RunTag("t", "v"), *metrics(10, 12)]
     spool.commit(chunk(mixed))
     spool.commit(settled(5, (10, 12), (20, 21)))
@@ -669,7 +673,7 @@ def test_nothing_is_kept_of_a_run_that_is_through(spool: Spool) -> None:
         spool.commit(settled(3, run_id=f"run-{number}"))
 
     for table in ("chunks", "sealed", "runs", "done"):
-        count = spool._connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        count = spool._database.connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         assert count == 0, table
 
 
@@ -684,7 +688,7 @@ def test_many_runs_are_found_in_good_time(spool: Spool) -> None:
 
 
 def test_no_record_is_in_a_repr(spool: Spool) -> None:
-    """What was logged is nobody's business who looks at the objects."""
+    """The `repr` of objects does not show logged values."""
     secret = "a value of somebody"
     spool.commit(chunk([RunTag("t", secret)]))
     spool.commit(Changes(refused=[refusal()]))
@@ -783,7 +787,7 @@ def read_or_put_aside(
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(max_examples=150, deadline=None)
 def test_a_flipped_bit_sends_nothing_wrong(intact: Path, where: float, bit: int) -> None:
-    """Anywhere in the file: what is read is what was written, or the damage is said."""
+    """Anywhere in the file: what is read is what was written, or the damage is reported."""
     content = bytearray(intact.read_bytes())
     written = [at for at, byte in enumerate(content) if byte]
     content[written[int(where * len(written))]] ^= 1 << bit
@@ -846,7 +850,7 @@ def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path) -> None:
 def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:
     """It is counted as damaged, and put aside when the others are to be sent again."""
     spool.commit(Changes(refused=[refusal(step) for step in range(3)]))
-    spool._connection.execute("UPDATE refused SET body = x'c1' WHERE rowid = 2")
+    spool._database.connection.execute("UPDATE refused SET body = x'c1' WHERE rowid = 2")
 
     assert [row.record.step for row in spool.contents().rejected] == [0, 2]  # type: ignore[union-attr]
     assert "1 rows are damaged" in spool.contents().trouble
@@ -858,7 +862,7 @@ def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:
 def test_a_refused_row_that_says_something_else_is_damaged(spool: Spool) -> None:
     """Its checksum is about the run, the key and the reason, too."""
     spool.commit(Changes(refused=[refusal(1), refusal(2)]))
-    spool._connection.execute("UPDATE refused SET run_id = 'another' WHERE rowid = 1")
+    spool._database.connection.execute("UPDATE refused SET run_id = 'another' WHERE rowid = 1")
     contents = spool.contents()
     assert [each.record.step for each in contents.rejected] == [2]  # type: ignore[union-attr]
     assert contents.trouble
@@ -867,7 +871,7 @@ def test_a_refused_row_that_says_something_else_is_damaged(spool: Spool) -> None
 def test_a_spool_that_says_not_whose_records(spool: Spool) -> None:
     """It is damaged, and no other error than that comes out."""
     spool.commit(chunk(metrics(3)))
-    spool._connection.execute("DELETE FROM meta WHERE name = 'workspace'")
+    spool._database.connection.execute("DELETE FROM meta WHERE name = 'workspace'")
 
     with pytest.raises(SpoolError, match="doesn't say whose"):
         _ = spool.identity
@@ -909,7 +913,7 @@ def test_of_a_run_whose_rows_are_damaged(spool: Spool) -> None:
     spool.commit(chunk(metrics(10)))
     spool.commit(settled(5))
     spool.commit(Changes(refused=[refusal(50)]))
-    spool._connection.execute("UPDATE chunks SET body = x'00'")
+    spool._database.connection.execute("UPDATE chunks SET body = x'00'")
     assert spool.take() == 1
     spool.requeue_refused()
     assert steps([record for _, record in spool.waiting()]) == [50]
@@ -919,13 +923,13 @@ def test_a_failure_in_the_middle_moves_none(spool: Spool, monkeypatch: pytest.Mo
     """They leave the one table and enter the other together."""
     spool.commit(Changes(refused=[refusal(step) for step in range(5)]))
 
-    def failing(self: Spool, connection: sqlite3.Connection, table: str, rows: Any) -> None:
+    def failing(self: Database, connection: sqlite3.Connection, table: str, rows: Any) -> None:
         insert(self, connection, table, list(rows)[:2])
         raise sqlite3.OperationalError("database or disk is full")
 
-    insert = Spool._insert_rows
+    insert = Database.insert_rows
     with monkeypatch.context() as patch:
-        patch.setattr(Spool, "_insert_rows", failing)
+        patch.setattr(Database, "insert_rows", failing)
         with pytest.raises(SpoolError, match="disk is full"):
             spool.requeue_refused()
 
@@ -942,15 +946,15 @@ def test_a_fork_waits_for_a_commit(spool: Spool, monkeypatch: pytest.MonkeyPatch
     """A child that starts in the middle of one would inherit SQLite's locks for good."""
     inside, go_on = threading.Event(), threading.Event()
     happened: list[str] = []
-    insert = Spool._insert
+    insert = Writer._insert
 
-    def slow(self: Spool, connection: sqlite3.Connection, changes: Changes) -> None:
+    def slow(self: Writer, connection: sqlite3.Connection, changes: Changes) -> None:
         inside.set()
         go_on.wait(5)
         insert(self, connection, changes)
         happened.append("written")
 
-    monkeypatch.setattr(Spool, "_insert", slow)
+    monkeypatch.setattr(Writer, "_insert", slow)
     writer = threading.Thread(target=spool.commit, args=(chunk(metrics(3)),))
     writer.start()
     assert inside.wait(5)

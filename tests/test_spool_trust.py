@@ -1,4 +1,4 @@
-"""Which spools are taken: this user's, whole, with nobody alive who has them."""
+"""Which spools are recovered: this user's, intact, with no live owner."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from adp_async._io.spool_file import (
     default_spool_folder,
     find_spools,
 )
+from adp_async._knobs import absolute_folder
 from adp_async._sansio.packing import pack
 from adp_async.auth import ApiKey
 from adp_async.errors import ConfigurationError
-from adp_async.settings import Settings, absolute_folder
+from adp_async.settings import Settings
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def test_what_lies_beside_a_spool_is_looked_at_too(folder: Path, suffix: str) ->
 async def test_a_folder_of_another_user_is_not_used(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither read from nor written into; records are only in memory, and it is said."""
+    """Neither read from nor written into; records are only in memory, with a warning."""
     paths = [orphan(folder, chunk(metrics(1, number))) for number in range(3)]
     os.chown(folder, SOMEBODY_ELSE, SOMEBODY_ELSE)
     async with session_in(folder) as session:
@@ -370,7 +371,7 @@ def test_a_system_without_a_boot_id(
 
 
 def test_an_owner_comes_back_from_its_text() -> None:
-    """Anything else is no owner."""
+    """Anything else is not an owner."""
     assert Owner.from_text(HERE.as_text()) == HERE
     for text in ("", "[]", "{}", '{"host": 1}', HERE.as_text().replace("100", '"100"'), None, 5):
         assert Owner.from_text(text) is None
@@ -411,7 +412,7 @@ def give(path: Path, **changes: Any) -> None:
 
 
 def test_the_owner_is_named_while_it_has_the_file(folder: Path) -> None:
-    """From the first moment; who takes an orphan is next; who lets go leaves none."""
+    """From the first moment; recovery names a new one; releasing removes it."""
     spool = Spool.create(folder, FAKE, limit=LIMIT)
     spool.commit(chunk(metrics(3)))
     named = [owner_in(spool.path)]
@@ -729,7 +730,7 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_that_went_is_no_surprise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody removed it between two looks: an error of ours says so."""
+    """Somebody removed it between two looks: an error of ours reports it."""
     monkeypatch.setattr(recovery, "find_spools", lambda folder: [folder / "x.spool"])
 
     with pytest.raises(SpoolError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Foreign code, and whoever cancels tasks, may disturb delivery; they don't end it."""
+"""Foreign code, and cancelled tasks, may disturb delivery, but don't end it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from adp_async._io.spool import Spool
+from adp_async._sansio.dispatch import Dispatcher
 from adp_async.auth import CustomSigner
 from adp_async.errors import Closed, DeliveryError
 from adp_async.testing import FakeBlockingSession, FakeSession
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from adp_async._sansio.batch import RecordBatch
     from adp_async.run import Run
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -37,8 +39,8 @@ def adds_up(session: FakeSession, run: Run, count: int) -> None:
 
 async def cancel_all(session: FakeSession, *names: str) -> int:
     """Cancel the tasks of the delivery thread whose names hold one of *names*; how many."""
-    assert session._thread is not None
-    loop = session._thread.loop
+    assert session._engine.thread is not None
+    loop = session._engine.thread.loop
 
     async def cancel() -> int:
         tasks = [
@@ -51,7 +53,7 @@ async def cancel_all(session: FakeSession, *names: str) -> int:
             task.cancel()
         return len(tasks)
 
-    return await session._thread.run(cancel())
+    return await session._engine.thread.run(cancel())
 
 
 # Handlers and filters of the log ------------------------------------------------------------------
@@ -173,7 +175,7 @@ async def test_tasks_that_are_cancelled(
 
 @pytest.mark.parametrize("face", ["receipt", "flush", "thread"])
 async def test_who_waits_when_all_tasks_are_cancelled(face: str) -> None:
-    """Nobody who waits for a record hangs, on whichever side."""
+    """No waiter for a record hangs, on either side."""
     async with FakeSession(linger=0.0) as session:
         run = session.attach_run(session.add_run())
         script = session.answer(LOG_BATCH, status=503)
@@ -204,12 +206,12 @@ async def test_tasks_that_are_cancelled_while_it_closes(tmp_path: Path) -> None:
     run = session.attach_run(session.add_run())
     script = session.answer(LOG_BATCH, status=503)
     run.log_metric("loss", 0.5, step=0)
-    thread = session._thread
+    thread = session._engine.thread
     closing = asyncio.create_task(session.close())
     await asyncio.sleep(0.03)
-    session._thread = thread
+    session._engine.thread = thread
     await cancel_all(session, "adp_async sender")
-    session._thread = None
+    session._engine.thread = None
     script.left = 0
     async with asyncio.timeout(3):
         await closing
@@ -239,21 +241,23 @@ RAISED = [Odd(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.Ca
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-async def test_what_the_sender_raises(error: BaseException) -> None:
+async def test_what_the_sender_raises(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A BaseException out of the sender costs no record, whatever it is."""
     async with FakeSession(linger=0.0) as session:
         run = session.attach_run(session.add_run())
-        pull = session._delivery.sender.pull
+        drain = Dispatcher.drain
         times = 3
 
-        def raising(now: float) -> None:
+        def raising(self: Dispatcher, now: float) -> list[RecordBatch]:
             nonlocal times
-            pull(now)
             if times:
                 times -= 1
                 raise error
+            return drain(self, now)
 
-        session._delivery.sender.pull = raising
+        monkeypatch.setattr(Dispatcher, "drain", raising)
         for step in range(50):
             run.log_metric("loss", 0.5, step=step)
         async with asyncio.timeout(5):
@@ -361,7 +365,7 @@ async def test_a_spool_with_a_mistake(
 async def test_a_search_with_a_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A search for what was left behind that fails is said, and params and tags go on."""
+    """A failed search for orphans is reported, and params and tags go on."""
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a mistake of ours")

@@ -20,10 +20,10 @@ from attrs import define, field
 from children import ROOT
 from play import Play
 from test_dispatch import BUSY, FAULT, HOUR, poisoned
-from test_sender import DOWN, Stage, run_virtually
+from test_sender import DOWN, Scribe, Stage, run_virtually
 
 from adp_async._io.sender import NotYet
-from adp_async._sansio.accumulator import REJECTION_COST, Accumulator
+from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.blame import gist
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.dispatch import (
@@ -36,6 +36,7 @@ from adp_async._sansio.dispatch import (
 )
 from adp_async._sansio.records import METRIC_COST, Metric, RunTag
 from adp_async._sansio.refusals import ENOUGH_REFUSALS, GIVEN_UP_AT_ONCE
+from adp_async._sansio.rejections import REJECTION_COST
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.verdicts import Action
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async import Run
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
     from adp_async.errors import AdpError
 
@@ -341,7 +343,7 @@ def test_who_is_tried_again_keeps_nobody_from_leaving() -> None:
                 await asyncio.sleep(60.0)
 
         forbidden = Forbidden("not yours", status=403, code="NotAuthorized")
-        stage = Stage(script=[forbidden], before_departure=slow)
+        stage = Stage(script=[forbidden], keeper=Scribe(slow))
         stage.log("bad", *metrics(1))
         playing = asyncio.create_task(stage.play(100.0))
         await asyncio.sleep(10.0)
@@ -364,7 +366,7 @@ def test_who_could_not_leave_when_tried_again_is_tried_once_more() -> None:
                 raise obstacles.pop()
 
         forbidden = Forbidden("not yours", status=403, code="NotAuthorized")
-        stage = Stage(script=[forbidden], before_departure=write_down)
+        stage = Stage(script=[forbidden], keeper=Scribe(write_down))
         stage.log("run", *metrics(1))
         await stage.play(60.0)
         assert not obstacles

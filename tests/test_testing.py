@@ -18,7 +18,10 @@ LOG_BATCH = "log_experiment_run_batch"
 
 async def test_a_run_is_received() -> None:
     """What the code under test logs can be asked for by run."""
-    async with FakeSession() as session, session.start_run("digits", params={"lr": 0.1}) as run:
+    async with (
+        FakeSession() as session,
+        session.start_run("digits", params={"lr": 0.1}, source=False) as run,
+    ):
         run.log_metric("loss", 0.5, step=3)
         run.set_tag("stage", "last")
     received = session.received(run.run_id)
@@ -93,7 +96,7 @@ async def test_headers_of_answers() -> None:
 
 
 async def test_an_operation_of_nobody() -> None:
-    """A path that is no operation of the service's is refused with what to do."""
+    """A path that is not one of the service's is refused, with what to do."""
     from adp_async import Endpoint
 
     async with FakeSession() as session:

@@ -154,7 +154,7 @@ def test_dropping_from_threads() -> None:
 
 
 def test_threads_that_wait_when_it_closes() -> None:
-    """Whoever waits for room or for a receipt while the session closes is told, and not left."""
+    """Waiters for room or for a receipt get an error when the session closes."""
     session = FakeBlockingSession(
         buffer_limit=10 * METRIC_COST, max_block=30.0, close_timeout=0.05
     ).open()
@@ -278,7 +278,7 @@ def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_finalizer_in_the_middle_of_making_room() -> None:
-    """It may interrupt whoever holds the lock, or waits for its turn, and log."""
+    """It may interrupt a thread that holds the lock, or waits for its turn, and log."""
     with FakeBlockingSession(buffer_limit=10 * METRIC_COST, max_block=5.0) as session:
         run = session.start_run()
         script = session.session.answer(LOG_BATCH, status=503)

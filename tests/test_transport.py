@@ -7,15 +7,13 @@ import gzip
 import ssl
 import struct
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from socket import SO_LINGER, SOL_SOCKET, socket
 
 import pytest
 from attrs import define, field
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.x509.oid import NameOID
+from roads import Authority
 
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Request
@@ -434,32 +432,10 @@ async def test_a_certificate_nobody_vouches_for(transport, tmp_path):
         raise AssertionError("the handshake was completed")
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(self_signed(tmp_path))
+    context.load_cert_chain(Authority(tmp_path).server("127.0.0.1"))
     async with listening(never, context) as port:
         with pytest.raises(ConnectionFailed, match="CERTIFICATE_VERIFY_FAILED"):
             await transport.send(Request("GET", f"https://127.0.0.1:{port}/"))
-
-
-def self_signed(folder):
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    key = signing_key()
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / "server.pem"
-    file.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return file
 
 
 @pytest.mark.parametrize("timeouts", [{"connect_timeout": 0.02}, {"timeout": 0.02}])
@@ -634,7 +610,7 @@ async def test_time_is_bounded(behave, of_the_call):
     own = None if of_the_call else 0.05
     transport = AiohttpTransport(timeout=0.05 if own is None else 60)
     async with serving(behave) as server, transport:
-        with pytest.raises(RequestTimeout, match=r"no whole reply within 0\.05 s") as raised:
+        with pytest.raises(RequestTimeout, match=r"no complete reply within 0\.05 s") as raised:
             await transport.send(server.request(), timeout=own)
 
     assert raised.value.maybe_applied

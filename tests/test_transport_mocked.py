@@ -138,7 +138,7 @@ async def test_timeouts(mocked, transport, error):
     """Time that ran out after connecting is a RequestTimeout, and so a ConnectionLost."""
     mocked.post(ADDRESS, exception=error)
 
-    with pytest.raises(RequestTimeout, match=r"^update_run: no whole reply within 7 s"):
+    with pytest.raises(RequestTimeout, match=r"^update_run: no complete reply within 7 s"):
         await transport.send(REQUEST)
 
 

@@ -1,4 +1,4 @@
-"""What is taken at the call, what is kept of it, and what a wrong one is told."""
+"""What is taken at the call, what is kept of it, and the messages for invalid values."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_any_other_key_is_taken_as_it_is(key: str) -> None:
 
 
 def test_so_many_good_keys_are_remembered_and_no_more() -> None:
-    """Whoever makes a key of a user's id pays with time, not with memory."""
+    """Unlimited keys, such as user ids, cost time, not memory."""
     known = {str(number): str(number) for number in range(KNOWN_KEYS - 1)}
     for key in ("last", "one too many"):
         assert valid_key(key, kind="metric", run_id="run", limits=LIMITS, known=known) == key
@@ -191,7 +191,7 @@ def test_nan_is_a_value(value: object) -> None:
     ],
 )
 def test_what_float_refuses_is_named(value: object, rule: str) -> None:
-    """The type is told, the value is not: it may be a secret."""
+    """The type is shown, the value is not: it may be a secret."""
     with pytest.raises(InvalidRecord) as caught:
         valid_value(value, key="loss", run_id="run-7")
 
@@ -357,7 +357,7 @@ def test_an_enum_is_its_value() -> None:
         (7, "a str, not int"),
         (b"run", "a str, not bytes"),
         (["run"], "a str, not list"),
-        (uuid.uuid4(), "a str, not UUID; give its .hex, or str"),
+        (uuid.uuid4(), "a str, not UUID; pass its .hex, or str"),
         ("", "must not be empty"),
         ("r" * 257, "at most 256 characters, this one has 257"),
         ("r" * 1_000_000, "at most 256 characters, this one has 1000000"),
@@ -399,17 +399,17 @@ def test_whatever_has_items_is_a_mapping(mapping: object) -> None:
     ("mapping", "rule"),
     [
         (None, "takes a mapping of keys to values, not NoneType"),
-        ("loss", "not str; for a single one there is log_param"),
+        ("loss", "not str; use log_param"),
         ([("loss", 0.5)], "not list"),
         ({"loss"}, "not set"),
         ((pair for pair in ()), "not generator"),
         (7, "not int"),
-        (type("Namespace", (), {})(), "not Namespace; give vars() of it"),
+        (type("Namespace", (), {})(), "not Namespace; pass vars() of it"),
         (dict, "items() of this type failed"),
         (Pairs(None), "items() of this Pairs failed"),
-        (Pairs([("a", 1), "ab"]), "items() of this Pairs gave a str"),
-        (Pairs([("a", 1, 2)]), "items() of this Pairs gave a tuple"),
-        (Pairs([7]), "items() of this Pairs gave a int"),
+        (Pairs([("a", 1), "ab"]), "items() of this Pairs returned a str"),
+        (Pairs([("a", 1, 2)]), "items() of this Pairs returned a tuple"),
+        (Pairs([7]), "items() of this Pairs returned a int"),
     ],
 )
 def test_what_is_no_mapping_is_named(mapping: object, rule: str) -> None:
@@ -444,7 +444,7 @@ def test_what_a_foreign_object_raises_is_not_passed_on(name: str) -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_who_wants_to_stop_is_not_kept(stop: type[BaseException]) -> None:
-    """Ctrl-C in the middle of a conversion is no fault of the value's."""
+    """Ctrl-C in the middle of a conversion is not a fault of the value."""
 
     class Slow:
         def __float__(self) -> float:

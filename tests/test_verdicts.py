@@ -75,7 +75,7 @@ def test_every_error_has_its_action(error: errors.AdpError, action: Action) -> N
     ],
 )
 def test_a_404_about_the_run(code: str, message: str, is_about_it: bool) -> None:
-    """It is the service that says so, and of this run."""
+    """It comes from the service, and is about this run."""
     error = errors.NotFound(message, status=404, code=code)
 
     assert is_about_the_run(error, RUN) is is_about_it

@@ -300,7 +300,7 @@ async def test_what_still_waits_is_kept(bare_platform: LocalPlatform) -> None:
 )
 @pytest.mark.parametrize("content_type", [JSON, HTML, ""])
 async def test_the_service_rejects(status: int, body: dict[str, Any], content_type: str) -> None:
-    """A verdict is told by its body, and a proxy may have renamed its content type."""
+    """A verdict is recognised by its body; a proxy may have changed its content type."""
     async with FakeSession() as session:
         run = session.attach_run(session.add_run())
         headers = {"content-type": content_type}
@@ -413,7 +413,7 @@ async def test_an_error_of_another_has_no_code(operation: str, stranger: Strange
 @pytest.mark.parametrize("stranger", BODILESS, ids=name_of)
 @pytest.mark.parametrize("operation", ["update_experiment_run", "create_experiment_run"])
 async def test_a_reply_that_says_nothing(operation: str, stranger: Stranger) -> None:
-    """Where the operation replies something, nothing is no reply."""
+    """Where the operation has a reply, an empty body is not one."""
     async with FakeSession() as session:
         answer_with(session, operation, stranger, times=1000)
         with pytest.raises(UnreadableReply):
@@ -445,7 +445,7 @@ async def test_an_empty_listing_of_mlflow_is_one() -> None:
 async def test_a_create_answered_by_a_page(
     stranger: Stranger, times: int, after_write: bool, bare_platform: LocalPlatform
 ) -> None:
-    """Asked again under the same token, there is one run, and its id is told."""
+    """Retried under the same token, there is one run, and its id is returned."""
     gateway = bare_platform.gateway
     gateway.record = True
     headers = {"content-type": stranger.content_type} if stranger.content_type else {}

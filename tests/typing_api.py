@@ -16,9 +16,11 @@ import numpy as np
 
 import adp_async
 from adp_async import (
+    AdpError,
     ApiKey,
     CustomSigner,
     Endpoint,
+    EndStatus,
     Receipt,
     RetryPolicy,
     Scope,
@@ -117,6 +119,37 @@ def without_an_event_loop() -> None:
         run.finish("RUNNING")  # type: ignore[arg-type]
     with blocking.Session() as session:
         session.start_run().finish("SCHEDULED")  # type: ignore[arg-type]
+
+
+async def runs_of_runs(session: Session, blocks: blocking.Session) -> None:
+    async with session.start_run(description="all trials", source=False) as study:
+        trial = await session.start_run(parent=study, strict=False)
+        await session.start_run(parent=trial.run_id)
+        await session.start_run(parent=7)  # type: ignore[arg-type]
+    async with session.attach_run("7", resume=True) as resumed:
+        assert_type(resumed, adp_async.Run)
+    assert_type(session.attach_run("7", resume=False, strict=False), adp_async.Run)
+    assert_type(await study.try_flush(), AdpError | None)
+    assert_type(blocks.attach_run("7"), blocking.Run)
+    assert_type(blocks.attach_run("7", resume=True), blocking.StartedRun)
+    assert_type(blocking.attach_run("7", strict=False), blocking.AttachedRun)
+    assert_type(blocking.attach_run("7", resume=True), blocking.StartedRun)
+    assert_type(blocks.start_run(parent=trial).try_flush(3.0), AdpError | None)
+    assert_type(blocks.logger.try_flush(timeout=3.0), AdpError | None)
+    assert_type(blocking.shared_session(linger=0.5), blocking.Session)
+    blocking.shared_session(lingr=0.5)  # type: ignore[call-arg]
+
+
+def hooks(session: blocking.Session, run: blocking.Run) -> None:
+    def ends(status: EndStatus | None) -> None:
+        run.finish(status or "KILLED")
+
+    def odd(status: int) -> None: ...
+
+    forget = session.on_close(ends)
+    forget()
+    session.on_close(odd)  # type: ignore[arg-type]
+    assert_type(adp_async.flatten({"opt": {"lr": 0.1}}, sep="."), dict[str, object])
 
 
 def operations_without_an_event_loop(session: blocking.Session) -> None:

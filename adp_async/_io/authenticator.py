@@ -1,10 +1,10 @@
-"""Signs the requests of one session, off its event loop, and renews what it signs with.
+"""Signs the requests of one session, off its event loop, and renews the credentials.
 
 Loading the signer, every signature and every renewal of a token happen in the one thread of an
 `Authenticator`: signing never overlaps a refresh, and the event loop never waits for either.  An
-API key, which is never renewed, signs in two threads: the mathematics of one signature goes on
-while the other one waits for the interpreter.  And where nothing else is under way, it signs in
-none: going to a thread and back takes half as long as the signature itself.
+API key, which is never renewed, signs in two threads: one computes a signature while the other
+waits for the interpreter.  When no other request is in progress it signs in the caller's thread:
+going to another thread and back takes half as long as the signature itself.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.log import logger
 from adp_async._io.worker import Worker
+from adp_async._sansio.messages import Signing
 from adp_async._sansio.signing import Signable, corrected_skew, http_date, problem_of_header
-from adp_async.auth import reason_of
-from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated
+from adp_async.errors import AdpError, Closed, ConfigurationError, NotAuthenticated, reason_of
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -34,19 +34,20 @@ T = TypeVar("T")
 
 _CANNOT_SIGN: Final = "CannotSign"
 _THREADS: Final = 2
-#: Seconds that a fork waits for signatures under way, and they for the fork.
+#: Seconds that a fork waits for signatures in progress, and that they wait for the fork.
 _LONGEST_FORK: Final = 1.0
+_BODY_HASH: Final = "x-content-sha256"
 #: The largest body that is hashed on the event loop: 0.05 ms.
 _SMALL_BODY: Final = 16 * 1024
-#: Two readings of a clock are no further apart, in seconds.
+#: The most that two readings of the same clock differ, in seconds.
 _SAME_SKEW: Final = 60.0
 
 
 class Authenticator:
-    """Signs the requests of one session, and renews what it signs with.
+    """Signs the requests of one session, and renews its credentials.
 
     *generation* grows with every renewal and every correction of the clock.  Read it before
-    `sign`, and hand it to `recover` when that request comes back with a 401.
+    `sign`, and pass it to `recover` when that request gets a 401.
     """
 
     def __init__(self, auth: Auth, *, clock: Callable[[], float] = time.time) -> None:
@@ -55,13 +56,13 @@ class Authenticator:
         self._worker: Worker | None = None
         self._signer: Signer | None = None
         self._is_quick = False
-        #: The refresh under way, which may be awaited on several event loops.
+        #: The refresh in progress, which may be awaited on several event loops.
         self._refreshing: concurrent.futures.Future[bool] | None = None
         self._lock = threading.Lock()
         self._recoveries = 0
-        #: Seconds that are added to our clock to get the service's.
+        #: Seconds to add to our clock to get the service's.
         self.skew = 0.0
-        #: What it was before a correction that no good reply has confirmed yet, or None.
+        #: The skew before a correction that no good reply has confirmed yet, or None.
         self._skew_before: float | None = None
         self._skew_told: float | None = None
         #: The region the credentials belong to, if they know it.
@@ -77,7 +78,7 @@ class Authenticator:
         return self._recoveries + (renewals if isinstance(renewals, int) else 0)
 
     async def open(self) -> None:
-        """Load the signer.  Raises `ConfigurationError`, and can then be tried again."""
+        """Load the signer.  Raises `ConfigurationError`; may be called again after that."""
         if self._worker is not None:
             return
         threads = _THREADS if self._auth.only_computes else 1
@@ -89,55 +90,57 @@ class Authenticator:
             raise
 
     async def close(self) -> None:
-        """Take no more requests.  A refresh that hangs is abandoned, not awaited."""
+        """Accept no more requests.  A refresh that hangs is abandoned, not awaited."""
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Do something that blocks in a signer's thread."""
+        """Call something that blocks, in a signer's thread."""
         return await self._working().do(function, *arguments)
 
     async def sign(self, request: Request, *, alone: bool = False) -> Request:
         """The *request* with a fresh date, everything that is signed, and the signature.
 
         *alone*: no other call is in progress that could use the time.  Raises
-        `NotAuthenticated` with the code ``CannotSign`` for whatever the signer raises, or leaves
-        in the headers that cannot be sent.
+        `NotAuthenticated` with the code ``CannotSign`` when the signer raises anything, or leaves
+        headers that cannot be sent.
         """
         worker = self._working()
+        if request.signing is Signing.NOTHING:
+            return request
         if alone and self._is_quick and len(request.body or b"") <= _SMALL_BODY:
             return self._sign(request)
         return await worker.do(self._sign, request)
 
     def accepted(self, skew: float) -> None:
-        """A signature made with this *skew* was good: it is right."""
+        """A signature made with this *skew* was accepted, which confirms it."""
         if skew == self.skew:
             self._skew_before = None
 
     def refused(self, skew: float) -> None:
-        """A 401 that nothing could mend: take a correction of the clock back that didn't help.
+        """A 401 that nothing could fix: undo a correction of the clock that didn't help.
 
-        *skew* is what the refused request was signed with.  Not the service but something before
-        it may have said what time it is.
+        *skew* is the one the refused request was signed with.  The time may have come not from
+        the service but from something in front of it.
         """
         if self._skew_before is not None and skew == self.skew:
-            logger.debug("the correction of the clock did not help and is taken back")
+            logger.debug("the correction of the clock did not help and is undone")
             self.skew, self._skew_before = self._skew_before, None
 
     async def recover(
         self, error: NotAuthenticated, *, generation: int, server_date: str | None
     ) -> bool:
-        """Whether one more try is worth it after a 401: the clock or the credentials are new.
+        """Whether to try once more after a 401: the clock was corrected or the credentials renewed.
 
-        *generation* is what it was when the refused request was about to be signed, and
+        *generation* is the one before the refused request was signed, and
         *server_date* the ``Date`` of the reply.  Concurrent callers share one refresh.  Raises
         `NotAuthenticated` when the refresh failed, with the reason as its cause.
         """
         if self.generation > generation:
             return True
         if error.code == _CANNOT_SIGN:
-            return False  # nobody refused anything: what could be renewed has just failed
+            return False  # not refused by the service: the signer itself has just failed
         if self._correct_clock(server_date):
             return True
         refresh = asyncio.wrap_future(self._shared_refresh())
@@ -158,10 +161,10 @@ class Authenticator:
         skew = corrected_skew(self.skew, now=self._clock(), server_date=server_date)
         if skew is None:
             return False
-        # Said once: one that doesn't help is taken back, and may be tried again and again.
+        # Logged once: one that doesn't help is undone, and may be tried again and again.
         is_news = self._skew_told is None or abs(skew - self._skew_told) > _SAME_SKEW
         level = logging.WARNING if is_news else logging.DEBUG
-        message = "the clock differs by %.0f s from the service's, which is used now"
+        message = "the local clock is off by %.0f s; using the service's time"
         logger.log(level, message, skew)
         self._skew_told = skew
         if self._skew_before is None:
@@ -172,10 +175,12 @@ class Authenticator:
 
     def _shared_refresh(self) -> concurrent.futures.Future[bool]:
         with self._lock:
-            if self._refreshing is None:
-                self._refreshing = self._working().submit(self._refresh)
-                self._refreshing.add_done_callback(self._refreshed)
-            return self._refreshing
+            refreshing = self._refreshing
+            if refreshing is None:
+                refreshing = self._refreshing = self._working().submit(self._refresh)
+                # (It may be done by now, and forgotten at once.)
+                refreshing.add_done_callback(self._refreshed)
+            return refreshing
 
     def _refreshed(self, future: concurrent.futures.Future[bool]) -> None:
         self._refreshing = None
@@ -183,11 +188,11 @@ class Authenticator:
             # Logged here as well: every task that waited may have been cancelled.
             logger.debug("refreshing the credentials failed with %s", error)
 
-    # From here on: in a thread of the worker, but for a quick signature.
+    # From here on: in a thread of the worker, except for a quick signature.
 
-    # What foreign code raises there is told by its type, and outside of the `except`: as a cause,
-    # or a context, it could show what it signed with.  A BaseException of its own (CancelledError,
-    # StopIteration) would be taken for the future's or the task's.
+    # Errors of foreign code are reported by their type, and outside of the `except`: as a cause or
+    # a context they could show the credentials.  A BaseException of theirs (CancelledError,
+    # StopIteration) would be mistaken for the future's or the task's.
 
     def _load(self) -> None:
         try:
@@ -210,8 +215,10 @@ class Authenticator:
             # The signer itself, never its do_request_sign: only the call renews instance
             # principals.
             with _signing:
-                returned = signer(signable)
+                returned = _call(signer, signable, request.signing)
             problem = _problem_of_signature(signable, given, returned)
+            if request.signing is Signing.HEAD and not problem:
+                problem = _problem_of_head(signable, given)
             if not problem:
                 return signable.signed(request)
         except (KeyboardInterrupt, SystemExit):
@@ -242,10 +249,10 @@ def _is_seen(future: asyncio.Future[bool]) -> None:
 
 
 class _Signing:
-    """Lets no process fork in the middle of a signature.
+    """Keeps the process from forking in the middle of a signature.
 
-    A child inherits the locks of OpenSSL, and nobody to release those that another thread held:
-    its own first signature would never end.
+    A child inherits OpenSSL's locks, but not the thread that would release one of them: its first
+    signature would never end.
     """
 
     def __init__(self) -> None:
@@ -266,7 +273,7 @@ class _Signing:
                 self._changed.notify_all()
 
     def before_fork(self) -> None:
-        """Wait for those under way; not for one that renews a token, which can take minutes."""
+        """Wait for those in progress; not for one that renews a token, which can take minutes."""
         with self._changed:
             self._is_forking = True
             self._changed.wait_for(lambda: not self._signatures, _LONGEST_FORK)
@@ -294,7 +301,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 
 
 class _RefreshFailed(Exception):
-    """Names the type of error that kept the credentials from being renewed."""
+    """Names the type of the error that prevented the renewal of the credentials."""
 
 
 def _named(error: BaseException) -> str:
@@ -302,22 +309,49 @@ def _named(error: BaseException) -> str:
     return name if reason == name else f"{name} ({reason})"
 
 
+def _call(signer: Any, signable: Signable, signing: Signing) -> object:
+    """Have *signable* signed; what a signer of OCI's is told that has to leave the body alone."""
+    if signing is Signing.HEAD and _takes_options(signer):
+        return signer(signable, enforce_content_headers=False)
+    return signer(signable)
+
+
+def _takes_options(signer: Any) -> bool:
+    try:
+        parameters = inspect.signature(signer).parameters.values()
+    except (TypeError, ValueError):  # some callables of C have none
+        return False
+    return any(
+        each.name == "enforce_content_headers" or each.kind is each.VAR_KEYWORD
+        for each in parameters
+    )
+
+
+def _problem_of_head(signable: Signable, given: dict[str, str]) -> str:
+    if _BODY_HASH in signable.headers and _BODY_HASH not in given:
+        return (
+            "signs the body of an upload, which is a stream; it has to take "
+            "enforce_content_headers=False as the signers of oci do"
+        )
+    return ""
+
+
 def _problem_of_signature(signable: Signable, given: dict[str, str], returned: object) -> str:
-    """What is wrong with what a signer left in the headers; "" for nothing."""
+    """What is wrong with the headers that a signer left; "" if nothing is."""
     if inspect.iscoroutine(returned):
         returned.close()
         return "is a coroutine function; it is called in a thread, not awaited"
     headers: object = signable.headers
     if not isinstance(headers, dict):
-        return f"left {type(headers).__name__} in the place of the headers"
+        return f"left {type(headers).__name__} in place of the headers"
     for name, value in headers.items():
         if problem := problem_of_header(name, value):
             return f"cannot be used: {problem}"
     is_signed = any(name.lower() == "authorization" and value for name, value in headers.items())
-    # A signer that does nothing at all is meant: somebody else signs, or nobody looks.
+    # A signer that does nothing at all is intended: something else signs, or nothing checks.
     does_nothing = headers == given and (returned is None or returned is signable)
     if not is_signed and not does_nothing:
-        return "wrote no header 'authorization'"
+        return "did not set the header 'authorization'"
     return ""
 
 

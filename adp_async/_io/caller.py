@@ -1,7 +1,7 @@
 """Calls the service: one signed attempt, and a direct call with its retries.
 
-Everything that leaves goes through `Caller.attempt`: wait for the turn that all calls share, sign,
-send, read.  A direct call repeats that under the `RetryPolicy`; a batch of the logger is one
+Every request goes through `Caller.attempt`: wait for the turn that all calls share, sign, send,
+read.  A direct call repeats that under the `RetryPolicy`; a batch of the logger is one
 attempt, and the dispatcher decides what is next.
 """
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
-from adp_async._sansio.arguments import checked_options, named
+from adp_async._sansio.call import Call
 from adp_async._sansio.codec import decode, encode
-from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH, check_endpoint
-from adp_async._sansio.messages import Request
+from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH
+from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
@@ -44,19 +44,20 @@ if TYPE_CHECKING:
     from adp_async._sansio.messages import Reply
     from adp_async.settings import Settings
 
-#: How often an operation with a retry token is asked while its reply cannot be read: at once, as a
-#: reply may be damaged on its way, and after a back-off.  A page that stays is told in seconds.
+#: How often an operation with a retry token is sent while its reply cannot be read: again at once,
+#: since a reply may be damaged on its way, then after a back-off.  A login page that stays is
+#: reported within seconds.
 READINGS = 3
 
-#: A wrong clock hides that a token has expired: each can be mended once in an attempt.
-MENDINGS = 2
+#: A wrong clock hides that a token has expired: each can be corrected once in an attempt.
+MAX_FIXES = 2
 
 
 class Transport(Protocol):
-    """Sends one signed request, once; `AiohttpTransport`, or what a test has in its place."""
+    """Sends one signed request, once: `AiohttpTransport`, or a test's replacement."""
 
     def load(self, base_url: str) -> object:
-        """Judge what blocks, such as certificates, in a thread."""
+        """Read what blocks, such as certificates.  Called in a thread."""
 
     async def open(self) -> None:
         """Make the pool."""
@@ -65,7 +66,7 @@ class Transport(Protocol):
         """Close all connections."""
 
     def abandon(self) -> None:
-        """Let go of the connections, whose event loop may be gone."""
+        """Drop the connections, whose event loop may be gone."""
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """Send *request* exactly as it is and read the reply to its end."""
@@ -73,7 +74,7 @@ class Transport(Protocol):
 
 @define(eq=False, repr=False)
 class SharedThrottle(Throttle):
-    """The throttle of a session, for calls of several threads: each answer is whole."""
+    """The throttle of a session, safe to use from several threads."""
 
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
 
@@ -117,85 +118,74 @@ class Caller:
     _under_way: int = field(default=0, init=False)
     _log_batch_url: str = field(default="", init=False)
 
-    async def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        returning: type[Any] | None = None,
-        **options: Any,
-    ) -> Any:
+    async def call(self, call: Call, returning: type[Any] | None = None) -> Any:
         """One operation with its retries, and its reply decoded; see `Session.call`."""
+        endpoint = call.endpoint
 
         async def ask() -> Any:
-            reply = await self.fetch(endpoint, path=path, query=query, body=body, **options)
+            reply = await self.fetch(call)
             operation = endpoint.operation
             return decode(reply.body, returning or object, reply=reply, operation=operation)
 
-        check_endpoint(endpoint)
-        options = {**checked_options(options)}
         if not endpoint.takes_retry_token:
             return await ask()
-        deadline = time.monotonic() + options.get("timeout", self.settings.call_timeout)
-        options.setdefault("retry_token", self.new_token())
+        deadline = time.monotonic() + self._timeout_of(call)
+        if "retry_token" not in call.options:
+            call = call.with_options(retry_token=self.new_token())
         for attempt in range(1, READINGS):
             try:
                 return await ask()
             except UnreadableReply as error:
-                # It may have taken effect, and who knows its token is told again: what a create
-                # has made would stay behind unknown.
+                # It may have taken effect.  Under the same token the service tells the result
+                # again: otherwise nobody would know what a create has made.
                 wait = self._wait_after(error, attempt) if attempt > 1 else 0.0
                 if time.monotonic() + wait > deadline:
                     raise
-                logger.debug("%s: asked again: %s", endpoint.operation, error)
+                logger.debug(
+                    "%s: retrying, the reply could not be decoded: %s", endpoint.operation, error
+                )
             await asyncio.sleep(wait)
-            options["timeout"] = max(0.0, deadline - time.monotonic())
+            call = call.with_options(timeout=max(0.0, deadline - time.monotonic()))
         return await ask()
 
-    async def fetch(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] | None = None,
-        query: Mapping[str, object] | None = None,
-        body: object = None,
-        **options: Any,
-    ) -> Reply:
-        """As `call`, but the reply as it came: status, headers and body, which is no page."""
-        check_endpoint(endpoint)
-        options = {**checked_options(options)}
-        path, query = named(path, "path"), named(query, "query")
-        request = self._request(endpoint, path, query, body, options)
-        timeout = options.get("timeout", self.settings.call_timeout)
-        call = _Call(endpoint, timeout, self.settings.retry.max_attempts)
-        tell = asyncio.get_running_loop().call_later(TELL_AFTER, call.tell, True)
-        try:
-            async with asyncio.timeout(timeout):
-                reply = await self._until_answered(request, call)
-        except TimeoutError:
-            raise call.timed_out() from call.last_error
-        finally:
-            tell.cancel()
-        if on_reply := options.get("on_reply"):
+    async def fetch(self, call: Call) -> Reply:
+        """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
+        request = self._request(call)
+        reply = await self.answered(request, call.endpoint, self._timeout_of(call))
+        if on_reply := call.options.get("on_reply"):
             on_reply(reply)
         return reply
 
-    async def _until_answered(self, request: Request, call: _Call) -> Reply:
-        """Try until it works, or until trying again makes no sense."""
+    async def answered(self, request: Request, endpoint: Endpoint, timeout: float) -> Reply:
+        """The reply to *request*, which is tried again as *endpoint* allows; see `fetch`."""
+        progress = _Progress(endpoint, timeout, self.settings.retry.max_attempts)
+        warning = asyncio.get_running_loop().call_later(TELL_AFTER, progress.warn, True)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._until_answered(request, progress)
+        except TimeoutError:
+            raise progress.timed_out() from progress.last_error
+        finally:
+            warning.cancel()
+
+    def _timeout_of(self, call: Call) -> float:
+        timeout: float = call.options.get("timeout", self.settings.call_timeout)
+        return timeout
+
+    async def _until_answered(self, request: Request, progress: _Progress) -> Reply:
+        """Try until it works, or until another attempt is pointless."""
         while True:
             try:
-                return await self.attempt(request, call)
+                return await self.attempt(request, progress)
             except AdpError as error:
-                call.failed(error)
-                if not call.may_try_again(error):
+                progress.failed(error)
+                if not progress.may_try_again(error):
                     raise
-                wait = self._wait_after(error, call.attempts)
-                if time.monotonic() + wait > call.ends_at():
+                wait = self._wait_after(error, progress.attempts)
+                if time.monotonic() + wait > progress.ends_at():
                     raise
-                logger.debug("%s: attempt %d: %s", request.operation, call.attempts, error)
-            call.tell()
+                logger.debug("%s: attempt %d: %s", request.operation, progress.attempts, error)
+            progress.warn()
             await asyncio.sleep(wait)
 
     def _wait_after(self, error: AdpError, attempts: int) -> float:
@@ -205,51 +195,52 @@ class Caller:
         policy = self.settings.retry
         return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
 
-    async def attempt(self, request: Request, call: _Call | None = None) -> Reply:
-        """One attempt; and once more after a 401 that the right time or a refresh can mend.
+    async def attempt(self, request: Request, progress: _Progress | None = None) -> Reply:
+        """One attempt; repeated after a 401 that the right time or a refresh can fix.
 
-        Whatever goes wrong is an `AdpError`: the request that met it is held or fails, and
-        nothing else.
+        Whatever goes wrong becomes an `AdpError`, so that it costs this request and nothing else.
         """
         try:
-            return await self._mended(request, call)
+            return await self._until_accepted(request, progress)
         except AdpError:
             raise
         except Exception as error:
             failure = _unexpected(error, request)
         raise failure
 
-    async def _mended(self, request: Request, call: _Call | None) -> Reply:
+    async def _until_accepted(self, request: Request, progress: _Progress | None) -> Reply:
+        if request.signing is Signing.NOTHING:
+            return await self._attempt_once(request, progress)
         before = self.auth.skew
-        mendings = 0
+        fixes = 0
         while True:
             generation, skew = self.auth.generation, self.auth.skew
             try:
-                reply = await self._attempt_once(request, call)
+                reply = await self._attempt_once(request, progress)
             except NotAuthenticated as error:
-                # Once it was refreshed, and still isn't good, there is nothing left to mend.
-                is_mended = mendings == MENDINGS or (mendings and skew == before)
-                if is_mended or not await self._mend(error, generation):
+                # Refreshed, and still refused: there is nothing left to fix.
+                is_final = fixes == MAX_FIXES or (fixes and skew == before)
+                if is_final or not await self._fix(error, generation):
                     self.auth.refused(skew)
                     raise
-                mendings += 1
+                fixes += 1
             else:
                 self.auth.accepted(skew)
                 return reply
 
-    async def _mend(self, error: NotAuthenticated, generation: int) -> bool:
+    async def _fix(self, error: NotAuthenticated, generation: int) -> bool:
         date = error.server_date
         return await self.auth.recover(error, generation=generation, server_date=date)
 
-    async def _attempt_once(self, request: Request, call: _Call | None) -> Reply:
+    async def _attempt_once(self, request: Request, progress: _Progress | None) -> Reply:
         throttle, departed = self.throttle, time.monotonic()
         while (delay := throttle.take_turn(departed)) > 0.0:
-            if call is not None:
-                call.is_held = True
+            if progress is not None:
+                progress.is_held = True
             await asyncio.sleep(delay)
             departed = time.monotonic()
-        if call is not None:
-            call.is_held = False
+        if progress is not None:
+            progress.is_held = False
         reply = await self._signed_and_sent(request)
         try:
             read_reply(reply, request.operation)
@@ -276,24 +267,22 @@ class Caller:
         finally:
             self._under_way -= 1
 
-    def _request(
-        self,
-        endpoint: Endpoint,
-        path: Mapping[str, str],
-        query: Mapping[str, object],
-        body: object,
-        options: Mapping[str, Any],
-    ) -> Request:
-        settings = self.settings
+    def _request(self, call: Call) -> Request:
+        settings, endpoint, body = self.settings, call.endpoint, call.body
         url = url_of(
-            endpoint, settings.base_url, settings.platform_id, settings.workspace, path, query
+            endpoint,
+            settings.base_url,
+            settings.platform_id,
+            settings.workspace,
+            call.path,
+            call.query,
         )
         payload: Any = None
         if body is not None or endpoint.method != "GET":
             payload = (
                 body if issubclass(type(body), bytes) else encode({} if body is None else body)
             )
-        headers = _headers(endpoint, options, self.new_token, has_body=payload is not None)
+        headers = _headers(endpoint, call.options, self.new_token, has_body=payload is not None)
         return Request(endpoint.method, url, headers, payload, endpoint.operation)
 
     # What the sender needs
@@ -301,7 +290,7 @@ class Caller:
     async def post_batch(self, body: bytes, retry_token: str) -> None:
         """One attempt of one log-batch request."""
         if not self._log_batch_url:
-            self._log_batch_url = self._request(LOG_BATCH, {}, {}, b"", {}).url
+            self._log_batch_url = self._request(Call.of(LOG_BATCH, body=b"")).url
         headers = {
             "accept": "application/json",
             "content-type": "application/json",
@@ -312,11 +301,11 @@ class Caller:
         await self.attempt(Request("POST", url, headers, body, operation))
 
     async def run_is_gone(self, run_id: str) -> bool:
-        """Whether the run takes no records at all: deleted, or not there.
+        """Whether the run cannot take records at all: it is deleted, or does not exist.
 
-        Raises what answered when that was not the service, which decides nothing.
+        Raises when something other than the service answered, which decides nothing.
         """
-        request = self._request(GET_RUN, {}, {"run_id": run_id}, None, {})
+        request = self._request(Call.of(GET_RUN, query={"run_id": run_id}))
         try:
             reply = await self.attempt(request)
         except NotFound as error:
@@ -330,8 +319,8 @@ class Caller:
 
 
 @define(eq=False, repr=False)
-class _Call:
-    """One direct call: what bounds it and what has gone wrong so far."""
+class _Progress:
+    """The state of one direct call: its limits, and what has gone wrong so far."""
 
     endpoint: Endpoint
     timeout: float
@@ -339,7 +328,7 @@ class _Call:
     began: float = field(factory=time.monotonic, init=False)
     attempts: int = field(default=0, init=False)
     last_error: AdpError | None = field(default=None, init=False)
-    #: It waits for its turn, as the service throttles.
+    #: Whether it waits for its turn, because the service throttles.
     is_held: bool = field(default=False, init=False)
     _notice: RetryNotice = field(init=False)
 
@@ -348,7 +337,7 @@ class _Call:
 
     def failed(self, error: AdpError) -> None:
         self.last_error = error
-        self.attempts += not isinstance(error, Throttled)  # time alone limits those
+        self.attempts += not isinstance(error, Throttled)  # limited by time alone
 
     def may_try_again(self, error: AdpError) -> bool:
         if not error.retriable or self.attempts >= self.max_attempts:
@@ -356,14 +345,14 @@ class _Call:
         return self.endpoint.may_be_resent or not error.maybe_applied
 
     def ends_at(self) -> float:
-        """When it is given up: its own time, or less after what may be a wrong set-up."""
+        """When to give up: after its time limit, or earlier if the set-up may be wrong."""
         patience = getattr(self.last_error, "patience", float("inf"))
         return self.began + min(self.timeout, patience)
 
-    def tell(self, is_time: bool = False) -> None:
-        """Say in a WARNING, once, that it is still tried again.  *is_time*: a timer says so."""
+    def warn(self, is_time: bool = False) -> None:
+        """Log one WARNING that it is still being retried.  *is_time*: called by the timer."""
         now = time.monotonic()
-        if is_time:  # timers are a little early at times
+        if is_time:  # timers may fire a little early
             now = max(now, self.began + TELL_AFTER)
         if not self._notice.is_due(now, in_trouble=self.is_held or self.last_error is not None):
             return
@@ -372,7 +361,7 @@ class _Call:
         if self.attempts:
             limit += f", at most {counted(self.max_attempts - self.attempts, 'time')}"
         why = self.last_error or "the service throttles (429), and this call waits for its turn"
-        message = "%s: not done after %.0f s; it is tried again for %s: %s"
+        message = "%s: still failing after %.0f s; retrying for %s: %s"
         logger.warning(message, self.endpoint.operation, now - self.began, limit, why)
 
     def timed_out(self) -> RequestTimeout:
@@ -390,7 +379,7 @@ def _headers(
     request_id = options["request_id"] if "request_id" in options else new_token()
     headers["opc-request-id"] = check_request_id(request_id)
     if "retry_token" in options and not endpoint.takes_retry_token:
-        raise ValueError(f"{endpoint.operation} takes no retry token")
+        raise ValueError(f"{endpoint.operation} does not take a retry token")
     if endpoint.takes_retry_token:
         token = options["retry_token"] if "retry_token" in options else new_token()
         headers["opc-retry-token"] = check_retry_token(token)
@@ -400,7 +389,7 @@ def _headers(
 
 
 def _unexpected(error: Exception, request: Request) -> AdpError:
-    """An error of ours for one that nobody thought of; its own words may hold anything."""
+    """An error of ours for an unexpected one, whose own message may hold anything."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.debug("%s: unexpected %s:\n%s", request.operation, type(error).__name__, where)
     return AdpError(f"{request.operation}: failed with {type(error).__name__}")

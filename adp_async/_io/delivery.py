@@ -10,34 +10,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
 from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
+from adp_async._io.receipts import ReceiptWaits
 from adp_async._io.sender import Sender
-from adp_async._io.waiters import Waiters
+from adp_async._io.state import DeliveryState
+from adp_async._io.tidying import first_end
 from adp_async._io.worker import is_worker_here
-from adp_async._sansio.accumulator import (
-    KEPT_REJECTIONS,
-    REJECTION_COST,
-    Accumulator,
-    delivery_error,
-)
-from adp_async._sansio.dispatch import Pulse, discarded
+from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.concurrency import Concurrency
+from adp_async._sansio.discarding import abandon, discard
+from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
-from adp_async.errors import Closed, DeliveryError
+from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
+from adp_async.errors import AdpError, DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Iterator
 
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.sender import Service
     from adp_async._io.spool import Spool
     from adp_async._sansio.lane import Lane
-    from adp_async._sansio.records import AnyRecord
     from adp_async._sansio.throttle import Throttle
     from adp_async.settings import Settings
 
@@ -65,7 +63,7 @@ class Delivery:
         service: Service,
         *,
         throttle: Throttle,
-        new_token: Callable[[], str],
+        tokens: Iterator[str],
         pulse: Pulse | None = None,
         limits: BatchLimits | None = None,
     ) -> None:
@@ -76,9 +74,8 @@ class Delivery:
         self.accumulator = Accumulator(
             linger=settings.linger,
             limits=limits or BatchLimits(),
-            new_token=new_token,
-            board=self,
-            on_settled=self._settled,
+            tokens=tokens,
+            waits=ReceiptWaits(self),
             kept_rejections=max(1, min(KEPT_REJECTIONS, int(kept))),
             unit=min(1.0, settings.retry.first_backoff),
         )
@@ -92,23 +89,21 @@ class Delivery:
             max_block=settings.max_block,
             overflow=settings.overflow,
         )
-        self.sender = Sender(
-            accumulator=self.accumulator,
-            throttle=throttle,
-            policy=settings.retry,
-            service=service,
-            pull=self.intake.pull,
-            clock=time.monotonic,
-            max_in_flight=settings.max_in_flight,
-            pulse=pulse or Pulse(),
-            lock=self.intake.lock,
+        dispatcher = Dispatcher(
+            self.accumulator,
+            throttle,
+            settings.retry,
+            Concurrency(settings.max_in_flight),
+            pulse or Pulse(),
         )
+        self.state = DeliveryState(self.accumulator, dispatcher, self.intake)
+        self.sender = Sender(self.state, service)
         self.keeper: SpoolKeeper | None = None
         #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
         self.kept: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
-        self._waiters = Waiters()
-        self._thread: LoopThread | None = None
+        self._waiters = self.state.waiters
+        self.thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
         #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
         self._is_over = False
@@ -118,11 +113,11 @@ class Delivery:
 
     async def running(self, doing: Coroutine[Any, Any, T]) -> T:
         """Await *doing* in the delivery thread."""
-        if not self.lifetime.is_open or self._thread is None:
+        if not self.lifetime.is_open or self.thread is None:
             doing.close()
             raise self.lifetime.error()
         try:
-            return await self._thread.run(doing)
+            return await self.thread.run(doing)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling() or self.lifetime.is_open:
@@ -131,8 +126,8 @@ class Delivery:
 
     def _ring(self) -> None:
         """Wake the delivery thread.  From anywhere."""
-        if self._thread is not None:
-            self._thread.call_soon(self._look)
+        if self.thread is not None:
+            self.thread.call_soon(self._look)
 
     def _look(self) -> None:
         if self.intake.is_short and self.keeper is not None:
@@ -142,18 +137,28 @@ class Delivery:
     def _spills(self) -> bool:
         return self.keeper is not None and self.keeper.failure is None
 
-    def _is_here(self) -> bool:
-        return self._thread is not None and self._thread.is_here
-
     def _is_ours(self) -> bool:
-        return self._is_here() or is_worker_here()
+        return is_worker_here() or (self.thread is not None and self.thread.is_here)
 
     # ------------------------------------------------------------------ in the delivery thread
 
     async def flush(self, run_id: str | None) -> None:
         """Until what was accepted so far is settled; raises what was refused."""
+        await self._accepted_settled(run_id)
+        self._raise_refused(run_id)
+
+    async def try_flush(self, run_id: str | None) -> AdpError | None:
+        """The same, but what it would raise is returned, and still to be told."""
+        try:
+            await self._accepted_settled(run_id)
+        except AdpError as error:
+            return error
+        rejections, rejected = self.accumulator.rejections.of(run_id)
+        return delivery_error(rejections, rejected=rejected) if rejected else None
+
+    async def _accepted_settled(self, run_id: str | None) -> None:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
         if run_id is not None:
             lanes = [self.intake.lane(run_id)]
@@ -162,7 +167,6 @@ class Delivery:
             self.accumulator.urge(lane, now)
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
-        self._raise_refused(run_id)
 
     async def drain(self) -> None:
         """Until the buffer is below its high-water mark.  On any event loop."""
@@ -175,78 +179,27 @@ class Delivery:
     def discard(self, run_id: str) -> int:
         """Give up what waits for a run: how many records that are.  From any thread."""
         self.lifetime.check()
-        if self._thread is None or self._thread.is_here:
+        if self.thread is None or self.thread.is_here:
             return self._discard(run_id)
 
         async def discard() -> int:
             return self._discard(run_id)
 
-        return self._thread.wait(discard())
+        return self.thread.wait(discard())
 
     def _discard(self, run_id: str) -> int:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         lane = self.intake.lane(run_id)
         with self.intake.lock:
-            count = self.accumulator.discard(lane, now, discarded(run_id, lane.unsettled))
+            count = discard(self.accumulator, lane, now, discarded(run_id, lane.unsettled))
+        self.state.hand_on()
         self.sender.wake()
         return count
 
-    # A record's receipt asks its lane, and the lane asks here.
-
-    def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]:
-        """A record's `Receipt.__await__`."""
-        return self._wait_on_any_loop(lane, record).__await__()
-
-    def wait_blocking(self, lane: Lane, record: AnyRecord, timeout: float | None) -> None:
-        """A record's `Receipt.wait`."""
-        if self._thread is None:
-            raise self.lifetime.error()
-        try:
-            self._thread.wait(self._wait(lane, record), timeout)
-        except Closed:
-            if record.done:  # it was given up while this thread waited
-                return record.wait(0)
-            if self._is_here() or self.lifetime.is_open:
-                raise
-            raise self.lifetime.error() from None
-
-    async def _wait_on_any_loop(self, lane: Lane, record: AnyRecord) -> None:
-        try:
-            await self.running(self._wait(lane, record))
-        except Closed:
-            if not record.done:
-                raise
-        if record.place is not lane and record.place is not None:
-            record.place.wait_blocking(record, 0)
-
-    async def _wait(self, lane: Lane, record: AnyRecord) -> None:
-        now = time.monotonic()
-        self.intake.pull(now)
-        if record.place is lane:
-            self.lifetime.check()
-            self.accumulator.urge(lane, now)
-            self.sender.wake()
-            await self._waiters.settled(record)
-        record.place.wait_blocking(record, 0)
-
-    def _settled(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
-        """Records of *lane* are settled: tell those who wait for them."""
-        self._waiters.resolve(lane, records)
-        if self.keeper is not None and self.accumulator.spooled:
-            self.keeper.wake()
-        self.intake.room_made()
-        if not self.accumulator.unsettled:
-            self._waiters.nothing_left()
-
-    def _moved(self) -> None:
-        """Records went to the disk, or came back from it."""
-        self.intake.room_made()
-        self.sender.wake()
-
     def _raise_refused(self, run_id: str | None = None) -> None:
         """Raise what was refused since the last time somebody was told."""
-        rejections, rejected = self.accumulator.take_refused(run_id)
+        rejections, rejected = self.accumulator.rejections.take(run_id)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
 
@@ -259,7 +212,7 @@ class Delivery:
 
         *is_recovery*: what the spool holds is what there is to deliver; nothing is accepted.
         """
-        self._thread = thread
+        self.thread = thread
         if spool is not None:
             self.keeper = self._keep(spool)
         if is_recovery:
@@ -275,16 +228,12 @@ class Delivery:
         from adp_async._io.keeper import SpoolKeeper
 
         keeper = SpoolKeeper(
-            accumulator=self.accumulator,
+            state=self.state,
             spool=spool,
             interval=self.settings.spool_interval,
             memory_limit=self.settings.buffer_limit,
-            pull=self.intake.pull,
-            moved=self._moved,
-            trouble=lambda: str(self.sender.trouble or ""),
-            lock=self.intake.lock,
         )
-        self.sender.before_departure = keeper.before_departure
+        self.sender.keeper = keeper
         return keeper
 
     def bar(self, run_ids: frozenset[str] | None) -> None:
@@ -318,8 +267,9 @@ class Delivery:
         """
         crashes: list[float] = []
         while True:
-            ended = await self._run_once()
-            if self._is_over or (self._thread is not None and self._thread.is_ending):
+            keeping = [self.keeper.run()] if self.keeper is not None else []
+            ended = await first_end([self.sender.run(), *keeping])
+            if self._is_over or (self.thread is not None and self.thread.is_ending):
                 return
             now = time.monotonic()
             crashes = [*(each for each in crashes if each > now - CRASH_TIME), now]
@@ -331,21 +281,6 @@ class Delivery:
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
         logger.error("the sender crashed; no more records will be delivered", exc_info=ended)
-
-    async def _run_once(self) -> BaseException:
-        """Until one of them ends, or this task is cancelled: why it did."""
-        runs = [self.sender.run(), *([self.keeper.run()] if self.keeper else [])]
-        tasks = [asyncio.create_task(run) for run in runs]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError as error:
-            await _stopped(tasks)
-            return error
-        await _stopped(tasks)
-        first = next(iter(done))
-        if first.cancelled():
-            return asyncio.CancelledError("its task was cancelled")
-        return first.exception() or AssertionError("it returned")
 
     async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
@@ -377,7 +312,7 @@ class Delivery:
 
     async def _deliver_all(self) -> None:
         now = time.monotonic()
-        self.intake.pull(now)
+        self.state.pull(now)
         for lane in list(self.accumulator.lanes.values()):
             self.accumulator.urge(lane, now)
         self.sender.wake()
@@ -401,7 +336,7 @@ class Delivery:
 
     async def _abandon(self, seconds: float) -> None:
         """This session delivers nothing more: write down what is left, and tell who waits."""
-        self.intake.pull(time.monotonic())
+        self.state.pull(time.monotonic())
         left = self.accumulator.unsettled
         is_on_disk = False
         try:
@@ -416,7 +351,7 @@ class Delivery:
     def _account_for_rest(self, *, is_on_disk: bool) -> None:
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         end = self.kept if is_on_disk else self.lost
-        for lane, count, records in self.accumulator.abandon():
+        for lane, count, records in abandon(self.accumulator):
             end[lane.run_id] += count
             error = delivery_error([], undelivered=count, run_id=lane.run_id)
             error.add_note(why)
@@ -424,7 +359,9 @@ class Delivery:
             for record in records:
                 record.place = GivenUp(error)
             self._waiters.fail(lane, error)
-            self._settled(lane, records)
+            self._waiters.resolve(lane, records)
+        self.intake.room_made()
+        self._waiters.nothing_left()
 
     def _shut(self, why: Why, detail: str = "") -> None:
         """Accept nothing more.  From any thread."""
@@ -436,19 +373,7 @@ class Delivery:
         self.lifetime.close(Why.FORKED)
         self.intake.forked()
         # Nothing is written or said on the parent's behalf.
-        self._thread = self._task = self.keeper = None
-
-
-async def _stopped(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel *tasks* and wait for their end, however often somebody cancels this."""
-    for task in tasks:
-        task.cancel()
-    while not all(task.done() for task in tasks):
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # it was heard
+        self.thread = self._task = self.keeper = None
 
 
 def _named(error: BaseException) -> str:

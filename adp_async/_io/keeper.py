@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,14 +22,16 @@ from adp_async._io.spool_file import SpoolError, SpoolFull, SpoolLimit, SpoolUnr
 from adp_async._io.worker import Worker
 from adp_async._sansio.journal import Changes, Journal
 from adp_async._sansio.records import METRIC_COST
+from adp_async._sansio.spilling import cannot_reload, lose, reload, spill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from adp_async._io.spool import Spool
+    from adp_async._io.state import DeliveryState
     from adp_async._sansio.accumulator import Accumulator
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
 
 #: After a commit that failed, seconds until the next try.
@@ -55,27 +56,21 @@ class _Commit:
 
 @define(eq=False)
 class SpoolKeeper:
-    """The spool of one accumulator.
+    """The spool of one session.
 
-    *pull* fetches what callers have left; *moved* is told when there is room again, or something
-    to send; *trouble* says why nothing is delivered at the moment.
+    *interval*: seconds between two commits.  *memory_limit*: bytes that records may take in memory.
     """
 
-    accumulator: Accumulator
+    state: DeliveryState
     spool: Spool
     interval: float
     memory_limit: int
-    pull: Callable[[float], None]
-    moved: Callable[[], None]
-    trouble: Callable[[], str]
-    #: Held while the lanes change: whoever counts them in another thread sees a whole.
-    lock: AbstractContextManager[object] = field(factory=nullcontext)
+    accumulator: Accumulator = field(init=False)
     journal: Journal = field(init=False)
     #: Why nothing is written at the moment; None when all is well.
     failure: SpoolError | None = field(default=None, init=False)
     #: Made at once: an interpreter that ends (Python 3.12) starts no threads.
     _worker: Worker = field(factory=lambda: Worker("adp_async spool"), init=False)
-    _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _committing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _under_way: _Commit | None = field(default=None, init=False)
     _next_commit: float = field(default=0.0, init=False)
@@ -91,25 +86,27 @@ class SpoolKeeper:
     _turn: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.journal = self.accumulator.journal = Journal(stirred=self.wake)
+        self.accumulator = self.state.accumulator
+        self.accumulator.seals_ahead = True
+        self.journal = self.state.journal = Journal()
 
     def wake(self) -> None:
         """Something may have to be read back, or written before its time."""
-        self._wake.set()
+        self.state.keeper_wakes.set()
 
     def commit_early(self) -> None:
         """Commit now: memory is running low."""
         if self.failure is None:
             self._next_commit = 0.0
-        self._wake.set()
+        self.state.keeper_wakes.set()
 
     async def run(self) -> None:
         """Commit, spill and read back until cancelled."""
         while True:
-            self._wake.clear()
+            self.state.keeper_wakes.clear()
             now = time.monotonic()
             if now >= self._next_commit:
-                self.pull(now)
+                self.state.pull(now)
                 await self.commit()
                 self._next_commit = time.monotonic() + self._pause()
             elif self.failure is not None:
@@ -129,7 +126,7 @@ class SpoolKeeper:
         timeout = min(until_commit, max(self.interval, SHORTEST_INTERVAL))
         try:
             async with asyncio.timeout(None if is_idle else timeout):
-                await self._wake.wait()
+                await self.state.keeper_wakes.wait()
         except TimeoutError:
             return
 
@@ -141,6 +138,7 @@ class SpoolKeeper:
 
     async def before_departure(self, batch: RecordBatch) -> None:
         """Have on disk what must be there before *batch* leaves; `NotYet` while it can't be."""
+        self.state.hand_on()
         if not self.journal.concerns(batch):
             return
         if self.failure is not None and not isinstance(self.failure, SpoolFull | SpoolLimit):
@@ -181,8 +179,9 @@ class SpoolKeeper:
 
     def _begin(self, collect: Callable[[], Changes]) -> _Commit | None:
         assert self._under_way is None
+        self.state.hand_on()
         changes = collect()
-        trouble = self.trouble()
+        trouble = str(self.state.dispatcher.trouble or "")
         if not changes and trouble == self._told:
             self.journal.committed(changes)
             return None
@@ -250,7 +249,7 @@ class SpoolKeeper:
         count = self._spill_all_but(accumulator.limits.entities) + self._spill_all_but(0)
         if count:
             logger.debug("%d records are on disk only from now on", count)
-            self.moved()
+            self.state.moved()
 
     def _spill_all_but(self, keep: int) -> int:
         accumulator, count = self.accumulator, 0
@@ -259,8 +258,10 @@ class SpoolKeeper:
             if accumulator.cost <= self.memory_limit * LOW_WATER:
                 break
             until = self.journal.journaled_until[lane]
-            with self.lock:
-                count += accumulator.spill(lane, time.monotonic(), keep=keep, journaled_until=until)
+            with self.state.intake.lock:
+                count += spill(
+                    accumulator, lane, time.monotonic(), keep=keep, journaled_until=until
+                )
         return count
 
     async def _read_back(self) -> None:
@@ -270,7 +271,7 @@ class SpoolKeeper:
         lanes = [lane for lane in accumulator.lanes.values() if lane.spilled]
         start = self._turn % len(lanes)
         for lane in lanes[start:] + lanes[:start]:
-            wanted = accumulator.next_spilled(lane)
+            wanted = lane.next_spilled(accumulator.limits)
             if wanted is None:
                 continue
             room = self._room()
@@ -299,19 +300,20 @@ class SpoolKeeper:
                 return
             if lane.queue:
                 # When those have departed it is tried once more.
-                self.accumulator.cannot_reload(lane, time.monotonic())
-                self.moved()
+                cannot_reload(self.accumulator, lane, time.monotonic())
+                self.state.moved()
                 return
             until = error.until if isinstance(error, SpoolUnreadable) else last
             logger.warning("records that are on disk can't be delivered: %s", error)
-            with self.lock:
-                self.accumulator.lose_spilled(lane, until, error, time.monotonic())
+            with self.state.intake.lock:
+                lose(self.accumulator, lane, until, error, time.monotonic())
+            self.state.hand_on()
         else:
             if not _is_next(lane, first):
                 return
-            with self.lock:
-                self.accumulator.reload(lane, first, records, time.monotonic())
-        self.moved()
+            with self.state.intake.lock:
+                reload(self.accumulator, lane, first, records, time.monotonic())
+        self.state.moved()
 
     def _load(self, run_id: str, first: int, last: int) -> list[AnyRecord]:
         """In the worker's thread."""

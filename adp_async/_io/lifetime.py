@@ -1,4 +1,4 @@
-"""Whether something is open, or why not; and who hears of a fork and of the interpreter's end."""
+"""Whether something is open, or why not; and what to call at forks and the interpreter's end."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Lifetime:
         self.why = None
 
     def close(self, why: Why, detail: str = "") -> None:
-        """It is closed from now on; the first reason counts, but for a fork's."""
+        """Close it.  The first reason counts, except that a fork's replaces any other."""
         if self.why is None or why is Why.FORKED or self.why is Why.NOT_OPENED:
             self.why, self._detail = why, detail
 
@@ -54,7 +54,7 @@ class Lifetime:
         return "open" if self.why is None else f"{self.why.value}{self._detail}"
 
     def error(self) -> Closed:
-        return Closed(f"the session takes no calls: {self}")
+        return Closed(f"the session cannot be used: {self}")
 
     def check(self) -> None:
         """Raise `Closed`, with the reason, unless it is open."""
@@ -64,36 +64,36 @@ class Lifetime:
 
 @frozen(eq=False)
 class Living:
-    """What has to hear of a fork and of the interpreter's end."""
+    """What to call in a forked child, and when the interpreter ends."""
 
     #: Called in a forked child: everything here belongs to the parent.
     forked: Callable[[], None]
-    #: Called when the interpreter ends; its other threads that were no daemons have ended.
+    #: Called when the interpreter ends, after all threads that are not daemons.
     interpreter_ends: Callable[[], None]
 
 
-#: Held until they are closed: a session that nobody holds any more goes on delivering.
+#: Kept until they are closed: a session goes on delivering when nobody refers to it any more.
 _living: set[Living] = set()
 
 
 def register(living: Living) -> None:
-    """Have *living* hear of forks and of the end."""
+    """Call *living* at forks and at the end."""
     _living.add(living)
     _hear_of_the_end()
 
 
 @cache
 def _hear_of_the_end() -> None:
-    """A child of `multiprocessing` ends without `atexit`; its threads hear of it before."""
+    """Register for the end of a child of `multiprocessing`, which does not run `atexit`."""
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None:
-        # It has no public name.  Too late when the child has begun to end.
+        # There is no public function for it.  It fails once the child has begun to end.
         with suppress(AttributeError, RuntimeError):
             threading._register_atexit(_interpreter_ends)  # type: ignore[attr-defined]
 
 
 def forget(living: Living) -> None:
-    """It has ended by itself."""
+    """Call *living* no more."""
     _living.discard(living)
 
 

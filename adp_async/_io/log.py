@@ -1,4 +1,4 @@
-"""The logger ``adp_async`` for code that must go on whatever the handlers of others do."""
+"""The logger ``adp_async``, for code that must survive whatever handlers do."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ else:
 
 
 class _Undisturbed(_Adapter):
-    """A handler or a filter that raises costs its line, and neither delivery nor a ``log_*``."""
+    """A handler or a filter that raises costs a log line, not delivery or a ``log_*`` call."""
 
     def log(self, level: int, msg: object, *args: object, **named: Any) -> None:
         try:
             # (2: the caller, not this line.)
             self.logger.log(level, msg, *args, stacklevel=2, **named)
-        except Exception:  # there is no other place to say it
+        except Exception:  # there is nowhere else to report it
             return
 
 

@@ -1,4 +1,4 @@
-"""An event loop in a daemon thread of its own, and how other threads and loops wait for it."""
+"""An event loop in a daemon thread, and how other threads and loops wait for it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that calls of other threads have to end when the loop stops.
+#: Seconds that calls from other threads get to end when the loop stops.
 LAST_CALLS: Final = 0.5
-#: Seconds that stopping waits for the thread.
+#: Seconds to wait for the thread when stopping.
 LONGEST_JOIN: Final = 5.0
 
 
 class LoopThread:
-    """Runs coroutines of any thread and any event loop in one event loop of its own.
+    """Runs coroutines for any thread and any event loop, in one event loop of its own.
 
-    A daemon: an interpreter that ends with a session open must not wait for it for ever.
+    A daemon: the interpreter must not wait for ever for a session that is still open.
     """
 
     def __init__(self, name: str = "adp_async") -> None:
         self.loop = asyncio.new_event_loop()
         self._pid = os.getpid()
-        #: The loop ends, and so shall what runs in it.
+        #: The loop is ending, and everything in it should end.
         self.is_ending = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -49,8 +49,8 @@ class LoopThread:
         try:
             self.loop.run_forever()
         except BaseException as error:
-            # What one task raised (SystemExit, KeyboardInterrupt) is its own, and whoever waits
-            # for it hears it; the others go on.
+            # A SystemExit or KeyboardInterrupt ends the task that raised it and is raised to its
+            # waiter; the other tasks go on.
             logger.debug("the event loop goes on after %s", type(error).__name__)
 
     def _end(self) -> None:
@@ -64,11 +64,11 @@ class LoopThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether somebody can still wait for it."""
+        """Whether it can still be waited for."""
         return os.getpid() == self._pid and not self.loop.is_closed() and self._thread.is_alive()
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any) -> bool:
-        """Have *callback* called there; False when the loop is gone.  From anywhere."""
+        """Call *callback* there; False when the loop is gone.  From anywhere."""
         try:
             self.loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
@@ -84,7 +84,7 @@ class LoopThread:
     def wait(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Block this thread until *doing* has ended there; `TimeoutError` after *timeout* seconds.
 
-        Raises `Closed` where nobody can wait for the loop: in its own thread, in a forked child,
+        Raises `Closed` where the loop cannot be waited for: in its own thread, in a forked child,
         and when it has ended.
         """
         try:
@@ -104,7 +104,7 @@ class LoopThread:
             del future  # it holds the error, which holds this frame
 
     def check(self) -> None:
-        """Raise `Closed` where nobody can wait for the loop."""
+        """Raise `Closed` where the loop cannot be waited for."""
         self._check_alive()
         if self.is_here:
             raise Closed("waiting here would block the session's own event loop")
@@ -133,7 +133,7 @@ class LoopThread:
 
 
 async def _last_calls() -> None:
-    """Threads that wait hear how it ended; what goes on regardless is cancelled."""
+    """Let waiting threads get their results; cancel whatever goes on regardless."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         _, lasting = await asyncio.wait(others, timeout=LAST_CALLS)

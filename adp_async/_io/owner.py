@@ -1,11 +1,11 @@
-"""The owner of a spool: which process has it, and whether that lives, where no lock can tell.
+"""The owner of a spool: which process has it, and whether it is alive when no lock can tell.
 
 A file system whose locks don't lock (NFS mounted with ``nolock``, some FUSE, Lustre with
-``localflock``) lets a second process take the spool of one that lives, and send all of it twice.
-So the file names its owner.  On the same machine, a process that lives has its spool, whatever the
-lock says.  Of another machine nothing can be known: its spool is taken once it was not written for
-ten minutes and the lock is free.  (Two processes that find a dead one's spool in the same moment,
-without locks, may still both take it.)
+``localflock``) lets a second process take the spool of a live one, and send all of it twice.  So
+the file names its owner.  On the same machine, a live process keeps its spool, whatever the lock
+says.  A process of another machine cannot be looked up: its spool is taken once it was not written
+to for ten minutes and the lock is free.  (Two processes that find a dead one's spool in the same
+moment, without locks, may still both take it.)
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any, Final, Self
 import msgspec
 from attrs import asdict, frozen
 
-#: A spool of another machine that was not written for so long has nobody any more.
+#: A spool of another machine counts as abandoned when it was not written to for so long.
 SECONDS_OF_SILENCE: Final = 600.0
 _PROC: Final = Path("/proc")
 
 
 @frozen
 class Owner:
-    """A process, told from all others, and the file it has.
+    """A process, identified among all machines, and the file it has.
 
     *host* and *boot*: the machine, and its start; *boot* is empty where the system has no such
     id.  *pid* and *started*: the process; *started* is empty where that isn't known.  *inode*: of
-    the file, since nobody has a copy of it open.
+    the file, so that a copy of it has no owner.
     """
 
     host: str
@@ -62,11 +62,11 @@ class Owner:
 
 
 def why_in_use(owner: Owner, *, here: Owner, seconds_silent: float) -> str:
-    """Why *owner* may have its file still; empty when it can't, or only the lock can tell.
+    """Why *owner* may still have its file; empty when it can't, or only the lock can tell.
 
-    *here* is this process with the file as found; *seconds_silent*: since it was last written.
+    *here* is this process with the file as found; *seconds_silent*: since the last write.
     """
-    if owner.inode != here.inode or owner == here:  # what this process has open it knows itself
+    if owner.inode != here.inode or owner == here:  # this process knows what it has open
         return ""
     if owner.host == here.host:
         is_another_boot = owner.boot and here.boot and owner.boot != here.boot
@@ -76,8 +76,8 @@ def why_in_use(owner: Owner, *, here: Owner, seconds_silent: float) -> str:
     if seconds_silent < SECONDS_OF_SILENCE:
         return (
             f"in use by pid {owner.pid} of host {owner.host!r:.80}, or was until "
-            f"{seconds_silent:.0f} s ago; it is taken {SECONDS_OF_SILENCE / 60:.0f} min after it "
-            "was last written"
+            f"{seconds_silent:.0f} s ago; it can be taken {SECONDS_OF_SILENCE / 60:.0f} min after "
+            "the last write"
         )
     return ""
 
@@ -90,9 +90,9 @@ def _lives(owner: Owner) -> bool:
 
 
 def started_at(pid: int) -> str | None:
-    """When the process *pid* started, in the system's own terms; None when it doesn't live.
+    """When the process *pid* started, in the system's own terms; None when it is not running.
 
-    Empty when it lives, and the system doesn't say since when.
+    Empty when it is running, and the system doesn't say since when.
     """
     if not (_PROC / "self" / "stat").exists():
         return "" if _takes_signals(pid) else None
@@ -107,7 +107,7 @@ def started_at(pid: int) -> str | None:
 
 def _takes_signals(pid: int) -> bool:
     if os.name != "posix":
-        return False  # there a signal would end it, and locks hold
+        return False  # on Windows a signal would end it, and locks hold
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

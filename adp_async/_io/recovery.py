@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
@@ -18,7 +19,9 @@ from adp_async._io.spool_file import (
     check_folder,
     find_spools,
 )
+from adp_async._io.tidying import ended
 from adp_async._io.worker import Worker
+from adp_async._sansio.spilling import restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,8 +164,8 @@ class Recovery:
     def __attrs_post_init__(self) -> None:
         pieces, self.orphan.pieces = self.orphan.pieces, []
         for piece in pieces:
-            restore = self.delivery.accumulator.restore
-            restore(piece.run_id, piece.spilled, piece.sealed, piece.last)
+            accumulator = self.delivery.accumulator
+            restore(accumulator, piece.run_id, piece.spilled, piece.sealed, piece.last)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -244,7 +247,7 @@ class Recoveries:
             self.bar(frozenset())
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await ended([*self._tasks], LONGEST_WAIT)
             worker.stop()
 
     async def _search(self, worker: Worker) -> Found:
@@ -259,8 +262,7 @@ class Recoveries:
                 self._bar()
             return await asyncio.shield(finding)
         except asyncio.CancelledError:
-            await asyncio.wait([finding], timeout=LONGEST_WAIT)
-            if finding.done() and finding.exception() is None:
+            if await ended([finding], LONGEST_WAIT) and finding.exception() is None:
                 for orphan in finding.result().orphans:
                     orphan.spool.let_go()
             raise
@@ -285,7 +287,7 @@ class Recoveries:
                 self._deliver(orphan), name=f"adp_async recovery {path.name}"
             )
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, orphan))
         self._later, self._has_searched = found.later, True
         self._bar()
 
@@ -323,10 +325,10 @@ class Recoveries:
             logger.info("%s: %d records delivered, %d rejected", path, delivered, rejected)
         except Exception:
             logger.exception("%s: recovery failed; what it had is still on disk", path)
-            orphan.spool.let_go()
-        except asyncio.CancelledError:
-            orphan.spool.let_go()
-            raise
-        finally:
-            self._done[path].set()
-            self._bar()
+
+    def _ended(self, orphan: Orphan, task: asyncio.Task[None]) -> None:
+        """Also one that was cancelled before its first step."""
+        orphan.spool.let_go()
+        self._tasks.discard(task)
+        self._done[orphan.spool.path].set()
+        self._bar()

@@ -1,8 +1,8 @@
 """Looks hosts up in a thread of our own.
 
-An event loop's default pool is shared with whatever else the program does in threads: six jobs that
-take long would hold every connection back.  And it takes no jobs any more when the interpreter
-ends, while what waits is delivered.
+An event loop's default pool is shared with whatever else the program does in threads: six long
+jobs would hold up every connection.  And it accepts no jobs when the interpreter is ending, while
+records are still being delivered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 def look_up(host: str, port: int, family: int) -> list[tuple[Any, ...]]:
-    """What `socket.getaddrinfo` says.  Blocks."""
+    """The result of `socket.getaddrinfo`.  Blocks."""
     kind, flags = socket.SOCK_STREAM, socket.AI_ADDRCONFIG
     return list(socket.getaddrinfo(host, port, family=family, type=kind, flags=flags))
 
@@ -46,7 +46,7 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """End the thread; one that hangs is left behind."""
+        """End the thread; one that hangs is abandoned."""
         self._worker.stop()
 
 

@@ -1,8 +1,8 @@
-"""What lies between this machine and the service: the certificates it trusts, and the proxy.
+"""The road from this machine to the service: the certificates to trust, and the proxy.
 
-Both are read from files and from the environment, once, when a session opens.  What is wrong with
-them is a `ConfigurationError` then, that names the setting or variable; a proxy's user and
-password are in no message and no `repr`.
+Both are read from files and from the environment, once, when a session opens.  A mistake in
+them is a `ConfigurationError` then, which names the setting or variable; messages and `repr` never
+show a proxy's user and password.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 from attrs import field, frozen
 from yarl import URL
 
-from adp_async.auth import misconfigured, reason_of
+from adp_async.errors import misconfigured, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,16 +64,16 @@ def _context(named: str, looked: str) -> ssl.SSLContext:
             if not any(_HASHED.fullmatch(each) for each in os.listdir(path)):
                 raise wrong("is a folder without hashed certificates")
             return _loaded(capath=str(path))
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise wrong("is neither a file nor a folder")
         with path.open("rb"):
-            pass  # OpenSSL says less clearly why a file cannot be opened
+            pass  # clearer than what OpenSSL says of a file that cannot be opened
         context = _loaded(cafile=str(path))
         if context.cert_store_stats()["x509"]:
             return context
-        failure = wrong("holds no certificate")
+        failure = wrong("does not contain a certificate")
     except ssl.SSLError:
-        failure = wrong("holds no certificate in PEM format")
+        failure = wrong("does not contain a certificate in PEM format")
     except (OSError, ValueError, RuntimeError) as error:  # no such file, a NUL, no home for the ~
         failure = wrong(f"cannot be read: {reason_of(error)}")
     raise failure
@@ -93,7 +93,7 @@ _PROXY_HOST: Final = re.compile(r"[^\s\x00-\x20\x7f/?#@\\]+")
 
 @frozen
 class Proxy:
-    """A proxy, and the headers that say who we are.  *source* says who named it."""
+    """A proxy, and the headers that authenticate us.  *source* says where it was set."""
 
     url: URL
     source: str
@@ -109,7 +109,7 @@ def proxy_for(url: URL) -> Proxy | None:
 
     Raises `ConfigurationError` for one that cannot be used.
     """
-    # Plain http goes to this machine only (see `Settings`), where no proxy can help.
+    # Plain http is for this machine only (see `Settings`), and needs no proxy.
     if url.scheme != "https":
         return None
     named = (getproxies().get("https") or "").strip()
@@ -119,7 +119,7 @@ def proxy_for(url: URL) -> Proxy | None:
 
 
 def _source() -> str:
-    # urllib prefers the lower case one as well.
+    # urllib prefers the lower-case name, too.
     names = [name for name in os.environ if name.lower() == "https_proxy" and os.environ[name]]
     return f"the environment's {max(names)}" if names else "the system's settings"
 
@@ -130,7 +130,7 @@ def read_proxy(text: str, *, source: str) -> Proxy:
     >>> str(read_proxy("user:secret@proxy.example.com:3128", source="HTTPS_PROXY"))
     'proxy.example.com:3128, named by HTTPS_PROXY'
     """
-    # Nothing of a text that cannot be read is shown: any part of it may be a password.
+    # A text that cannot be parsed is never shown: any part of it may be a password.
     fix = (
         "It looks like http://proxy.example.com:3128 or http://user:password@...; "
         "special characters of user and password are percent-encoded."
@@ -167,7 +167,7 @@ def _authorization(parts: SplitResult) -> Mapping[str, str] | None:
         return None
     user, password = unquote(parts.username), unquote(parts.password or "")
     if ":" in user:
-        message = "the proxy would take its second half for the password"
+        message = "the proxy would mistake its second half for the password"
         raise ValueError(message)
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")
     return {"proxy-authorization": f"Basic {credentials}"}

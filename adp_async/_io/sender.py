@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import nullcontext
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
 from adp_async._io.log import logger
-from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, fault_of
+from adp_async._sansio.dispatch import Fault, fault_of
 from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
-    from adp_async._sansio.accumulator import Accumulator
-    from adp_async._sansio.lane import Lane, RecordBatch
-    from adp_async._sansio.retry import RetryPolicy
-    from adp_async._sansio.throttle import Throttle
+    from adp_async._io.keeper import SpoolKeeper
+    from adp_async._io.state import DeliveryState
+    from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.dispatch import Dispatcher
+    from adp_async._sansio.lane import Lane
 
 #: Seconds until a batch is tried again that could not leave.
 SECONDS_UNTIL_NEXT_TRY: Final = 1.0
@@ -48,42 +47,25 @@ class NotYet(AdpError):
 
 @define(eq=False, repr=False)
 class Sender:
-    """Sends what is ready, at most *max_in_flight* batches at once.
+    """Sends what is ready, and hands on what became of it."""
 
-    *pull* fetches the records that callers have left since the last look.
-    """
-
-    accumulator: Accumulator
-    throttle: Throttle
-    policy: RetryPolicy
+    state: DeliveryState
     service: Service
-    pull: Callable[[float], None]
-    clock: Callable[[], float]
-    max_in_flight: int = 4
-    #: Awaited before a batch leaves: a spool has to write down that it does.
-    before_departure: Callable[[RecordBatch], Awaitable[None]] | None = None
+    clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
-    pulse: Pulse = field(factory=Pulse)
-    #: Held while the lanes change: whoever counts them in another thread sees a whole.
-    lock: AbstractContextManager[object] = field(factory=nullcontext)
+    #: Writes down what must be on disk before a batch leaves; None without a spool.
+    keeper: SpoolKeeper | None = None
     requests: int = field(default=0, init=False)
-    dispatcher: Dispatcher = field(init=False)
     #: The trouble of all runs that a person was told of last; and runs with one of their own.
     _told: type[AdpError] | None = field(default=None, init=False)
     _held_runs: int = field(default=0, init=False)
-    _wake: asyncio.Event = field(factory=asyncio.Event, init=False)
     _posts: set[asyncio.Task[None]] = field(factory=set, init=False)
     #: Batches without an answer yet; also those whose task was cancelled before its first step.
     _under_way: set[RecordBatch] = field(factory=set, init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.dispatcher = Dispatcher(
-            self.accumulator,
-            self.throttle,
-            self.policy,
-            Concurrency(self.max_in_flight),
-            self.pulse,
-        )
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self.state.dispatcher
 
     @property
     def retries(self) -> int:
@@ -96,17 +78,18 @@ class Sender:
 
     def wake(self) -> None:
         """Look again now.  For the delivery thread."""
-        self._wake.set()
+        self.state.sender_wakes.set()
 
     async def run(self) -> None:
         """Send until cancelled.  Raises what no delivery should: a mistake of ours."""
         try:
             while True:
-                self._wake.clear()
+                self.state.sender_wakes.clear()
                 now = self.clock()
-                self.pull(now)
-                with self.lock:
+                self.state.pull(now)
+                with self.state.intake.lock:
                     batches = self.dispatcher.drain(now)
+                self.state.hand_on()
                 for batch in batches:
                     self._start(batch)
                 await self._sleep(self.dispatcher.next_look(now))
@@ -124,9 +107,9 @@ class Sender:
         timer: asyncio.TimerHandle | None = None
         if until != float("inf"):
             delay = until - self.clock()
-            timer = asyncio.get_running_loop().call_later(delay, self._wake.set)
+            timer = asyncio.get_running_loop().call_later(delay, self.wake)
         try:
-            await self._wake.wait()
+            await self.state.sender_wakes.wait()
         finally:
             if timer is not None:
                 timer.cancel()
@@ -149,14 +132,14 @@ class Sender:
         self._posts.clear()
         # Nobody knows what became of them: they wait again.
         for batch in self._under_way:
-            self.accumulator.wait_turn(batch, self.clock(), self.clock())
+            self.state.accumulator.wait_turn(batch, self.clock(), self.clock())
         self._under_way.clear()
 
     async def _deliver(self, batch: RecordBatch) -> None:
         try:
             try:
-                if self.before_departure is not None:
-                    await self.before_departure(batch)
+                if self.keeper is not None:
+                    await self.keeper.before_departure(batch)
             except Exception as obstacle:
                 self._stays(batch, obstacle)
                 return
@@ -198,9 +181,9 @@ class Sender:
     def _learn(self, batch: RecordBatch) -> None:
         """How many under way are worth it: that shows while more could leave than may."""
         now = self.clock()
-        deadline = self.accumulator.next_deadline()
+        deadline = self.state.accumulator.next_deadline()
         others_wait = deadline is not None and deadline <= now
-        if others_wait and not self.throttle.is_paced:
+        if others_wait and not self.dispatcher.throttle.is_paced:
             self.dispatcher.concurrency.landed(len(batch.records), now)
         else:
             self.dispatcher.concurrency.paused()
@@ -230,17 +213,18 @@ class Sender:
     def _judge(
         self, batch: RecordBatch, error: AdpError | None, action: Action, *, is_visible: bool
     ) -> None:
-        with self.lock:
-            is_its_own = self.dispatcher.answered(
+        with self.state.intake.lock:
+            held = self.dispatcher.answered(
                 batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
             )
+        self.state.hand_on()
         logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
         if error is None:
             self._all_clear(batch.lane)
-        elif action in (Action.BACK_OFF, Action.HOLD):
+        elif held is not None:
             is_hint = isinstance(error, NotAuthenticated | Forbidden)
             hint = " (check the credentials)" if is_hint else ""
-            if is_its_own:
+            if held is Fault.RUN:
                 self._warn_held(batch.lane, error, hint)
             else:
                 self._warn(error, hint)

@@ -1,4 +1,4 @@
-"""A daemon thread, or several, that do the blocking jobs of event loops."""
+"""Daemon threads that do the blocking jobs of event loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _here = threading.local()
 
 
 def is_worker_here() -> bool:
-    """Whether this thread is a worker's: finalizers may run in it, and log."""
+    """Whether this is a worker's thread: finalizers may run in it, and log."""
     return getattr(_here, "is_worker", False)
 
 
@@ -44,7 +44,7 @@ class Worker:
             threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def do(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        """Have *function* called in a thread, for the running event loop."""
+        """Call *function* in a thread, for the running event loop."""
         self._check_process()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._jobs.put((future, function, arguments))
@@ -59,7 +59,7 @@ class Worker:
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
-            # Only the thread that forks lives on in the child: nobody would ever do the job.
+            # Only the forking thread exists in the child: nobody would ever do the job.
             raise Closed("it belongs to the parent process; open a session in this process")
 
     def stop(self) -> None:
@@ -72,7 +72,7 @@ class Worker:
             future, function, arguments = job
             if not future.cancelled():
                 _do(future, function, arguments)
-            # Nothing is kept alive while waiting for the next job.
+            # Keep nothing alive while waiting for the next job.
             del job, future, function, arguments
 
 

@@ -11,12 +11,12 @@ A metric, from the call to the wire::
         ·                                                                │
         └─────────────► Accumulator.take_in(records, now)  ◄─────────────┤  at a ring, and
                             │  one lane for a run                        │  once a linger
-                            │  journal: took                             │
+                            │  event: Took                               │
                             ▼                                            │
                         Dispatcher.drain(now)  ◄─────────────────────────┤  has the service room,
                             │  lanes that are ready, in turn             │  does it answer anybody?
                             │  cut ─► apart ─► fit ─► seal               │
-                            │  journal: sealed                           │
+                            │  event: Sealed                             │
                             ▼                                            ▼
                         RecordBatch: body and retry token  ──────────►  a task for each batch
                                                                          │  spool: token on disk?
@@ -38,13 +38,13 @@ A metric, from the call to the wire::
         │                   ├─ SPLIT ──► refuse: Refusals finds the bad ones  ┘
         │                   └─ GIVE_UP ──► give_up ─────────────────┐
         │                                                           ▼
-        └────────────── record.place = a Verdict, journal: settled, on_settled: who waits
+        └────────────── record.place = a Verdict; events ─► waiters, journal, intake
 
 Rules of this package
 ---------------------
 
 *Nothing acts.*  No clock, no dice, no thread, no socket, no disk, no coroutine.  Time is the
-argument *now*, in monotonic seconds; chance is a *jitter* from [0, 1) or a `new_token` given.  So
+argument *now*, in monotonic seconds; chance is a *jitter* from [0, 1) or a supply of tokens.  So
 every rule about time is a table in a test, and an hour of outage takes a millisecond there.
 
 *It says when to come back.*  `Accumulator.next_deadline` and `Throttle.delay` are all that the
@@ -54,8 +54,10 @@ is room.  A shell that looks too often does no harm, one that looks late sends f
 *One thread.*  What is here has no locks, since it belongs to the delivery thread.  Threads meet in
 the Intake, outside.
 
-*It imports `entities` and `errors`, and nothing else of ours.*  Who has to be asked or told is a
-Protocol here (`Board`, `Notes`) or a callable given, and whoever stands outside implements it.
+*It calls nobody.*  What happened in the lanes is a list of facts (`events`), which the shell takes
+and hands on.  The one way back to the shell is a receipt's: awaiting it asks its lane (`Waits`).
+
+*It imports `entities` and `errors`, and nothing else of ours.*
 
 What a lane promises
 --------------------
@@ -90,14 +92,23 @@ The modules
 
 ======================  ============================================================================
 `endpoints`, `urls`     the operations, one row each; a call's arguments sorted, and its URL
-`codec`                 entities to JSON and back: the one place that knows names on the wire
+`call`                  one call of an operation as it was asked for, checked
+`codec`, `plain`        entities to JSON and back; what callers hand in, as plain JSON
+`wire_names`            the one place that knows how the wire spells names
 `messages`, `replies`   a request and a reply as values; who answered, and what it means
 `texts`                 texts from outside, fit to be shown: printable, short, without values
 `signing`               what is signed, by which clock, and what may stand in a header
 `values`, `arguments`   what callers hand in, to ``log_*`` and to direct calls: plain, or named
 `records`               metric, param, tag as they wait, and the body of a log-batch
-`lane`, `line`          one run's queue: its records by number; and the order in which lanes leave
-`accumulator`           the lanes of all runs: what leaves when, and what becomes of it
+`lane`, `record_queue`  one run: its records by number, and those that wait in memory
+`lanes`, `batch`        the lanes of all runs; records sealed for one request
+`schedule`, `line`      when a lane is ready; the order in which ready lanes leave
+`accumulator`           takes records in, hands batches out, learns what became of them
+`events`                what happened in the lanes, for whoever has to hear it
+`sealing`               records cut into requests
+`rejections`            refused records, counted and named until somebody is told
+`spilling`              records that go to the disk and come back
+`discarding`            records given up without a word of the service
 `dispatch`              whose fault a failure is, and so when the next batch may leave
 `refusals`, `blame`     which records a refusal is about, by its words and by trying
 `concurrency`           how many batches are worth having under way
@@ -107,5 +118,6 @@ The modules
 `names`                 which experiment has a name, for as long as that is believed
 `retry`, `throttle`     when one request may be tried again; when any request may leave
 `rules`                 what a setting may be, and how a value is shown in a message
+`service_address`       what may be set as platform, workspace, region and URL
 ======================  ============================================================================
 """

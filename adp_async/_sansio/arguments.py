@@ -1,7 +1,7 @@
-"""The arguments of an operation, by name: of which type they are, checked before anything is sent.
+"""The types of an operation's arguments, by name, checked before anything is sent.
 
 Most are text.  The others stand in a table here, which a test compares with the signatures of all
-methods; so an int where an id is meant, or a text where a flag is, never reaches the service.
+methods; so an int in place of an id, or text in place of a flag, never reaches the service.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from adp_async._sansio.codec import plain_json, rfc3339
+from adp_async._sansio.plain import plain_json, rfc3339
 from adp_async._sansio.values import number_of, pairs_of, valid_name, whole_of
 from adp_async.errors import shown, type_name
 
@@ -51,12 +51,12 @@ _SORTS: Final[dict[str, Sort]] = {
     "timestamp": "integer",
 }
 
-#: What `CallOptions` names.
+#: The keys of `CallOptions`.
 _OPTIONS: Final = frozenset({"retry_token", "request_id", "principal", "timeout", "on_reply"})
-#: About thirty years, which every clock can add.
+#: About thirty years: no clock overflows.
 MOST_SECONDS: Final = 1e9
 
-#: The same word for another thing.
+#: Names that mean something else in one operation.
 _SORTS_OF_ONE_OPERATION: Final[dict[tuple[str, str], Sort]] = {
     ("get_model_deployment_contract", "model_version"): "integer",
     ("list_logged_models", "order_by"): "entities",
@@ -92,9 +92,9 @@ def checked(operation: str, name: str, value: object) -> Any:
 
 
 def checked_options(options: Options) -> Options:
-    """The options of a call, *timeout* as a float; TypeError or ValueError for what is none."""
+    """The options of a call, *timeout* as a float; TypeError or ValueError for invalid ones."""
     if unknown := sorted(options.keys() - _OPTIONS):
-        raise TypeError(f"no operation takes {', '.join(map(shown, unknown))}")
+        raise TypeError(f"operations do not take {', '.join(map(shown, unknown))}")
     given: dict[str, Any] = {**options}
     if not callable(given.get("on_reply", callable)):
         raise TypeError(f"on_reply is called with a reply, not {type_name(given['on_reply'])}")
@@ -116,7 +116,7 @@ def named(values: object, what: str) -> dict[str, Any]:
 
 
 def checked_texts(value: object, what: str) -> list[str]:
-    """The members of a sequence of str; one text is none, or its letters would be meant."""
+    """The members of a sequence of str; a str itself is refused, as its letters would be sent."""
     return _many(value, what, of_texts=True)
 
 
@@ -158,7 +158,7 @@ def _number(value: object, what: str) -> float:
 
 
 def _flag(value: object, what: str) -> bool:
-    # NumPy's own as well, of which there is no subclass.
+    # Or NumPy's own, which cannot be subclassed.
     if type(value) is not bool and type_name(value) not in ("bool", "bool_"):
         raise TypeError(f"{what} is a bool, not {type_name(value)}")
     return number_of(value) == 1.0
@@ -200,14 +200,14 @@ def _items(value: Any) -> list[Any] | None:
         kind = type(value)
         if issubclass(kind, (str, bytes, bytearray, memoryview, Mapping)):
             return None
-        # An iterator would be used up by the first look at it, and every page has another.
+        # An iterator would be used up by the first page.
         return None if hasattr(kind, "__next__") else list(value)
-    except Exception:  # whatever a foreign __iter__ raises
+    except Exception:  # anything that a foreign __iter__ raises
         return None
 
 
 def _is_entity(value: object) -> bool:
     try:
         return attrs.has(type(value)) or issubclass(type(value), dict)
-    except Exception:  # of a metaclass that won't be asked
+    except Exception:  # raised by a metaclass
         return False

@@ -1,7 +1,7 @@
-"""What the words of a refusal tell: which record they blame, and whether they are the same again.
+"""What the message of a refusal says: which record it blames, and whether it is the same again.
 
-MLflow names the place in the request, such as ``metrics[3].name``.  Nothing published says that
-the service does; so the first such word is checked (see `Accumulator.refuse`), not believed.
+MLflow names the place in the request, such as ``metrics[3].name``.  Whether the service does is
+not documented; so the first such place is checked (see `Accumulator.refuse`), not believed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _PARTICULARS: Final = r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{32}\b|\d+"
 
 @frozen
 class Blame:
-    """The record that a refusal names, by its position in the batch, and whether for its key."""
+    """The record that a refusal names: its position in the batch; whether its key is at fault."""
 
     position: int
     is_for_key: bool
 
 
 def blamed(error: AdpError, records: Sequence[AnyRecord]) -> Blame | None:
-    """Which of *records*, sent together, the service's words name; None when they name none."""
+    """Which of *records*, sent together, the service's message names, or None."""
     found = re.search(_PLACE, getattr(error, "message", ""))
     if found is None:
         return None
@@ -51,7 +51,7 @@ def _sent(kind: type[AnyRecord], records: Sequence[AnyRecord]) -> list[int]:
     mine = [at for at, record in enumerate(records) if type(record) is kind]
     if kind is Metric:
         return mine
-    # Of a key that is there twice only the last is sent, in the place of the first.
+    # Of a repeated key only the last record is sent, in the place of the first.
     return list({records[at].key: at for at in mine}.values())
 
 

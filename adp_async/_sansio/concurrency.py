@@ -1,13 +1,13 @@
-"""How many batches are worth having under way at once.
+"""How many batches are worth having in flight at once.
 
-A service that does them side by side delivers more the more are under way; one that does them one
-after another (a store with a single writer) only makes them wait, and often gets slower by it.
-Which one it is shows when one more, or one fewer, is tried: more are kept only when they deliver a
-good deal more, fewer when they deliver as much.  A try that failed is repeated later and later.
+A service that handles them in parallel delivers more the more are in flight; one that handles them
+one after another (a store with a single writer) only makes them wait, and often gets slower.  To
+find out, one more or one fewer is tried: more are kept only if they deliver a good deal more, fewer
+if they deliver as much.  After a failed try, the next one comes later.
 
-It begins with one, so that the first answer to too much is one 429 and not as many as may be
-under way.  What counts is what arrives in a time, not how long each takes: a store with a single
-writer serves some at once and lets others starve.
+It begins with one, so that the first overload costs one 429, not as many as may be in flight.  What
+counts is throughput, not latency: a store with a single writer serves some at once and starves
+others.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ SAMPLES = 4
 #: One fewer is as good at this share of the rate; one more is better from this share on.
 AS_GOOD = 0.97
 BETTER = 1.1
-#: Rates measured between two tries: doubled by each that failed, up to the longest.
+#: Rates measured between two tries: doubled by each failed one, up to the maximum.
 FIRST_PAUSE = 2
 LONGEST_PAUSE = 64
-#: Below this a round trip, in seconds, tells more of our own event loop than of the service.
+#: A shorter round trip, in seconds, says more about our own event loop than about the service.
 SHORTEST = 0.02
 
 
 @define
 class Concurrency:
-    """The number of batches that may be under way, between 1 and *most*.
+    """The number of batches that may be in flight, between 1 and *most*.
 
     >>> concurrency = Concurrency(most=4)
     >>> for n in range(100):
@@ -38,13 +38,13 @@ class Concurrency:
     """
 
     most: int
-    #: What may be under way now, and what has proved best so far.
+    #: How many may be in flight now, and what has proved best so far.
     limit: int = field(default=1, init=False)
     _best: int = field(default=1, init=False)
     _best_rate: float = field(default=0.0, init=False)
     #: Batches that left under the limit before are not counted.
     _leftover: int = field(default=0, init=False)
-    #: What landed since when.
+    #: The records that landed, and since when.
     _since: float | None = field(default=None, init=False)
     _records: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
@@ -53,7 +53,7 @@ class Concurrency:
     _upwards: bool = field(default=True, init=False)
 
     def landed(self, records: int, now: float) -> None:
-        """A batch of *records* was delivered, and as many as may be had been under way."""
+        """A batch of *records* was delivered while as many as allowed were in flight."""
         if self._leftover:
             self._leftover -= 1
             return
@@ -68,7 +68,7 @@ class Concurrency:
             self._begin(now)
 
     def paused(self) -> None:
-        """A batch was delivered, but more might have been under way: that tells nothing."""
+        """A batch was delivered while fewer than allowed were in flight: that tells nothing."""
         self._begin(None)
 
     def _begin(self, since: float | None) -> None:
@@ -76,7 +76,7 @@ class Concurrency:
         self._records = self._count = 0
 
     def _measured(self, rate: float, round_trip: float) -> None:
-        """*rate*: records a second with *limit* under way; *round_trip*: seconds of each."""
+        """*rate*: records a second with *limit* in flight; *round_trip*: seconds of each."""
         if round_trip < SHORTEST:
             if not self._best_rate:
                 self._best = self.most
@@ -96,7 +96,7 @@ class Concurrency:
             self._best, self._best_rate = self.limit, rate
             self._wait = self._pause = FIRST_PAUSE
             if 1 < self._best < self.most:
-                self._try_another()  # perhaps the same step again is good, too
+                self._try_another()  # perhaps another step the same way helps, too
         else:
             self._upwards = not self._upwards
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)

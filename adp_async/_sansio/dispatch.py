@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from adp_async._sansio.discarding import drop
 from adp_async._sansio.line import LASTING
 from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
@@ -38,8 +39,9 @@ from adp_async.errors import (
 
 if TYPE_CHECKING:
     from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.concurrency import Concurrency
-    from adp_async._sansio.lane import Lane, RecordBatch
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.throttle import Throttle
 
@@ -192,7 +194,7 @@ class Dispatcher:
         """When there may be something to do, if nothing happens before."""
         accumulator = self.accumulator
         # Records that came since are not seen yet, and must not wait for longer than a linger.
-        pause = max(accumulator.linger, SHORTEST_PAUSE)
+        pause = max(accumulator.schedule.linger, SHORTEST_PAUSE)
         look = now + pause if accumulator.unsettled else float("inf")
         throttled = now + self.throttle.delay(now)
         if throttled > now:
@@ -206,8 +208,8 @@ class Dispatcher:
     def _chances(self, now: float) -> list[tuple[float | None, float | None]]:
         """For each of the two lines: when its first lane is ready, and when one may leave."""
         healthy, troubled = (
-            self.accumulator.line.first_healthy(),
-            self.accumulator.line.first_troubled(),
+            self.accumulator.schedule.line.first_healthy(),
+            self.accumulator.schedule.line.first_troubled(),
         )
         if self._failures:
             is_free = not self.accumulator.batches_in_flight
@@ -233,20 +235,20 @@ class Dispatcher:
         *,
         jitter: float,
         is_visible: bool = False,
-    ) -> bool:
+    ) -> Fault | None:
         """The answer to *batch*: None when it was delivered, or an *error* and what it calls for.
 
-        *is_visible*: the service has just shown the run, see `doubts`.  Returns whether a failure
-        is the run's own.
+        *is_visible*: the service has just shown the run, see `doubts`.  Returns whose fault it is
+        that records are held, and None when none are.
         """
         lane, accumulator = batch.lane, self.accumulator
         self._retried.discard(batch)
         if error is None:
             self._delivered(batch, now)
-            return False
+            return None
         if batch.span.first < lane.discarded_until:
-            accumulator.drop(batch, discarded(lane.run_id, len(batch.records)), now)
-            return False
+            drop(accumulator, batch, discarded(lane.run_id, len(batch.records)), now)
+            return None
         match action:
             case Action.WAIT_TURN:
                 self.retries += 1
@@ -268,7 +270,7 @@ class Dispatcher:
             case _:
                 self._judged()
                 accumulator.give_up(batch, error, now)
-        return False
+        return None
 
     def stays(self, batch: RecordBatch, not_before: float, now: float) -> None:
         """*batch* did not leave: it keeps its turn."""
@@ -291,7 +293,7 @@ class Dispatcher:
 
     def _failed(
         self, batch: RecordBatch, error: AdpError, now: float, jitter: float, *, is_visible: bool
-    ) -> bool:
+    ) -> Fault:
         self.retries += 1
         self.trouble = error
         lane, fault = batch.lane, fault_of(error)
@@ -310,7 +312,7 @@ class Dispatcher:
         else:
             self._stricken.add(lane)
             self._may_be_down(fault, now, jitter, is_news=not was_troubled)
-        return is_its_own
+        return Fault.RUN if is_its_own else Fault.ALL
 
     def _may_be_down(self, fault: Fault, now: float, jitter: float, *, is_news: bool) -> None:
         """Nobody gets through: how long until the next run is tried, or one that failed before."""

@@ -29,7 +29,7 @@ class Endpoint:
     """One REST operation: where it goes, and whether it takes a retry token.
 
     *path* is what follows ``.../mlops/api/2.0/`` and may hold parts such as ``{deploymentId}``.
-    *operation* is the API's own name of the operation; the path stands in for it.
+    *operation* is the API's name of the operation; by default the path.
     """
 
     method: str
@@ -47,7 +47,7 @@ class Endpoint:
 def check_endpoint(endpoint: object) -> None:
     """Raise TypeError unless *endpoint* is one."""
     if not issubclass(type(endpoint), Endpoint):
-        raise TypeError(f"what is called is an Endpoint, not {type_name(endpoint)}")
+        raise TypeError(f"an operation must be an Endpoint, not {type_name(endpoint)}")
 
 
 _PLATFORM = Scope.PLATFORM
@@ -129,7 +129,7 @@ UPDATE_MODEL_VERSION_TAGS = _post_once("update_model_version_tags", "mlflow/inte
 # Logged models
 SEARCH_LOGGED_MODELS = _post("list_logged_models", "mlflow/logged-models/search")
 
-# Deployments, which no MLflow knows
+# Deployments, which MLflow does not have
 CREATE_DEPLOYMENT = _post_once("create_model_deployment", "model-deployments/create", _PLATFORM)
 GET_DEPLOYMENT = _get("get_model_deployment", "model-deployments/get", _PLATFORM)
 UPDATE_DEPLOYMENT = _post("update_model_deployment", "model-deployments/update", _PLATFORM)

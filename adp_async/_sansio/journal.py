@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field, frozen
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from adp_async._sansio import events
 
-    from adp_async._sansio.lane import Lane, RecordBatch, Span
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.events import Event
+    from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
     from adp_async.errors import Rejection
 
@@ -114,8 +118,6 @@ class Notes:
 class Journal:
     """What is on disk, and the notes since.  Belongs to the thread of the accumulator."""
 
-    #: Told of the first record after a commit.
-    stirred: Callable[[], None] | None = None
     #: Up to which sequence number a lane's records are certainly on disk.
     journaled_until: dict[Lane, int] = field(factory=dict, init=False)
     #: The same, with the commit under way; lanes of which nothing is on disk are not here.
@@ -141,27 +143,24 @@ class Journal:
         is_written = batch.span.first < self._written_until.get(batch.lane, 0)
         return is_written or (batch.is_barrier and batch.lane in self._notes.settled)
 
-    # What the accumulator says
+    # What happens in the lanes
 
-    def took(self, lane: Lane, first: int, records: Sequence[AnyRecord]) -> None:
-        if not self._notes.took and self.stirred is not None:
-            self.stirred()
-        self._notes.took.append((lane, first, records))
-
-    def sealed(self, batch: RecordBatch) -> None:
-        self._notes.sealed.append(batch)
-
-    def settled(self, lane: Lane, span: Span) -> None:
-        if span.first < self._written_until.get(lane, 0):
-            self._notes.settled.add(lane)
-
-    def refused(self, rejections: Sequence[Rejection], records: Sequence[AnyRecord]) -> None:
-        pairs = zip(rejections, records, strict=True)
-        self._notes.refused.extend(Refused(rejection, record) for rejection, record in pairs)
-
-    def lost(self, lane: Lane, first: int, last: int) -> None:
-        self._notes.unreadable.append(Unreadable(lane.run_id, first, last))
-        self._notes.settled.add(lane)
+    def note(self, event: Event) -> None:
+        """What of *event* has to be written down."""
+        match event:
+            case events.Took(lane, first, records):
+                self._notes.took.append((lane, first, records))
+            case events.Sealed(batch):
+                self._notes.sealed.append(batch)
+            case events.Settled(lane, _, span):
+                if span is not None and span.first < self._written_until.get(lane, 0):
+                    self._notes.settled.add(lane)
+            case events.Refused(rejections, records):
+                pairs = zip(rejections, records, strict=True)
+                self._notes.refused.extend(Refused(*pair) for pair in pairs)
+            case events.Lost(lane, first, last):
+                self._notes.unreadable.append(Unreadable(lane.run_id, first, last))
+                self._notes.settled.add(lane)
 
     def restored(self, lane: Lane) -> None:
         """*lane* is that of a process that died: all of it is on disk."""

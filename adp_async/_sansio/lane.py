@@ -4,7 +4,7 @@ Records have a sequence number, counted from 0; where each of them is follows fr
 
     settled │ spans: sealed, in flight or not │ queue │ spilled: on disk only │ tail
                                               ▲                                      ▲
-                                           head_seq                               next_seq
+                                      queue.head_seq                            next_seq
 
 All of this belongs to one thread, and knows no time of its own.
 """
@@ -13,27 +13,18 @@ from __future__ import annotations
 
 import itertools
 import sys
-from bisect import bisect_left, bisect_right
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
-from attrs import define, field
+from attrs import define
 
 from adp_async._sansio.ranges import joined
-from adp_async._sansio.records import (
-    METRIC_COST,
-    Metric,
-    Param,
-    RunTag,
-    cost_of,
-    encode_records,
-    has_text,
-    take_first,
-)
+from adp_async._sansio.record_queue import RecordQueue
+from adp_async._sansio.records import Metric, encode_records, has_text
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
+    from adp_async._sansio.batch import RecordBatch, Span
     from adp_async._sansio.records import AnyRecord, BatchLimits
     from adp_async.errors import AdpError, Rejection
 
@@ -44,62 +35,9 @@ RELOADED = 10_000
 #: With twenty thousand runs the garbage collector visits each of them, again and again.
 _NOTHING: Final[list[Any]] = []
 _NO_KEYS: Final[set[str]] = set()
-_NO_TEXTS: Final[dict[type, int]] = {Param: 0, RunTag: 0}
 
 #: What records are told apart by when one of them is refused: their class and key.
 Name: TypeAlias = "tuple[type, str]"
-
-
-class Span:
-    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet.
-
-    *since* is when the first of them came.
-    """
-
-    __slots__ = ("first", "last", "open", "since")
-
-    def __init__(self, first: int, last: int, since: float = 0.0) -> None:
-        self.first = first
-        self.last = last
-        self.open = last - first
-        self.since = since
-
-    def __repr__(self) -> str:
-        return f"<Span {self.first}-{self.last} | {self.open} open>"
-
-
-@define(eq=False)
-class RecordBatch:
-    """Records of one run, sealed for one request: the body and the retry token never change.
-
-    *is_barrier*: it holds params or tags.  *ranges*: the sequence numbers of its records.
-    *is_whole*: it covers its span alone; a part of a batch that was refused or too large does
-    not.  *is_final*: when it is refused, all of its records are.
-    """
-
-    lane: Lane = field(repr=False)
-    records: list[AnyRecord] = field(repr=False)
-    body: bytes = field(repr=False)
-    retry_token: str = field(repr=False)
-    span: Span
-    is_barrier: bool
-    ranges: list[tuple[int, int]]
-    is_whole: bool = True
-    is_final: bool = False
-    #: Attempts in a row that failed without a verdict on it; the last of them.
-    failures: int = 0
-    failed_at: float = 0.0
-    #: Those since which the service is known to take something else.
-    blamed: int = 0
-    #: How sure it is that a record is to blame: see `Dispatcher`; and how often it failed between
-    #: two batches that did not.
-    evidence: int = 0
-    contrasts: int = 0
-    departed_at: float = 0.0
-
-    @property
-    def run_id(self) -> str:
-        return self.lane.run_id
 
 
 @define(eq=False)
@@ -115,8 +53,11 @@ class Suspect:
     pause: float
 
 
-class Board(Protocol):
-    """Who knows how to wait for a record of a lane: the shell around the accumulator."""
+class Waits(Protocol):
+    """How a receipt is waited for: its way back from a record of a lane to the shell.
+
+    The one thing of the shell that the core holds, and it never calls it by itself.
+    """
 
     def wait(self, lane: Lane, record: AnyRecord) -> Generator[Any, None, None]: ...
 
@@ -130,8 +71,6 @@ class Lane:
         "__weakref__",
         "aside",
         "barrier_in_flight",
-        "board",
-        "count",
         "delivered",
         "discarded_until",
         "dropped",
@@ -139,13 +78,11 @@ class Lane:
         "failures",
         "fruitless",
         "has_gap",
-        "head_seq",
         "held",
         "in_flight",
         "is_troubled",
         "last_refused",
         "left_at",
-        "marked",
         "next_seq",
         "proven",
         "queue",
@@ -158,21 +95,18 @@ class Lane:
         "spilled",
         "suspects",
         "tail",
-        "text_cost",
-        "text_seqs",
-        "times",
         "told",
         "told_refused",
         "urgent_until",
+        "waits",
     )
 
-    def __init__(self, run_id: str, board: Board | None, first_seq: int = 0) -> None:
+    def __init__(self, run_id: str, waits: Waits | None, first_seq: int = 0) -> None:
         self.run_id = run_id
-        #: Where receipts of this lane are waited for; None when nobody has a receipt.
-        self.board = board
-        self.queue: deque[AnyRecord] = deque()
-        #: The sequence number of the queue's first record, and of the next one to come.
-        self.head_seq = first_seq
+        #: How receipts of this lane are waited for; None when nobody has a receipt.
+        self.waits = waits
+        self.queue = RecordQueue(first_seq)
+        #: The sequence number of the next record to come.
         self.next_seq = first_seq
         # A deque is 600 bytes even when it is empty, which counts with ten thousand runs: what is
         # mostly empty, or short, is a list.
@@ -183,13 +117,6 @@ class Lane:
         self.has_gap = False
         #: Spilled records whose receipt somebody has, by their sequence number.
         self.held: dict[int, AnyRecord] = {}
-        #: Records of the queue from a *marked* sequence number on came at the time beside it.
-        self.marked: list[int] = []
-        self.times: list[float] = []
-        #: Params and tags in the queue: how many, where, and their memory.
-        self.count: dict[type, int] = _NO_TEXTS
-        self.text_seqs: list[int] = _NOTHING
-        self.text_cost = 0
         #: (batch, not before): sealed and not in flight, tried before or part of a refused one.
         self.sealed: list[tuple[RecordBatch, float]] = []
         #: The same of single records that failed again and again: others go before them.
@@ -242,13 +169,12 @@ class Lane:
     @property
     def settled_until(self) -> int:
         """Every record before this one is settled."""
-        return min((span.first for span in self.spans), default=self.head_seq)
+        return min((span.first for span in self.spans), default=self.queue.head_seq)
 
     def unsettled_within(self, first: int, last: int) -> list[tuple[int, int]]:
         """The parts of *first* to *last* that have no end yet."""
-        queue_end = self.head_seq + len(self.queue)
         ranges = [(span.first, span.last) for span in self.spans]
-        ranges += [(self.head_seq, queue_end), *self.spilled]
+        ranges += [(self.queue.head_seq, self.queue.end_seq), *self.spilled]
         ranges.append((self.next_seq - len(self.tail), self.next_seq))
         parts = ((max(start, first), min(end, last)) for start, end in sorted(ranges))
         return joined([(start, end) for start, end in parts if start < end])
@@ -275,7 +201,7 @@ class Lane:
 
         From any thread.
         """
-        firsts = [*self.times[:1], *(span.since for span in list(self.spans))]
+        firsts = [*self.queue.times[:1], *(span.since for span in list(self.spans))]
         return min(firsts, default=None)
 
     @property
@@ -299,96 +225,12 @@ class Lane:
 
     def append(self, records: Sequence[AnyRecord], now: float, *, with_text: bool) -> None:
         """The next records of the run, which came *now*."""
-        first = self.next_seq
-        self.next_seq = first + len(records)
+        self.next_seq += len(records)
         if self.spilled:
             self.tail = self.tail or []
             self.tail.extend(records)
         else:
-            self._enqueue(records, first, now, with_text=with_text)
-
-    def _enqueue(
-        self, records: Sequence[AnyRecord], first: int, now: float, *, with_text: bool
-    ) -> None:
-        if not self.times or self.times[-1] != now:
-            self.marked.append(first)
-            self.times.append(now)
-        self.queue.extend(records)
-        if with_text:
-            self.text_seqs = self.text_seqs or []
-            for seq, record in enumerate(records, first):
-                if type(record) is not Metric:
-                    self._count_text(record)
-                    self.text_seqs.append(seq)
-
-    def _count_text(self, record: AnyRecord, sign: int = 1) -> None:
-        if self.count is _NO_TEXTS:
-            self.count = dict(_NO_TEXTS)
-        self.count[type(record)] += sign
-        self.text_cost += sign * (cost_of(record) - METRIC_COST)
-
-    def _uncount_texts(self, records: Iterable[AnyRecord]) -> None:
-        for record in records:
-            if type(record) is not Metric:
-                self._count_text(record, -1)
-
-    def is_full(self, limits: BatchLimits) -> bool:
-        """Whether more records would not fit into the next request anyway."""
-        waiting = len(self.queue)
-        if waiting >= limits.metrics or waiting >= limits.entities:
-            return True
-        return bool(self.text_seqs) and (
-            self.count[Param] >= limits.params
-            or self.count[RunTag] >= limits.tags
-            or self.text_cost >= limits.body_bytes
-        )
-
-    def next_is_barrier(self, limits: BatchLimits) -> bool:
-        """Whether a batch cut now would hold params or tags."""
-        if not self.text_seqs:
-            return False
-        ahead = self.text_seqs[0] - self.head_seq
-        return ahead <= limits.metrics and ahead < limits.entities
-
-    def cut(self, limits: BatchLimits) -> list[AnyRecord]:
-        """The first records of the queue, as many as one request may hold by their number."""
-        if self.text_seqs:
-            records = self._cut_mixed(limits)
-        else:
-            count = min(len(self.queue), limits.metrics, limits.entities)
-            records = take_first(self.queue, count)
-        self.head_seq += len(records)
-        self._forget_marks()
-        return records
-
-    def _cut_mixed(self, limits: BatchLimits) -> list[AnyRecord]:
-        room = {Metric: limits.metrics, Param: limits.params, RunTag: limits.tags}
-        records: list[AnyRecord] = []
-        values: dict[str, str] = {}
-        while self.queue and len(records) < limits.entities:
-            record = self.queue[0]
-            kind = type(record)
-            if not room[kind]:
-                break
-            # Two values of one param in one request: the service would refuse all of it.
-            if (
-                type(record) is Param
-                and values.setdefault(record.key, record.value) != record.value
-            ):
-                break
-            room[kind] -= 1
-            records.append(self.queue.popleft())
-        self._uncount_texts(records)
-        del self.text_seqs[: bisect_left(self.text_seqs, self.head_seq + len(records))]
-        return records
-
-    def _forget_marks(self) -> None:
-        """Keep that of the queue's first record, and those after it."""
-        passed = len(self.marked)
-        if self.queue:
-            passed = bisect_right(self.marked, self.head_seq) - 1
-        del self.marked[:passed]
-        del self.times[:passed]
+            self.queue.put(records, now, with_text=with_text)
 
     def encode(self, records: list[AnyRecord]) -> bytes:
         """The body of a request with *records*, which are in this lane."""
@@ -411,10 +253,10 @@ class Lane:
         """Hold nothing any longer.  Returns what waited here."""
         records = [record for batch, _ in (*self.aside, *self.sealed) for record in batch.records]
         records += [*self.queue, *self.held.values(), *self.tail]
-        for each in (self.queue, self.sealed, self.aside, self.spans, self.spilled, self.tail):
+        for each in (self.sealed, self.aside, self.spans, self.spilled, self.tail):
             each.clear()
         self.held.clear()
-        self._forget_marks()
+        self.queue.reset(self.queue.head_seq)
         return records
 
     def discard(self) -> tuple[list[AnyRecord], list[AnyRecord]]:
@@ -428,16 +270,28 @@ class Lane:
             batch.span.open -= len(batch.records)
         held = list(self.held.values())
         self.spans = [span for span in self.spans if span.open]
-        for each in (self.queue, self.sealed, self.aside, self.tail, self.text_seqs):
+        for each in (self.sealed, self.aside, self.tail, self.spilled):
             each.clear()
-        self.spilled.clear()
         self.held.clear()
-        self._forget_marks()
-        self.count = {Param: 0, RunTag: 0}
-        self.text_cost = 0
+        self.queue.reset(self.next_seq)
         self.has_gap = False
-        self.head_seq = self.discarded_until = self.urgent_until = self.next_seq
+        self.discarded_until = self.urgent_until = self.next_seq
         return here, held
+
+    # In trouble, and out of it
+
+    def recover(self, now: float) -> None:
+        """A batch was delivered: what was put aside is tried again with the others."""
+        self.failures = self.fruitless = 0
+        if self.aside:
+            self.sealed[:0] = [(batch, now) for batch, _ in self.aside]
+            self.aside.clear()
+
+    def hurry(self, now: float) -> None:
+        """Nothing waits out its back-off any longer."""
+        self.failures = 0
+        self.sealed = [(batch, min(not_before, now)) for batch, not_before in self.sealed]
+        self.aside = [(batch, min(not_before, now)) for batch, not_before in self.aside]
 
     # What is on disk only
 
@@ -449,7 +303,7 @@ class Lane:
         if self.spilled:
             first, records = self._spill_tail(journaled_until)
         else:
-            first, records = self._spill_queue(self.head_seq + keep, journaled_until)
+            first, records = self._spill_queue(self.queue.head_seq + keep, journaled_until)
         references = _references(records)
         if max(references, default=0) > _NO_RECEIPT:
             for seq, (record, count) in enumerate(zip(records, references, strict=True), first):
@@ -460,14 +314,9 @@ class Lane:
     def _spill_queue(self, first: int, upto: int) -> tuple[int, list[AnyRecord]]:
         if upto <= first:
             return first, []
-        self.tail = _popped(self.queue, self.next_seq - upto)
-        records = _popped(self.queue, upto - first)
-        del self.text_seqs[bisect_left(self.text_seqs, first) :]
-        kept = bisect_left(self.marked, first)
-        del self.marked[kept:]
-        del self.times[kept:]
-        self._uncount_texts(records)
-        self._uncount_texts(self.tail)
+        records = self.queue.take_from(first)
+        self.tail = records[upto - first :]
+        del records[upto - first :]
         self.spilled = [(first, upto)]
         return first, records
 
@@ -484,7 +333,7 @@ class Lane:
         if not self.spilled or len(self.queue) >= limits.entities:
             return None
         first, last = self.spilled[0]
-        if self.queue and (self.has_gap or first != self.head_seq + len(self.queue)):
+        if self.queue and (self.has_gap or first != self.queue.end_seq):
             return None  # there is a hole: what comes next has its place after the queue's end
         return first, min(last, first + RELOADED)
 
@@ -492,12 +341,12 @@ class Lane:
         """What `next_spilled` named has been read: it waits here again."""
         assert self.spilled[0][0] == first, "records come back in their order"
         if not self.queue:
-            self.head_seq = first
+            self.queue.head_seq = first
         if self.held:
             records = [self.held.pop(seq, record) for seq, record in enumerate(records, first)]
         for record in records:
             record.place = self
-        self._enqueue(records, first, now, with_text=has_text(records))
+        self.queue.put(records, now, with_text=has_text(records))
         self._passed_on_disk(first + len(records), now)
 
     def lose_spilled(self, last: int, now: float) -> list[AnyRecord]:
@@ -507,7 +356,7 @@ class Lane:
         """
         assert not self.queue
         lost = range(self.spilled[0][0], last)
-        self.head_seq = last
+        self.queue.head_seq = last
         self._passed_on_disk(last, now)
         return [self.held.pop(seq) for seq in lost if seq in self.held]
 
@@ -517,30 +366,21 @@ class Lane:
         self.spilled[:1] = [(upto, last)] if upto < last else []
         if not self.spilled and self.tail:
             # What came while the lane was on disk has its turn.
-            self._enqueue(self.tail, upto, now, with_text=has_text(self.tail))
+            self.queue.put(self.tail, now, with_text=has_text(self.tail))
             self.tail = []
 
     # A record's place until it is settled: waiting for it starts here.
 
     def wait(self, record: AnyRecord) -> Generator[Any, None, None]:
-        return self._board().wait(self, record)
+        assert self.waits is not None
+        return self.waits.wait(self, record)
 
     def wait_blocking(self, record: AnyRecord, timeout: float | None) -> None:
-        self._board().wait_blocking(self, record, timeout)
+        assert self.waits is not None
+        self.waits.wait_blocking(self, record, timeout)
 
     def verdict(self, record: AnyRecord) -> None:
         return None
-
-    def _board(self) -> Board:
-        assert self.board is not None
-        return self.board
-
-
-def _popped(queue: deque[AnyRecord], count: int) -> list[AnyRecord]:
-    """The last *count* records of *queue*, which no longer has them."""
-    records = [queue.pop() for _ in range(count)]
-    records.reverse()
-    return records
 
 
 def _references(records: list[AnyRecord]) -> list[int]:

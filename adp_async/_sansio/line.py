@@ -1,9 +1,9 @@
-"""The line in which lanes wait for their turn: in the order in which they become ready.
+"""The line in which lanes wait for their turn, in the order in which they become ready.
 
-Lanes in trouble (the last attempt failed) stand in a line of their own, so that they neither stop
-the others nor are forgotten.  In either line two turns of three at most go to new lanes, of which
-nothing was delivered yet, and to those whose trouble lasts: so a thousand run ids that don't exist
-keep no run waiting that does, nor one that failed once.
+Lanes in trouble (the last attempt failed) have a line of their own, so that they neither hold up
+the others nor are forgotten.  In either line at most two turns of three go to new lanes, which have
+delivered nothing yet, and to those whose trouble lasts: so a thousand run ids that don't exist
+don't hold up a run that does, or one that failed once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from attrs import define, field
 if TYPE_CHECKING:
     from adp_async._sansio.lane import Lane
 
-#: Of so many lanes one is in trouble, when others are ready all the time.
+#: One turn in so many goes to a lane in trouble, while others are always ready.
 SHARE_OF_TROUBLE = 8
 #: After so many failures in a row the trouble of a lane lasts.
 LASTING = 8
-#: So many new lanes, or lanes whose trouble lasts, go one after the other while others are ready.
+#: At most so many new lanes, or lanes whose trouble lasts, go in a row while others are ready.
 MOST_IN_A_ROW = 2
 
 _Entry: TypeAlias = "tuple[float, int, Lane]"
@@ -28,7 +28,7 @@ _Entry: TypeAlias = "tuple[float, int, Lane]"
 
 @define(eq=False, repr=False)
 class Line:
-    """Lanes by the time at which they are ready.  A lane stands in it once, at its last place."""
+    """Lanes by the time at which they are ready.  Each is in it once, at its latest place."""
 
     _proven: list[_Entry] = field(factory=list, init=False)
     _new: list[_Entry] = field(factory=list, init=False)
@@ -37,17 +37,17 @@ class Line:
     _entries: int = field(default=0, init=False)
     #: Healthy lanes taken since the last one in trouble.
     _in_a_row: int = field(default=0, init=False)
-    #: New ones among them since the last other one, and the same of those whose trouble lasts.
+    #: New ones in a row, and lanes whose trouble lasts in a row.
     _new_in_a_row: int = field(default=0, init=False)
     _lasting_in_a_row: int = field(default=0, init=False)
 
     @property
     def length(self) -> int:
-        """Places in it, also those that were given up since."""
+        """The number of entries, including outdated ones."""
         return sum(map(len, (self._proven, self._new, self._troubled, self._lasting)))
 
     def put(self, lane: Lane, ready_at: float | None) -> None:
-        """*lane* is ready at that time; None when it has nothing that may leave."""
+        """*lane* is ready at that time, or has nothing that may leave (None)."""
         lane.ready_at = ready_at
         lane.is_troubled = lane.failures > 0
         self._entries += 1
@@ -66,11 +66,11 @@ class Line:
             entries.clear()
 
     def first_healthy(self) -> float | None:
-        """When the first lane is ready of which no attempt has failed lately."""
+        """When the first lane that is not in trouble is ready."""
         return _earlier(_first(self._proven), _first(self._new))
 
     def first_troubled(self) -> float | None:
-        """The same of those in trouble."""
+        """When the first lane in trouble is ready."""
         return _earlier(_first(self._troubled), _first(self._lasting))
 
     def first(self) -> float | None:
@@ -78,7 +78,7 @@ class Line:
         return _earlier(self.first_healthy(), self.first_troubled())
 
     def take(self, now: float, *, healthy: bool = True, troubled: bool = True) -> Lane | None:
-        """The lane whose turn it is *now*, of those that may have one."""
+        """The lane whose turn it is *now*, or None."""
         entries = self._turn(now, self._proven, self._new, self._new_in_a_row) if healthy else None
         trouble = self._trouble(now) if troubled else None
         if trouble is not None and (entries is None or self._in_a_row >= SHARE_OF_TROUBLE):
@@ -97,14 +97,14 @@ class Line:
     def _turn(
         self, now: float, preferred: list[_Entry], other: list[_Entry], others_in_a_row: int
     ) -> list[_Entry] | None:
-        """Of two lines the one whose first lane is ready and has waited longer."""
+        """Of two lines, the one whose first lane is ready and has waited longer."""
         ready = [each for each in (preferred, other) if _is_ready(each, now)]
         if len(ready) < 2:
             return ready[0] if ready else None
         return preferred if others_in_a_row >= MOST_IN_A_ROW else min(ready, key=_place)
 
     def take_proven(self, now: float) -> Lane | None:
-        """The healthy lane to try when the service may be down: one that it took batches of."""
+        """The healthy lane to try when the service may be down: it has delivered batches before."""
         for entries in (self._proven, self._new):
             if _is_ready(entries, now):
                 return _taken(entries)
@@ -124,7 +124,7 @@ def _place(entries: list[_Entry]) -> tuple[float, int]:
 
 def _first(entries: list[_Entry]) -> float | None:
     while entries and entries[0][2].entry != entries[0][1]:
-        heappop(entries)  # the lane has been given another time since
+        heappop(entries)  # outdated: the lane has got another time since
     return entries[0][0] if entries else None
 
 

@@ -1,4 +1,4 @@
-"""Ids by name, remembered for a while: what had a name may be renamed, deleted or made again."""
+"""Ids by name, remembered for a while, since things may be renamed, deleted or recreated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from attrs import define, field
 
-#: How long a name is believed to mean the same.
+#: How long an id is remembered.
 SECONDS: Final = 300.0
 #: How many are remembered at once.
 AT_MOST: Final = 1000
@@ -14,7 +14,7 @@ AT_MOST: Final = 1000
 
 @define(eq=False)
 class Names:
-    """What each name meant when it was last looked up.
+    """The id of each name when it was last looked up.
 
     >>> names = Names(seconds=300.0)
     >>> names.remember("churn", "1", now=0.0)
@@ -24,7 +24,7 @@ class Names:
 
     seconds: float = SECONDS
     at_most: int = AT_MOST
-    #: Id, and until when it is believed; the oldest first.
+    #: The id, and until when it counts; the oldest first.
     _known: dict[str, tuple[str, float]] = field(factory=dict, init=False)
 
     def find(self, name: str, now: float) -> str | None:
@@ -33,12 +33,12 @@ class Names:
         return found if now < until else None
 
     def remember(self, name: str, found: str, now: float) -> None:
-        """*name* was looked up, and meant *found*."""
+        """*name* was looked up, and has the id *found*."""
         self._known.pop(name, None)
         self._known[name] = (found, now + self.seconds)
         if len(self._known) > self.at_most:
             del self._known[next(iter(self._known))]
 
     def forget(self, name: str) -> None:
-        """*name* seems to mean something else by now."""
+        """*name* seems to have another id by now."""
         self._known.pop(name, None)

@@ -21,7 +21,7 @@ _decoder = msgspec.msgpack.Decoder(list[tuple[Any, ...]])
 
 def pack(records: Sequence[AnyRecord]) -> bytes:
     """*records* as bytes."""
-    if set(map(type, records)) == {Metric}:  # nearly always, and then it need not take long
+    if set(map(type, records)) == {Metric}:  # nearly always, so this is the fast path
         return _encoder.encode(list(map(_METRIC_FIELDS, records)))
     return _encoder.encode(
         [
@@ -62,7 +62,7 @@ def _text(
     raise ValueError(message)
 
 
-#: What `unpack` raises for bytes that `pack` didn't write.  (msgspec's errors are ValueErrors.)
+#: Raised by `unpack` for bytes that `pack` didn't write.  (msgspec's errors are ValueErrors.)
 DAMAGED: Final = (ValueError, RecursionError)
 _INT64: Final = 2**63
 _TEXTS: Final[dict[str, type[Param] | type[RunTag]]] = {"p": Param, "t": RunTag}

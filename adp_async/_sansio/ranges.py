@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """*ranges*, which are sorted, made one where one begins at the other's end.
+    """Sorted *ranges*, with those joined that meet.
 
     >>> joined([(0, 10), (10, 12), (20, 30)])
     [(0, 12), (20, 30)]
@@ -24,7 +24,7 @@ def joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def without(ranges: Sequence[tuple[int, int]], first: int, last: int) -> list[tuple[int, int]]:
-    """*ranges* without what lies between *first* and *last*.
+    """*ranges* without the numbers from *first* to *last*.
 
     >>> without([(0, 10), (12, 20)], 4, 14)
     [(0, 4), (14, 20)]
@@ -44,7 +44,7 @@ def numbers_of(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
 
 
 def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """*numbers*, which are sorted, as ranges.
+    """Sorted *numbers* as ranges.
 
     >>> ranges_of([0, 1, 5])
     [(0, 2), (5, 6)]

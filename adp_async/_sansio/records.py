@@ -1,4 +1,4 @@
-"""Metric, param and tag as they wait; what may become one is the business of `values`.
+"""Metrics, params and tags as they wait; `values` checks what may become one.
 
 A record is one C-allocated struct, and it is its own receipt: *place* says where it is now (its
 lane, and in the end its verdict), and waiting for it is delegated there.  *place* is
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Generator
 
-#: Steps up to here take the short way through ``log_metric``.
+#: Steps up to this take the fast path of ``log_metric``.
 SMALL_STEP: Final = 2**30 - 1
 
 Kind = Literal["metric", "param", "tag"]
@@ -32,7 +32,7 @@ Kind = Literal["metric", "param", "tag"]
 
 @frozen
 class BatchLimits:
-    """What one log-batch request may hold, as data: the service publishes none, these are MLflow's.
+    """Limits of one log-batch request; the service publishes none, these are MLflow's.
 
     *metrics*, *params*, *tags*: records of each kind.  *entities*: all kinds together.
     *body_bytes*: bytes of JSON.  *key_length*, *param_length*, *tag_length*: characters of a key,
@@ -42,7 +42,7 @@ class BatchLimits:
     metrics: int = 1000
     params: int = 100
     tags: int = 100
-    # The service counts the three kinds together as well: 900 + 50 + 51 is refused.
+    # There is a limit on the three kinds together as well: 900 + 50 + 51 is refused.
     entities: int = 1000
     body_bytes: int = 1_000_000
     key_length: int = 250
@@ -64,11 +64,11 @@ class Record(msgspec.Struct, gc=False, omit_defaults=True, eq=False):
     """One metric, param or tag, and the receipt for it.
 
     ``await receipt`` returns when the service has the record and raises `DeliveryError` when it
-    never will; ``receipt.wait(timeout)`` is the same for a thread.  Either sends what waits for
-    the run at once, without linger.
+    never will; ``receipt.wait(timeout)`` is the same for a thread.  Either sends the run's waiting
+    records at once, without linger.
     """
 
-    # *key* and *place* stand in the subclasses: fields of a base come first in a constructor.
+    # *key* and *place* are fields of the subclasses: a base's fields come first in a constructor.
 
     def __await__(self) -> Generator[Any, None, None]:
         return _at(self).wait(self)
@@ -140,7 +140,7 @@ def cost_of(record: AnyRecord) -> int:
 
 
 class Verdict:
-    """The end of a record that was delivered, and the base of the other ends."""
+    """The verdict on a delivered record, and the base of the other verdicts."""
 
     __slots__ = ()
 
@@ -156,14 +156,14 @@ class Verdict:
         return self
 
     def check(self, record: Record) -> None:
-        """Raise what became of *record*, unless it was delivered."""
+        """Raise the error of *record*, unless it was delivered."""
 
     def __repr__(self) -> str:
         return "<delivered>"
 
 
 class GivenUp(Verdict):
-    """The end of a record that was refused, or that nothing will deliver any more."""
+    """The verdict on a record that was refused or given up."""
 
     __slots__ = ("error",)
 
@@ -191,7 +191,7 @@ def _at(record: Any) -> Place:
     for _ in range(_LOOKS):
         if (place := record.place) is not None:
             return place  # type: ignore[no-any-return]
-    raise Closed("no session has taken this record")
+    raise Closed("this record was not accepted by a session")
 
 
 # The body of a log-batch request.
@@ -209,7 +209,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 def has_text(records: Sequence[AnyRecord]) -> bool:
-    """Whether there is a param or a tag among *records*."""
+    """Whether any of *records* is a param or a tag."""
     if len(records) == 1:
         return type(records[0]) is not Metric
     return set(map(type, records)) != {Metric}
@@ -264,7 +264,7 @@ def _spelled(metric: Metric) -> dict[str, object]:
 
 
 def spell(value: float) -> float | str:
-    """*value* as the service spells it: JSON has no NaN and no infinities."""
+    """*value* as the service spells it, since JSON has neither NaN nor infinities."""
     if math.isfinite(value):
         return value
     if math.isnan(value):

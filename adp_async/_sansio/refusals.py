@@ -26,7 +26,8 @@ from adp_async._sansio.lane import Suspect
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adp_async._sansio.lane import Lane, Name, RecordBatch
+    from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.lane import Lane, Name
     from adp_async._sansio.records import AnyRecord
     from adp_async.errors import AdpError
 

@@ -1,9 +1,9 @@
-"""Who answered, and what: a reply when it is the service's, the right error when it is not.
+"""Checks a reply: the service's own is returned, anything else becomes the right error.
 
-The only place in the package that looks at a status.  Between us and the service stand proxies,
-gateways, web filters and login pages, and any of them may answer in its place, with any status.
-So a status alone says nothing: a success is the service's if its body is what the operation
-replies, an error if its body has the service's error code.
+The only place in the package that looks at a status.  Between us and the service there are proxies,
+gateways, web filters and login pages, and any of them may answer in its place, with any status.  So
+a status alone says nothing: a success comes from the service if its body fits the operation, an
+error if its body has the service's error code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CLASSES: Mapping[int, type[ServiceError]] = {
     429: Throttled,
 }
 
-#: A 409 that passes by itself; any other is a verdict.
+#: A 409 that passes by itself; any other is final.
 _PASSING_CONFLICTS = frozenset({"IncorrectState", "LockConflict"})
 
 #: Operations whose documented reply is an empty object.
@@ -95,7 +95,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CODE_CHARACTERS = 100
 _MESSAGE_CHARACTERS = 2_000
 
-#: The beginning of an error of the service whose body was too large to be read to its end.
+#: The beginning of a service error whose body was too large to be read to its end.
 _CUT_ERROR: Final = (
     rb'(?s)\s*\{\s*"(?:error_)?code"\s*:\s*"(?P<code>[\w.-]{1,100})"\s*'
     rb'(?:,\s*"message"\s*:\s*"(?P<message>(?:[^"\\]|\\.)*))?'
@@ -105,12 +105,12 @@ _CUT_ERROR: Final = (
 def read_reply(reply: Reply, operation: str) -> Reply:
     """*reply* when it may be the service's reply to *operation*.
 
-    Raises the `ServiceError` that a status other than 2xx means, and `UnreadableReply` for a 2xx
-    that is a page of markup, or anything but the empty object where the operation replies that.
+    Raises the `ServiceError` for a status other than 2xx, and `UnreadableReply` for a 2xx with a
+    page of markup, or with anything but the empty object where the operation replies that.
     """
     if 200 <= reply.status < 300:
         if not _may_be_of_the_service(reply, operation):
-            size = f"{len(reply.body)} bytes without words" if reply.body else "an empty body"
+            size = f"{len(reply.body)} bytes without text" if reply.body else "an empty body"
             words = first_words(reply.body)
             what = answered(reply, repr(words) if words else size)
             raise unreadable(reply, operation, f"the answer is not the service's: {what}")
@@ -135,14 +135,14 @@ def read_reply(reply: Reply, operation: str) -> Reply:
 
 
 def unreadable(reply: Reply, operation: str, complaint: str) -> UnreadableReply:
-    """The error for a 2xx that is not what *operation* replies."""
+    """The error for a 2xx that is not a reply to *operation*."""
     request_id = reply.request_id
     message = f"{operation or 'a reply'}: {complaint} (opc-request-id {request_id or 'unknown'})"
     return UnreadableReply(message, status=reply.status, request_id=request_id, operation=operation)
 
 
 def answered(reply: Reply, body: str = "") -> str:
-    """What answered: status, content type, and what *body* says of the body."""
+    """What answered: status, content type, and *body*, which describes the body."""
     what = f"{reply.status} {reply.content_type or 'without a content type'}"
     return f"{what}, {body}" if body else what
 
@@ -174,7 +174,7 @@ def _class_of(status: int) -> type[ServiceError]:
 
 
 def _retriable(status: int, code: str) -> bool | None:
-    """The exceptions to what the error's class says; None when it speaks for itself."""
+    """Whether to retry against what the error's class says; None to go by the class."""
     if status == 408:
         return True
     if status == 409:
@@ -183,7 +183,7 @@ def _retriable(status: int, code: str) -> bool | None:
 
 
 def _told(reply: Reply) -> tuple[str, str]:
-    """The code and the message of an error's body, be it the service's, MLflow's or a proxy's."""
+    """Code and message in an error's body: the service's, MLflow's or a proxy's."""
     if reply.status in _REDIRECTS and "location" in reply.headers:
         # Following would replay the signature at another target.
         return "", "redirects are not followed; check the endpoint and the path prefix"
@@ -198,9 +198,9 @@ def _told(reply: Reply) -> tuple[str, str]:
 
 
 def _code_in(body: Mapping[object, object]) -> str:
-    """The service's code or MLflow's; "" when the error is another application's.
+    """The service's code or MLflow's; "" for an error of another application.
 
-    Others have a number there, or its digits.
+    Others have a number there, or digits.
     """
     for code in (body.get("code"), body.get("error_code")):
         if isinstance(code, str) and (shown := printable(code, _CODE_CHARACTERS)):
@@ -209,9 +209,9 @@ def _code_in(body: Mapping[object, object]) -> str:
 
 
 def _told_before_the_cut(body: bytes) -> tuple[str, str] | None:
-    """What a body says that was read up to `ERROR_BODY_BYTES` only.
+    """Code and message in a body that was cut at `ERROR_BODY_BYTES`.
 
-    MLflow's message repeats every param that was changed, old value and new: megabytes.
+    MLflow's message repeats every changed param, old value and new: that can be megabytes.
     """
     if len(body) < ERROR_BODY_BYTES or (found := re.match(_CUT_ERROR, body)) is None:
         return None
@@ -220,7 +220,7 @@ def _told_before_the_cut(body: bytes) -> tuple[str, str] | None:
 
 
 def _unescaped(text: bytes) -> str:
-    """A JSON string without its quotes, up to the last character that is whole."""
+    """A JSON string without its quotes, up to the last complete character."""
     for end in range(len(text), max(-1, len(text) - 12), -1):  # a surrogate pair has 12
         found = as_json(b'"%b"' % text[:end])
         if isinstance(found, str):
@@ -229,7 +229,7 @@ def _unescaped(text: bytes) -> str:
 
 
 def as_json(body: bytes) -> object:
-    """What *body* holds, and None when that is not JSON: a page, half a reply, nothing at all."""
+    """The JSON in *body*; None if it is not JSON: a page, half a reply, nothing at all."""
     try:
         return msgspec.json.decode(body)
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""When to try again, and when to say so: back-off with full jitter, and a Retry-After header."""
+"""When to retry, and when to say so: back-off with full jitter, and a Retry-After header."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from attrs import Attribute, define, field, frozen
 from adp_async._sansio import rules
 from adp_async._sansio.signing import parse_http_date
 
-#: The longest a Retry-After is believed.  The header is kept in full below this.
+#: The longest Retry-After that is obeyed.  A shorter one is obeyed in full.
 LONGEST_RETRY_AFTER = 3600.0
 
-#: A direct call that is being tried again says so this long after its first attempt began.
+#: A direct call that is being retried logs that, so many seconds after its first attempt began.
 TELL_AFTER: Final = 2.0
 
-# `float` takes more than a header may hold: "1_0", "1e3", digits of other scripts.
+# `float` accepts more than a header may hold: "1_0", "1e3", digits of other scripts.
 _SECONDS: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
@@ -39,14 +39,13 @@ _ONE_OR_MORE = {"rule": rules.count}
 
 @frozen(field_transformer=_by_its_rule)
 class RetryPolicy:
-    """How a direct call, and a batch, is tried again.  ValueError if a number makes no sense.
+    """How direct calls and batches are retried.  ValueError for a number that makes no sense.
 
-    *first_backoff*: seconds the first wait is drawn from.  With less than a second, the search for
-    the limit that a 429 tells of begins at one request in that time.  Default 1 s.
+    *first_backoff*: the longest first wait, in seconds.  If it is less than a second, the search
+    for the rate limit after a 429 begins at one request in that time.  Default 1 s.
     *max_backoff*: the ceiling that doubling stops at.  Default 60 s.
-    *max_attempts*: how often a direct call is sent in all when it keeps failing; being throttled
-    doesn't count, only time limits that.  Batches of the logger are tried until the end of the
-    session.  Default 8.
+    *max_attempts*: the most attempts of a direct call; throttled ones don't count, only time
+    limits those.  Batches of the logger are retried until the end of the session.  Default 8.
     """
 
     first_backoff: float = field(default=1.0, metadata=_ABOVE_ZERO)
@@ -69,7 +68,7 @@ class RetryPolicy:
 
 @define(eq=False)
 class RetryNotice:
-    """When one direct call says, once, that it is still being tried again.
+    """When a direct call logs, once, that it is still being retried.
 
     >>> notice = RetryNotice(began=10.0)
     >>> notice.is_due(11.9, in_trouble=True), notice.is_due(12.0, in_trouble=False)
@@ -82,7 +81,7 @@ class RetryNotice:
     _told: bool = field(default=False, init=False)
 
     def is_due(self, now: float, *, in_trouble: bool) -> bool:
-        """Whether to say it now.  *in_trouble*: an attempt has failed, or a 429 holds the call."""
+        """Whether to log it now.  *in_trouble*: an attempt has failed, or a 429 holds the call."""
         if self._told or not in_trouble or now - self.began < TELL_AFTER:
             return False
         self._told = True
@@ -93,7 +92,7 @@ def parse_retry_after(value: str | None, *, date: str | None = None) -> float | 
     """Seconds a ``Retry-After`` asks for, or None when there is none that can be read.
 
     *value* is the header: a number of seconds or an HTTP date.  A date is taken relative to the
-    reply's own ``Date`` header, so that no clock of ours plays a part.
+    reply's own ``Date`` header, so that our clock doesn't matter.
 
     >>> parse_retry_after("7")
     7.0

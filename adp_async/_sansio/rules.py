@@ -1,9 +1,9 @@
-"""What a setting may be: checks of values that anybody may hand in, whatever they are.
+"""Checks of settings, for values of any kind.
 
 Each check returns the plain value (a float, an int, a str, not a subclass) or raises ValueError
 with the rule that is broken, in words that follow the setting's name: "must be ..., not ...".
-Whatever an object's own methods raise meanwhile counts as a broken rule, and its message stays
-unread, since it may quote what must not be shown.
+Anything that an object's own methods raise counts as a broken rule, and its message is ignored,
+since it may quote a secret.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import re
 from numbers import Number
 from typing import Any, Final
 
-__all__ = ["LONGEST", "MOST", "count", "seconds", "shown", "text"]
+__all__ = ["LONGEST", "MOST", "OCID", "count", "require", "seconds", "shown", "text"]
 
-#: The longest duration that can be set: ten years.  Timers and locks overflow beyond 292.
+#: The longest duration that can be set: ten years.  Timers and locks overflow after 292.
 LONGEST: Final = 10 * 365 * 86_400.0
 
-#: The largest count or size that can be set: what SQLite and other C code take.
+#: The largest count or size that can be set: the limit of SQLite and other C code.
 MOST: Final = 2**63 - 1
+
+# Compiled when first used, so that importing takes no time for it.
+OCID: Final = r"(?a)(?=ocid)[\w-]+[.:](?:[\w-]*[.:]){3,}[\w-]+"
 
 _SHOWN: Final = 80
 _PRIVATE: Final = r"(?i)-----BEGIN|PRIVATE KEY|pass_?(?:phrase|word)|secret|:\S*@"
@@ -34,7 +37,7 @@ def shown(value: object) -> str:
     """
     try:
         whole = _repr(value)
-    except Exception:  # a repr that fails, of a subclass that lies about itself
+    except Exception:  # a repr that fails, or a subclass that lies about itself
         return _kind(value)
     if re.search(_PRIVATE, whole):
         return f"{_kind(value)} that may hold a secret"
@@ -47,10 +50,10 @@ def _repr(value: object) -> str:
     if isinstance(value, str):
         return str.__repr__(str.__getitem__(value, slice(1000)))
     if isinstance(value, int) and abs(value) >= 10**_SHOWN:
-        return "a huge int"  # to write it down may take seconds, or be refused
+        return "a huge int"  # writing it out may take seconds, or fail
     if value is None or isinstance(value, Number):
         return str.__str__(repr(value))
-    # Of the rest nobody knows what is in it: a configuration, a key as it was read, an error.
+    # Anything else may hold a secret: a configuration, a key as it was read, an error.
     return _kind(value)
 
 
@@ -59,8 +62,15 @@ def _kind(value: object) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name:.40}"
 
 
+def require(holds: bool, rule: str, value: object) -> None:
+    """Raise ValueError, that *value* must be *rule*, unless it *holds*."""
+    if not holds:
+        message = f"must be {rule}, not {shown(value)}"
+        raise ValueError(message)
+
+
 def seconds(value: Any, *, above: bool = False, most: float = LONGEST) -> float:
-    """A duration from 0 (or *above* it) to *most*, from whatever `float` takes but text.
+    """A duration from 0 (or *above* it) to *most*, from anything `float` accepts except text.
 
     >>> seconds(2)
     2.0
@@ -82,12 +92,12 @@ def _float(value: Any) -> float | None:
         return float.__float__(float(value)) if is_number else None
     except OverflowError:
         return math.inf
-    except Exception:  # not a number, and no matter why
+    except Exception:  # not a number, for whatever reason
         return None
 
 
 def count(value: Any, *, least: int = 1, most: int = MOST) -> int:
-    """A whole number from *least* to *most*, from whatever `operator.index` takes."""
+    """A whole number from *least* to *most*, from anything `operator.index` accepts."""
     number = _int(value)
     if number is None or not least <= number <= most:
         bound = f" and <= {most:,}" if number is not None and number > most else ""
@@ -99,12 +109,12 @@ def count(value: Any, *, least: int = 1, most: int = MOST) -> int:
 def _int(value: Any) -> int | None:
     try:
         return None if _is_bool(value) else int(operator.index(value))
-    except Exception:  # not an int, and no matter why
+    except Exception:  # not an int, for whatever reason
         return None
 
 
 def _is_bool(value: Any) -> bool:
-    # NumPy's and torch's own are no subclasses, and float() takes them.
+    # NumPy's and torch's own bools are not subclasses of bool, and float() accepts them.
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
@@ -117,7 +127,5 @@ def text(value: Any, rule: str, *, pattern: str, most: int) -> str:
     if plain is not None and len(plain) > most:
         message = f"must have at most {most:,} characters, not {len(plain):,}"
         raise ValueError(message)
-    if plain is None or not re.fullmatch(pattern, plain):
-        message = f"must be {rule}, not {shown(value)}"
-        raise ValueError(message)
-    return plain
+    require(plain is not None and bool(re.fullmatch(pattern, plain)), rule, value)
+    return plain or ""

@@ -1,7 +1,7 @@
-"""What is signed, by which clock, and what may stand in a header.
+"""What is signed, by which clock, and what a header may contain.
 
-The signature itself is the work of the signers of ``oci`` (`adp_async.auth`); here is the value
-they read and write, with everything that has to be right before they see it:
+The signers of ``oci`` (`adp_async.auth`) compute the signature; here is the value they read and
+write, with everything that has to be right before they see it:
 
 - the path and query are those of `yarl.URL(..., encoded=True)`, the very object that is sent;
 - header names are lower case, and ``content-length`` is there (with a body of bytes the signers
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 #: The methods whose body is signed, even an empty one.  That of a DELETE is not.
 BODY_METHODS: Final = frozenset({"POST", "PUT", "PATCH"})
 
-# The service allows 5 minutes.  A minute of that is left to the reply's own way here.
+# The service allows 5 minutes.  One of them is for the time the reply takes to get here.
 SKEW_TOLERANCE: Final = 240.0
 
-#: The furthest our clock is believed to be off.  Whoever answers a 401 says what time it is, and a
-#: signature of a day far ahead could be kept and used then.
+#: The largest error of our clock that is corrected.  Whatever answers a 401 can claim any time, and
+#: a signature dated far ahead could be kept and used then.
 LARGEST_SKEW: Final = 86_400.0
 
 #: Dates have 29 characters; what is much longer isn't one.
@@ -43,12 +43,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]+")
 _RETRY_TOKEN = re.compile(r"[\x21-\x7e]{1,64}")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-# A tab may stand in a header; a lone surrogate cannot be sent.
+# A header may contain a tab; a lone surrogate cannot be sent.
 _NOT_IN_A_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
 class Signable(msgspec.Struct, eq=False):
-    """One request as a signer of ``oci`` takes it: it reads everything and writes *headers*."""
+    """One request for a signer of ``oci``, which reads everything and writes *headers*."""
 
     method: str
     url: str
@@ -64,9 +64,10 @@ class Signable(msgspec.Struct, eq=False):
         body = request.body
         if request.method in BODY_METHODS:
             body = body or b""
-            headers["content-length"] = str(len(body))
+            size = len(body) if request.stream is None else request.stream.size
+            headers["content-length"] = str(size)
             headers.setdefault("content-type", "application/json")
-        # A request that was signed before is signed anew, not handed on with the old signature.
+        # A request that was signed before gets a new signature.
         headers.pop("authorization", None)
         return cls(request.method, request.url, _path_url(request.url), headers, body)
 
@@ -108,18 +109,18 @@ def parse_http_date(value: str | None) -> float | None:
         return None
     try:
         date = parsedate_to_datetime(value)
-        # Without a zone it would be taken for ours.
+        # Without a zone, our own would be assumed.
         return None if date.tzinfo is None else date.timestamp()
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError):
-        return None  # the parser of dates has more than one way to fail
+        return None  # the parser of dates fails in several ways
 
 
 def corrected_skew(skew: float, *, now: float, server_date: str | None) -> float | None:
     """The skew to sign with from now on, or None when the one in use is good enough.
 
     *skew* is what has been added to our clock so far, *now* is our clock, *server_date* the
-    ``Date`` of the reply that said 401.  Nothing is corrected within `SKEW_TOLERANCE`: the
-    service would have taken that date, so the reason is another.  Nor by more than `LARGEST_SKEW`.
+    ``Date`` of the 401 reply.  Nothing is corrected within `SKEW_TOLERANCE`: the service would have
+    accepted that date, so the reason is another.  Nor by more than `LARGEST_SKEW`.
 
     >>> corrected_skew(0.0, now=1388956300.0, server_date="Sun, 05 Jan 2014 21:31:40 GMT")
     1200.0
@@ -133,13 +134,13 @@ def corrected_skew(skew: float, *, now: float, server_date: str | None) -> float
 
 
 def problem_of_header(name: object, value: object) -> str:
-    """What keeps this header from being sent, without showing its value; "" for nothing.
+    """Why this header cannot be sent, without showing its value; "" if it can.
 
     >>> problem_of_header("x-token", "abc\\n")
     "the header 'x-token' holds a line end or another control character"
     """
     if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-        return "a header has a name that is not one"
+        return "a header has an invalid name"
     if not isinstance(value, str):
         return f"the header {name[:80]!r} is {type(value).__name__} instead of str"
     if _NOT_IN_A_HEADER.search(value):
@@ -163,7 +164,7 @@ def check_principal(value: str) -> str:
     """*value* if it can be a ``dh-user-principal``, else ValueError."""
     plain = str.__str__(value) if issubclass(type(value), str) else ""
     if not plain or _CONTROL_CHARACTER.search(plain) or not is_unicode(plain):
-        rule = "text without control characters is needed"
+        rule = "must be text without control characters"
         raise ValueError(f"dh-user-principal: {rule}, not {shown(value)}")
     return plain
 

@@ -1,7 +1,7 @@
-"""Texts from outside, made fit for a terminal, a log and an error: printable, short, no values.
+"""Makes texts from outside fit for a terminal, a log or an error: printable, short, no values.
 
 A service's message may repeat what was logged, an intermediary's page may repeat the request, and
-either may hold escape sequences.  Whatever is shown of them goes through here.
+either may hold escape sequences.  Everything that is shown of them goes through here.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: Patterns are compiled when they are first needed, which is when something has gone wrong: all of
-#: them take as long as a tenth of our import.
+#: Patterns are compiled at their first use, when something has gone wrong: all of them would add a
+#: tenth to the time of our import.
 _pattern = cache(re.compile)
 
-#: What stands where a value stood.
+#: What replaces a value.
 HIDDEN: Final = "..."
 
-#: As much of a body as is looked at for its first words.
+#: How much of a body is searched for its first words.
 _PAGE_BYTES: Final = 16 * 1024
 
-#: As much of a message as is looked at: a hundred params and their old values can be megabytes.
+#: How much of a message is searched: a hundred params and their old values can be megabytes.
 _MESSAGE_CHARACTERS: Final = 16 * 1024
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """*text* in one line of at most *limit* characters, all of which a terminal shows as they are.
+    """*text* in one line of at most *limit* characters, all harmless to a terminal.
 
     Controls, escapes, line breaks, bidirectional and invisible format characters, lone surrogates
-    and what Unicode has not assigned become spaces, and runs of spaces one.
+    and what Unicode has not assigned become spaces, and a run of spaces becomes one.
 
     >>> printable("run\\x1b[31m 7\\u202e\\r\\nINFO forged")
     'run [31m 7 INFO forged'
@@ -44,7 +44,7 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 def first_words(body: bytes, limit: int = 200) -> str:
-    """What a person would read first in *body*: without markup, values and unprintable characters.
+    """The first words of *body*, without markup, values and unprintable characters.
 
     >>> first_words(b"<html><head><title>Sign in</title><style>p {}</style></head><p>Who is it?")
     'Sign in Who is it?'
@@ -52,7 +52,7 @@ def first_words(body: bytes, limit: int = 200) -> str:
     text = body[:_PAGE_BYTES].decode("utf-8", errors="replace")
     if "<" in text:
         text = _without_markup(text)
-    # What is looked for values is short: a value that is cut is taken to go on to the end.
+    # Only a short text is searched for values: one that is cut extends to the end.
     return printable(without_values(" ".join(text.split())[: 8 * limit]), limit)
 
 
@@ -133,9 +133,9 @@ _read_json_at = json.JSONDecoder().raw_decode
 
 
 def without_values(text: str) -> str:
-    """*text*, a message of the service, with ``...`` for what was logged, where that can be told.
+    """*text*, a message of the service, with ``...`` in place of logged values.
 
-    Keys, indices and rules stay.
+    Keys, indices and rules are kept.
 
     >>> without_values("Params were already logged='[{'key': 'lr', 'old_value': '1'}]'.")
     "Params were already logged='[{'key': 'lr', 'old_value': ...}]'."

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from adp_async._sansio.arguments import checked, query_texts
-from adp_async._sansio.codec import camel_case, wire_name
 from adp_async._sansio.endpoints import API_VERSION, Scope
 from adp_async._sansio.values import valid_name
+from adp_async._sansio.wire_names import camel_case, wire_name
 from adp_async.errors import ConfigurationError, shown
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ class Placed(NamedTuple):
 
 
 def place(endpoint: Endpoint, arguments: Mapping[str, object]) -> Placed:
-    """Sort a method's arguments into path, query and body; what is None was not given.
+    """Sort a method's arguments into path, query and body; None means not given.
 
-    They are checked on the way: TypeError or ValueError names the argument that can't be sent.
+    TypeError or ValueError names an argument that can't be sent.
 
-    Which is which follows from the row: names that occur in the path go there, and the rest is
-    the query of a GET and the body of a POST.
+    The row decides: names that occur in the path go there, and the others are the query of a GET
+    or the body of a POST.
 
     >>> from adp_async._sansio.endpoints import Endpoint
     >>> place(Endpoint("GET", "things/{thingId}"), {"thing_id": "7", "limit": 5, "page": None})
@@ -51,7 +51,7 @@ def place(endpoint: Endpoint, arguments: Mapping[str, object]) -> Placed:
         try:
             value = None if given is None else checked(endpoint.operation, name, given)
         except (TypeError, ValueError) as error:
-            # It is the caller's mistake: the way we found it is of no interest.
+            # It is the caller's mistake: where we found it doesn't matter.
             raise error.with_traceback(None)  # noqa: B904 - the same error
         if value is None:
             continue
@@ -94,7 +94,7 @@ def url_of(
 
 @lru_cache(maxsize=16)
 def _root(base_url: str, platform_id: str, workspace: str | None) -> str:
-    """What all URLs of a workspace have in common, or those of the platform itself."""
+    """The common beginning of all URLs of a workspace, or of the platform itself."""
     scope = f"aiDataPlatforms/{_quoted_part('platform_id', platform_id)}"
     if workspace is not None:
         scope += f"/workspaces/{_quoted_part('workspace', workspace)}"

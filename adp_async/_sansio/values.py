@@ -1,8 +1,8 @@
-"""What callers hand in, made plain: run ids, keys, numbers, texts and mappings.
+"""Makes callers' arguments plain: run ids, keys, numbers, texts and mappings.
 
 Each function returns what goes on the wire, as plain ``str``, ``float`` and ``int``, so that
-nothing fails later, or raises an error that names the culprit and the rule.  What a foreign object
-raises when it is asked for its number or its text is not passed on: it may hold the value.
+nothing fails later, or raises an error that names the culprit and the rule.  Errors that
+a foreign object raises are not passed on: they may hold the value.
 """
 
 from __future__ import annotations
@@ -58,28 +58,28 @@ Metrics: TypeAlias = SupportsItems[str, MetricValue] | Labelled[MetricValue]
 Texts: TypeAlias = SupportsItems[str, object] | Labelled[object]
 
 #: MLflow's run ids are 32 characters, and so is the longest the service's specification allows.
-#: Another service may be more generous; nobody means a run by a megabyte of text.
+#: Another service may allow more, but a megabyte of text is never a run id.
 RUN_ID_LENGTH: Final = 256
-#: Keys that are known to be good; beyond that many a key is checked at every call.
+#: How many valid keys are remembered; others are checked at every call.
 KNOWN_KEYS: Final = 10_000
 _INT64: Final = 2**63
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-#: Also what breaks a line, or turns its direction, where a run id is shown.
+#: Includes characters that break a line, or turn its direction, where a run id is shown.
 _UNSHOWABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
 
 
-# Text.  `issubclass(type(...), str)`, since `isinstance` believes what an object says of itself;
-# `str.__str__`, since a subclass may give itself for its text (Django's SafeString), or the name
-# of an enum's member for its value.
+# Text.  `issubclass(type(...), str)`, since `isinstance` trusts what an object says of itself;
+# `str.__str__`, since str() of a subclass may return the subclass (Django's SafeString), or the
+# name of an enum's member instead of its value.
 
 
 def valid_run_id(run_id: object) -> str:
     """*run_id* as a plain str; anything that can't be a run's id is a ValueError."""
     if not issubclass(type(run_id), str):
-        hint = "; give its .hex, or str() of it" if type_name(run_id) == "UUID" else ""
+        hint = "; pass its .hex, or str() of it" if type_name(run_id) == "UUID" else ""
         raise ValueError(f"a run id is a str, not {type_name(run_id)}{hint}")
     plain = str.__str__(run_id)
     rule = ""
@@ -104,7 +104,7 @@ def valid_key(
     limits: BatchLimits,
     known: dict[str, str] | None = None,
 ) -> str:
-    """*key* as a plain str that the service can take; *known* are those that were good before."""
+    """*key* as a plain str that the service can take; *known* holds keys that were valid before."""
     plain: object = key
     rule = ""
     if not issubclass(type(key), str):
@@ -130,13 +130,12 @@ def valid_key(
 
 def valid_text(value: object, *, kind: Kind, key: str, run_id: str, limits: BatchLimits) -> str:
     """*value* of a param or tag, written with ``str``."""
-    text = value if type(value) is str else _asked(str, value)
+    text = value if type(value) is str else text_of(value)
     rule = ""
     longest = limits.param_length if kind == "param" else limits.tag_length
     if text is None:
         rule = f"str() failed on a value of type {type_name(value)}"
     else:
-        text = str.__str__(text)
         if len(text) > longest:
             rule = f"a {kind}'s value has at most {longest} characters, this one has {len(text)}"
         elif not is_unicode(text):
@@ -144,6 +143,12 @@ def valid_text(value: object, *, kind: Kind, key: str, run_id: str, limits: Batc
     if rule:
         raise InvalidRecord(run_id=run_id, kind=kind, key=key, rule=rule)
     return text  # type: ignore[return-value]
+
+
+def text_of(value: object) -> str | None:
+    """*value* written with ``str``; None where that raises."""
+    text = _asked(str, value)
+    return None if text is None else str.__str__(text)
 
 
 def valid_name(name: object, what: str) -> str | None:
@@ -204,7 +209,7 @@ def valid_int64(number: object, *, what: str, key: str, run_id: str) -> int:
 
 
 def number_of(value: object) -> float | None:
-    """*value* as ``float()`` reads it; None where that is no number."""
+    """*value* as ``float()`` reads it; None if it is not a number."""
     return _asked(_float_of, value)
 
 
@@ -216,7 +221,7 @@ def whole_of(value: object) -> int | None:
 def scalar_of(value: object) -> object:
     """The one element of an array or a tensor; any other *value* as it is.
 
-    ``float()`` takes the element of ``numpy.array([0.5])`` as well, but with a warning.
+    ``float()`` accepts ``numpy.array([0.5])`` as well, but with a warning.
     """
     kind = type(value)
     if kind is int or kind is float or issubclass(kind, (float, int, str)):
@@ -231,7 +236,7 @@ def _has_item(value: object) -> bool:
 
 def _element_of(array: Any) -> tuple[object]:
     mask = getattr(array, "mask", False)
-    is_masked = not callable(mask) and bool(mask)  # then what lies below is no value
+    is_masked = not callable(mask) and bool(mask)  # then the data under the mask is not a value
     return (None,) if is_masked else (array.item(),)
 
 
@@ -249,8 +254,8 @@ def _float_of(value: Any) -> float | None:
     if not hasattr(kind, "__float__"):
         return float(value)
     if hasattr(kind, "__complex__") and hasattr(kind, "item"):
-        return None  # NumPy's complex numbers lose a part of them here, with a warning
-    # Not by `float`, which warns when the answer is of a subclass.
+        return None  # float() drops a part of NumPy's complex numbers, with a warning
+    # Not `float()`, which warns when the result is of a subclass.
     return float.__float__(kind.__float__(value))
 
 
@@ -264,13 +269,13 @@ def _whole(value: Any) -> int | None:
     if number != number:
         return None
     if not -_INT64 <= number < _INT64:
-        return _INT64  # and Decimal("1e999999999") is not written out
+        return _INT64  # Decimal("1e999999999") is never written out
     whole = int.__int__(type(number).__int__(number))
     return whole if whole == number else None
 
 
 def _asked(question: Callable[[Any], T], value: object) -> T | None:
-    """What *question* makes of *value*, or None where that raises, as foreign code may anything."""
+    """*question* of *value*, or None if that raises: foreign code may raise anything."""
     try:
         return question(value)
     except Exception:
@@ -281,16 +286,16 @@ def _asked(question: Callable[[Any], T], value: object) -> T | None:
 
 
 def pairs_of(mapping: object, what: str, *, instead: str = "") -> list[tuple[object, object]]:
-    """What ``mapping.items()`` gives; *what* takes it, and *instead* takes one pair.
+    """The pairs of ``mapping.items()``.  *what* is who takes it, *instead* who takes one pair.
 
     Raises TypeError for anything else.
     """
     kind = type_name(mapping)
     items = _asked(_items_of, mapping)
     if items is None:
-        hint = f"; for a single one there is {instead}" if instead else ""
+        hint = f"; use {instead} for a single one" if instead else ""
         if kind.endswith("Namespace"):
-            hint = "; give vars() of it"
+            hint = "; pass vars() of it"
         raise TypeError(f"{what} takes a mapping of keys to values, not {kind}{hint}")
     pairs = _asked(_listed, items)
     if pairs is None:
@@ -298,7 +303,9 @@ def pairs_of(mapping: object, what: str, *, instead: str = "") -> list[tuple[obj
     for pair in pairs:
         if type(pair) is not tuple or len(pair) != 2:
             found = type_name(pair)
-            raise TypeError(f"{what} takes a mapping, and items() of this {kind} gave a {found}")
+            raise TypeError(
+                f"{what} takes a mapping, and items() of this {kind} returned a {found}"
+            )
     return pairs  # type: ignore[return-value]
 
 

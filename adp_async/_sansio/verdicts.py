@@ -1,8 +1,8 @@
-"""What a failed log-batch means for the batch: another try, a smaller one, or the end.
+"""What a failed log-batch means for the batch: retry it, make it smaller, or give up.
 
-Only the service's own verdict on the records themselves ends their wait: a 400, 409 or 422 with
-its error code.  Credentials come back, networks come back, a platform that answers 404 comes back,
-and so does whatever a login page, a proxy or a web filter stands in the way of.
+Only the service's own verdict on the records gives them up: a 400, 409 or 422 with its error code.
+Credentials come back, networks come back, a platform that answers 404 comes back, and so does a
+service that a login page, a proxy or a web filter hides.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Action(enum.Enum):
     """What to do with the batch."""
 
     DELIVERED = "the service has it"
-    WAIT_TURN = "throttled: again when the hold that all calls share is over"
-    BACK_OFF = "no verdict: again after a back-off"
-    HOLD = "credentials, the platform, or not the service: again after a back-off; tell a person"
-    RENEW_TOKEN = "the retry token is spent: again under a new one"  # noqa: S105
-    HALVE = "too large; for a single record a verdict only with the service's code"
+    WAIT_TURN = "throttled: retry when the hold that all calls share is over"
+    BACK_OFF = "no verdict: retry after a back-off"
+    HOLD = "credentials, the platform, or not the service: retry after a back-off, and warn"
+    RENEW_TOKEN = "the retry token is spent: retry with a new one"  # noqa: S105
+    HALVE = "too large; for a single record, final only with the service's code"
     SPLIT = "refused: find the bad records"
-    GIVE_UP = "the run is gone, or there is none: no record of the batch can be delivered"
+    GIVE_UP = "the run is deleted or does not exist: no record of the batch can be delivered"
 
 
 def action_for(error: AdpError) -> Action:
@@ -64,7 +64,7 @@ def is_about_the_run(error: NotFound, run_id: str) -> bool:
 
     OCI says ``NotAuthorizedOrNotFound`` for whatever these credentials can't see; what code the
     service gives for a run that doesn't exist is not published.  MLflow's code is clear, and so
-    is a message that names the run.  Without a code it is not the service that answers.
+    is a message that names the run.  Without a code, the service did not answer.
     """
     if error.code in ("", "NotAuthorizedOrNotFound"):
         return False

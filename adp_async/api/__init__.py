@@ -2,5 +2,11 @@
 
 A session has one of each: ``session.runs``, ``.experiments``, ``.registered_models``,
 ``.model_versions``, ``.logged_models``, ``.deployments``.  ``python -m adp_async.api`` prints
-which method is which operation.
+a table of methods and operations.
+
+`ENDPOINTS` is the table of all operations, for ``session.call``.
 """
+
+from adp_async._sansio.endpoints import ENDPOINTS
+
+__all__ = ["ENDPOINTS"]

@@ -49,7 +49,8 @@ class Row:
 
 def rows() -> Iterator[Row]:
     for family, class_ in FAMILIES.items():
-        for name, function in vars(class_).items():
+        methods = {name: each for kind in class_.__mro__ for name, each in vars(kind).items()}
+        for name, function in methods.items():
             told = _OPERATION.search(inspect.getdoc(function) or "")
             if told and not name.startswith("_"):
                 yield Row(told[1], told[2], told[3], f"{family}.{name}")

@@ -1,7 +1,7 @@
-"""What the families of operations share: the caller, one way to call, one way to page.
+"""What the families of operations share: the caller, and how they call and page.
 
-A family's method is one call of `Family.call` (or `Family.listing`) with a row of
-`adp_async._sansio.endpoints`, the type of the reply, and its arguments by name; the row says
+A family's method is one call of `Family._call` (or `Family._listing`) with a row of
+`adp_async._sansio.endpoints`, the type of the reply, and its arguments by name; the row decides
 which argument goes where.
 """
 
@@ -26,13 +26,13 @@ PageType = TypeVar("PageType", bound="Page[object]")
 
 
 class CallOptions(TypedDict, total=False):
-    """What every operation takes besides its own arguments.
+    """Options of every operation, besides its own arguments.
 
-    *retry_token*: 1 to 64 characters that make a repeated create one and the same; made up where
-    the operation takes one and none is given.  *request_id*: the ``opc-request-id`` to send
-    (letters, digits, ``_`` and ``-``).  *principal*: sent as ``dh-user-principal``.  *timeout*:
-    seconds for the whole call with its retries.  *on_reply*: called with the reply, for its
-    ``request_id``, ``etag`` and headers; a call of several pages calls it for each.
+    *retry_token*: 1 to 64 characters under which the service applies a repeated request once;
+    generated where the operation takes one and none is given.  *request_id*: the ``opc-request-id``
+    to send (letters, digits, ``_`` and ``-``).  *principal*: sent as ``dh-user-principal``.
+    *timeout*: seconds for the whole call with its retries.  *on_reply*: called with the reply, for
+    its ``request_id``, ``etag`` and headers; a call of several pages calls it for each.
     """
 
     retry_token: str
@@ -42,42 +42,31 @@ class CallOptions(TypedDict, total=False):
     on_reply: Callable[[Reply], object]
 
 
+class CallArguments(CallOptions, total=False):
+    """Keywords of `Session.call`: the operation's arguments, and options.
+
+    *path* and *query* go into the URL, quoted; *body* is JSON, or bytes as they are.
+    """
+
+    path: Mapping[str, str]
+    query: Mapping[str, object]
+    body: object
+
+
 class Caller(Protocol):
-    """Whoever signs and sends: the session, or a test's stand-in."""
+    """Signs and sends requests: a session, or a test's replacement."""
 
     @overload
     async def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: type[T],
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: type[T], **given: Unpack[CallArguments]
     ) -> T: ...
 
     @overload
     async def call(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        returning: None = None,
-        **options: Unpack[CallOptions],
+        self, endpoint: Endpoint, *, returning: None = None, **given: Unpack[CallArguments]
     ) -> object: ...
 
-    async def fetch(
-        self,
-        endpoint: Endpoint,
-        *,
-        path: Mapping[str, str] = ...,
-        query: Mapping[str, object] = ...,
-        body: object = ...,
-        **options: Unpack[CallOptions],
-    ) -> Reply:
+    async def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """The reply itself, checked for errors and not decoded."""
         ...
 
@@ -95,8 +84,8 @@ class Page(Protocol[ItemOut]):
 class Listing(Generic[Item, PageType]):
     """Everything an operation finds, page by page: ``async for item in listing``.
 
-    Nothing is asked for until the first item is; a page is fetched when the one before it is
-    used up.  Every ``async for`` starts anew.
+    Nothing is requested before the first item; a page is fetched when the one before it is used
+    up.  Every ``async for`` starts again.
     """
 
     __slots__ = ("_fetch", "_start")
@@ -113,7 +102,7 @@ class Listing(Generic[Item, PageType]):
                 yield item  # type: ignore[misc]
 
     async def pages(self) -> AsyncIterator[PageType]:
-        """The pages themselves, with ``items``, ``next_page_token`` and what else they carry."""
+        """The pages themselves, with ``items``, ``next_page_token`` and their other fields."""
         token, more = self._start, True
         while more:
             page = await self._fetch(token)
@@ -124,8 +113,8 @@ class Listing(Generic[Item, PageType]):
 class BlockingListing(Generic[Item, PageType]):
     """Everything an operation finds, page by page: ``for item in listing``.
 
-    Nothing is asked for until the first item is; a page is fetched, in the calling thread, when
-    the one before it is used up.  Every ``for`` starts anew, and may end early.
+    Nothing is requested before the first item; a page is fetched, in the calling thread, when the
+    one before it is used up.  Every ``for`` starts again, and may end early.
     """
 
     __slots__ = ("_listing", "_wait")
@@ -143,9 +132,9 @@ class BlockingListing(Generic[Item, PageType]):
             yield from page.items  # type: ignore[misc]
 
     def pages(self) -> Iterator[PageType]:
-        """The pages themselves, with ``items``, ``next_page_token`` and what else they carry."""
-        # One coroutine a page, in place of the asynchronous generator, which would have to be
-        # closed on the event loop by whoever leaves early.
+        """The pages themselves, with ``items``, ``next_page_token`` and their other fields."""
+        # One coroutine a page: an asynchronous generator that is left early would have to be
+        # closed on the event loop.
         token, more = self._listing._start, True
         while more:
             page = self._wait(self._listing._fetch(token))
@@ -155,7 +144,7 @@ class BlockingListing(Generic[Item, PageType]):
 
 def _next(token: str | None, following: str | None) -> tuple[bool, str | None]:
     if following and following == token:
-        message = "the service gave the same page token twice: this listing would never end"
+        message = "the service returned the same page token twice: this listing would never end"
         raise UnreadableReply(message)
     return bool(following), following
 
@@ -190,7 +179,7 @@ class Family:
         )
 
     async def _do(self, endpoint: Endpoint, options: CallOptions, /, **arguments: object) -> None:
-        """An operation whose reply says nothing."""
+        """An operation with an empty reply."""
         placed = place(endpoint, arguments)
         await self._caller.call(
             endpoint, path=placed.path, query=placed.query, body=placed.body, **options
@@ -211,11 +200,11 @@ class Family:
         def fetch(token: str | None) -> Awaitable[PageType]:
             return self._call(endpoint, page_type, options, **arguments, page_token=token)
 
-        # A wrong argument is heard of at the call, not at the first page.
+        # Report a wrong argument at the call, not at the first page.
         place(endpoint, {**arguments, "page_token": page_token})
         return Listing(fetch, page_token)
 
 
 def keys(delete_tags: Sequence[str]) -> list[dict[str, str]]:
-    """The keys of tags to delete as the wire has them."""
+    """The keys of tags to delete, as they are sent."""
     return [{"key": key} for key in checked_texts(delete_tags, "delete_tags")]

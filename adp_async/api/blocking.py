@@ -1,6 +1,6 @@
 """The families for code without an event loop: each method waits for its asynchronous twin.
 
-A line here is one method; parameters, result and docstring are those of the family it names.
+Each line is one method, with the parameters, result and docstring of the asynchronous one.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Item = TypeVar("Item")
 FamilyType = TypeVar("FamilyType", bound=Family)
+FamilyOut = TypeVar("FamilyOut", bound=Family, covariant=True)
 PageType = TypeVar("PageType", bound="Page[object]")
 
 
 class Waiting(Protocol):
-    """Whoever can wait for the asynchronous session: the blocking one."""
+    """Waits for the asynchronous session: a blocking session."""
 
     def call(self, doing: Awaitable[T], /) -> T: ...
 
 
-class BlockingFamily(Generic[FamilyType]):
+class BlockingFamily(Generic[FamilyOut]):
     """The operations of one kind of thing; a blocking session has one of each family."""
 
     __slots__ = ("_family", "_session")
 
-    def __init__(self, family: FamilyType, session: Waiting) -> None:
+    def __init__(self, family: FamilyOut, session: Waiting) -> None:
         self._family = family
         self._session = session
 
@@ -53,21 +54,21 @@ class BlockingFamily(Generic[FamilyType]):
 def waits(
     method: Callable[Concatenate[FamilyType, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[BlockingFamily[FamilyType], P], T]:
-    """*method* as a plain call, which returns when the reply is there."""
+    """*method* as a plain call, which returns when the reply has come."""
 
     @wraps(method)
     def waiting(self: BlockingFamily[FamilyType], /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return self._session.call(method(self._family, *args, **kwargs))
         except Exception as error:
-            # The way to the other thread is of no interest to whoever reads the traceback.
+            # The way to the other thread would only clutter the traceback.
             raise error.with_traceback(_within(method, error.__traceback__))  # noqa: B904 - the same
 
     return waiting
 
 
 def _within(method: object, traceback: TracebackType | None) -> TracebackType | None:
-    """The part of *traceback* from the frame of *method* on; None when it did not come so far."""
+    """The part of *traceback* from the frame of *method* on; None if it is not in it."""
     code = getattr(method, "__code__", None)
     while traceback is not None and traceback.tb_frame.f_code is not code:
         traceback = traceback.tb_next

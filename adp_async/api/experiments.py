@@ -32,7 +32,7 @@ class Experiments(Family):
         tags: Sequence[ExperimentTag] = (),
         **options: Unpack[CallOptions],
     ) -> str:
-        """Create an experiment and return its id; a name that is taken is an error.
+        """Create an experiment and return its id; a name that exists already is an error.
 
         Operation: create_experiment, POST .../mlflow/experiments/create
         """
@@ -47,7 +47,7 @@ class Experiments(Family):
         return reply.experiment_id
 
     async def get(self, experiment_id: str, **options: Unpack[CallOptions]) -> Experiment:
-        """The experiment with this id, also when it is deleted.
+        """The experiment with this id, even if it is deleted.
 
         Operation: get_experiment_by_id, GET .../mlflow/experiments/get
         """
@@ -57,7 +57,7 @@ class Experiments(Family):
         return reply.experiment
 
     async def get_by_name(self, experiment_name: str, **options: Unpack[CallOptions]) -> Experiment:
-        """The experiment with this name; `NotFound` when there is none.
+        """The experiment with this name, or `NotFound`.
 
         Operation: get_experiment_by_name, GET .../mlflow/experiments/get-by-name
         """
@@ -122,7 +122,7 @@ class Experiments(Family):
         """All experiments that match: ``async for experiment in ...``.
 
         *filter_string* as in MLflow: ``name LIKE 'digits%'``.  *max_results* is the size of a
-        page, not a bound of the whole.
+        page, not a limit on all of them.
 
         Operation: list_experiments, POST .../mlflow/experiments/search
         """

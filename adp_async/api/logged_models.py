@@ -1,4 +1,4 @@
-"""Logged models: what runs wrote, registered or not."""
+"""Logged models: models that runs wrote, registered or not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LoggedModels(Family):
     ) -> Listing[LoggedModel, LoggedModelPage]:
         """All logged models that match: ``async for model in ...``.
 
-        *max_results* is the size of a page, not a bound of the whole.
+        *max_results* is the size of a page, not a limit on all of them.
 
         Operation: list_logged_models, POST .../mlflow/logged-models/search
         """

@@ -1,4 +1,4 @@
-"""Model versions: what a registered model was, and is, made from."""
+"""Model versions: the versions of registered models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ModelVersions(Family):
         tags: Sequence[ModelVersionTag] = (),
         **options: Unpack[CallOptions],
     ) -> ModelVersion:
-        """As `create`, asked of the workspace, which is where the run and its artifacts are.
+        """As `create`, in the workspace, where the run and its artifacts are.
 
         Operation: create_workspace_model_version, POST .../mlflow/model-versions/create
         """
@@ -130,7 +130,7 @@ class ModelVersions(Family):
         """All model versions that match: ``async for version in ...``.
 
         *filter_string* as in MLflow: ``name = 'digits'``.  *max_results* is the size of a page,
-        not a bound of the whole.
+        not a limit on all of them.
 
         Operation: list_model_versions, GET .../mlflow/model-versions/search
         """
@@ -154,7 +154,7 @@ class ModelVersions(Family):
     ) -> ModelVersion:
         """Move a version to a stage: ``"Staging"``, ``"Production"``, ``"Archived"``, ``"None"``.
 
-        With *archive_existing_versions* the versions that are in that stage leave it.
+        With *archive_existing_versions*, versions that are in that stage are archived.
 
         Operation: transition_model_version_stage, POST .../mlflow/model-versions/transition-stage
         """

@@ -1,4 +1,4 @@
-"""Registered models: the platform's registry, its tags, and who may do what."""
+"""Registered models: the platform's registry, its tags, and permissions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RegisteredModels(Family):
         deployment_job_id: str | None = None,
         **options: Unpack[CallOptions],
     ) -> RegisteredModel:
-        """Register a model by name; a name that is taken is an error.
+        """Register a model by name; a name that exists already is an error.
 
         Operation: create_registered_model, POST .../mlflow/registered-models/create
         """
@@ -77,7 +77,7 @@ class RegisteredModels(Family):
         deployment_job_id: str | None = None,
         **options: Unpack[CallOptions],
     ) -> RegisteredModel:
-        """Change a model's description or deployment job; what isn't given stays.
+        """Change a model's description or deployment job; what is not given stays as it is.
 
         Operation: update_registered_model, POST .../mlflow/registered-models/update
         """
@@ -94,7 +94,7 @@ class RegisteredModels(Family):
     async def rename(
         self, name: str, *, new_name: str | None = None, **options: Unpack[CallOptions]
     ) -> RegisteredModel:
-        """Give a model another name.
+        """Rename a model.
 
         Operation: rename_registered_model, POST .../mlflow/registered-models/rename
         """
@@ -127,7 +127,7 @@ class RegisteredModels(Family):
         """All registered models that match: ``async for model in ...``.
 
         *filter_string* as in MLflow: ``name LIKE 'digits%'``.  *max_results* is the size of a
-        page, not a bound of the whole.
+        page, not a limit on all of them.
 
         Operation: list_registered_models, GET .../mlflow/registered-models/search
         """
@@ -189,7 +189,7 @@ class RegisteredModels(Family):
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[RegisteredModelPermission, PermissionPage]:
-        """Who may do what with a model, whose key is ``catalog.schema.model``.
+        """The permissions on a model, whose key is ``catalog.schema.model``.
 
         *limit* is the size of a page.  By default the newest ``timeCreated`` come first, and
         ``displayName`` from A to Z.
@@ -213,7 +213,7 @@ class RegisteredModels(Family):
             page = decode(reply.body, PermissionPage, reply=reply, operation=endpoint.operation)
             return evolve(page, next_page_token=reply.headers.get("opc-next-page"))
 
-        place(endpoint, {**arguments, "page": page_token})  # a wrong argument is heard of here
+        place(endpoint, {**arguments, "page": page_token})  # report a wrong argument here
         return Listing(fetch, page_token)
 
     async def manage_permission(

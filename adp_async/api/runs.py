@@ -1,4 +1,4 @@
-"""Runs: their lives, what is logged into them, and what they left behind."""
+"""Runs: their status, what is logged into them, and their artifacts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Runs(Family):
         run_name: str | None = None,
         **options: Unpack[CallOptions],
     ) -> RunInfo:
-        """Change a run's status, end (Unix milliseconds) or name; what isn't given stays.
+        """Change a run's status, end (Unix milliseconds) or name; the rest stays as it is.
 
         Operation: update_experiment_run, POST .../mlflow/runs/update
         """
@@ -127,7 +127,7 @@ class Runs(Family):
         """All runs that match: ``async for run in session.runs.search(...)``.
 
         *filter_string* as in MLflow: ``metrics.loss < 0.1 and tags.team = 'vision'``.
-        *max_results* is the size of a page, not a bound of the whole.
+        *max_results* is the size of a page, not a limit on all of them.
 
         Operation: list_experiment_runs, POST .../mlflow/runs/search
         """
@@ -202,7 +202,7 @@ class Runs(Family):
         await self._do(endpoints.LOG_PARAM, options, run_id=run_id, key=key, value=value)
 
     async def log_model(self, run_id: str, model_json: str, **options: Unpack[CallOptions]) -> None:
-        """Note that the run wrote a model; *model_json* is the content of its ``MLmodel`` file.
+        """Record that the run wrote a model; *model_json* is the content of its ``MLmodel`` file.
 
         Operation: log_experiment_run_model, POST .../mlflow/runs/log-model
         """
@@ -215,7 +215,7 @@ class Runs(Family):
         dataset_inputs: Sequence[DatasetInput] = (),
         **options: Unpack[CallOptions],
     ) -> None:
-        """Note which datasets the run reads.
+        """Record which datasets the run reads.
 
         Operation: log_experiment_run_inputs, POST .../mlflow/runs/log-inputs
         """
@@ -231,7 +231,7 @@ class Runs(Family):
         await self._do(endpoints.SET_RUN_TAG, options, run_id=run_id, key=key, value=value)
 
     async def delete_tag(self, run_id: str, key: str, **options: Unpack[CallOptions]) -> None:
-        """Delete one tag; one that isn't there is a `NotFound`.
+        """Delete one tag; `NotFound` if the run doesn't have it.
 
         Operation: delete_experiment_run_tag, POST .../mlflow/runs/delete-tag
         """
@@ -268,7 +268,7 @@ class Runs(Family):
     ) -> Listing[Metric, MetricPage]:
         """Every value ever logged of one metric: ``async for point in ...``.
 
-        *max_results* is the size of a page, not a bound of the whole.
+        *max_results* is the size of a page, not a limit on all of them.
 
         Operation: get_experiment_run_metric_history, GET .../mlflow/metrics/get-history
         """

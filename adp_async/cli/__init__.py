@@ -1,7 +1,6 @@
 """The command line: ``adp-async demo | serve | sync | doctor``.
 
-Here are the commands and their options; what they do is in the module of that name, imported
-when it is asked for.
+Each command is a module of that name, imported when the command is run.
 """
 
 import io
@@ -16,7 +15,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """The entry point ``adp-async``."""
-    # A terminal that has no braille, nor the sign of micro, is no reason to fail.
+    # Don't fail on a terminal that cannot show braille or the micro sign.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -69,7 +69,7 @@ class _Background:
         await asyncio.wait([self._task])
 
     def stop(self) -> None:
-        """Put the platform away, also one that is still starting."""
+        """Stop the platform, even if it is still starting."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._task.cancel)
             self._thread.join()
@@ -78,7 +78,7 @@ class _Background:
 
 
 class _Start:
-    """Says what the platform does while it starts: a spinner, or a line a phase without one."""
+    """Shows what the platform does while it starts: a spinner, or a line for each phase."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""The commands and their options, each a thin door to the module that does it."""
+"""The commands and their options; each calls the module of its name."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import adp_async
-from adp_async.cli.mistakes import check_exclusive, in_one_line
+from adp_async.cli.mistakes import check_exclusive, errors_in_one_line
 
 app = typer.Typer(
     help="Experiment tracking on Oracle AI Data Platform.",
@@ -40,16 +40,16 @@ Directory = Annotated[
     Path | None,
     typer.Option(
         file_okay=False,
-        help="Where database, key and artifacts are kept (default: temporary).",
+        help="The folder for database, key and artifacts (default: temporary).",
     ),
 ]
 Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")
+    int, typer.Option(min=0, max=65535, help="The port to listen on; 0 picks a free one.")
 ]
 
 
 @app.command("demo")
-@in_one_line
+@errors_in_one_line
 def demo_command(
     points: Annotated[
         int, typer.Option(min=1, help="Train until at least this many metric points are logged.")
@@ -58,14 +58,14 @@ def demo_command(
         float | None, typer.Option(min=0.0, help="Train for this long instead.")
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the platform up afterwards, until Ctrl-C.")
+        bool, typer.Option("--keep", help="Keep the platform running afterwards, until Ctrl-C.")
     ] = False,
     directory: Directory = None,
     port: Port = 0,
 ) -> None:
-    """Train a classifier on a platform of this machine and check every point that arrived.
+    """Train a classifier on a local platform and check every point that arrived.
 
-    Needs no account: signed requests go through a local gateway into a real MLflow.
+    Needs no account: signed requests go through a local gateway to a real MLflow.
     """
     from adp_async.cli.demo import Bounds, run_demo
 
@@ -74,7 +74,7 @@ def demo_command(
 
 
 @app.command("serve")
-@in_one_line
+@errors_in_one_line
 def serve_command(
     port: Port = 0,
     directory: Directory = None,
@@ -89,41 +89,41 @@ def serve_command(
         ),
     ] = True,
 ) -> None:
-    """Keep a whole platform up on this machine, until Ctrl-C."""
+    """Run a whole platform on this machine, until Ctrl-C."""
     from adp_async.cli.serve import serve
 
     serve(port=port, directory=directory, quota=quota, mlflow=mlflow)
 
 
 @app.command("doctor")
-@in_one_line
+@errors_in_one_line
 def doctor_command(
     platform_id: Annotated[
-        str | None, typer.Option(help="In place of AIDP_INSTANCE_ID: the platform's OCID.")
+        str | None, typer.Option(help="Overrides AIDP_INSTANCE_ID: the platform's OCID.")
     ] = None,
     workspace: Annotated[
-        str | None, typer.Option(help="In place of AIDP_WORKSPACE: the workspace's key.")
+        str | None, typer.Option(help="Overrides AIDP_WORKSPACE: the workspace's key.")
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="In place of AIDP_ENDPOINT: the base URL.")
+        str | None, typer.Option(help="Overrides AIDP_ENDPOINT: the base URL.")
     ] = None,
     region: Annotated[
-        str | None, typer.Option(help="In place of OCI_REGION, such as us-ashburn-1.")
+        str | None, typer.Option(help="Overrides OCI_REGION, such as us-ashburn-1.")
     ] = None,
     auth: Annotated[
-        str | None, typer.Option(help="In place of OCI_CLI_AUTH, such as api_key.")
+        str | None, typer.Option(help="Overrides OCI_CLI_AUTH, such as api_key.")
     ] = None,
     config_file: Annotated[
-        Path | None, typer.Option(help="In place of OCI_CONFIG_FILE: OCI's config file.")
+        Path | None, typer.Option(help="Overrides OCI_CONFIG_FILE: OCI's config file.")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="In place of OCI_CLI_PROFILE: the profile in it.")
+        str | None, typer.Option(help="Overrides OCI_CLI_PROFILE: the profile in it.")
     ] = None,
 ) -> None:
     """Check settings, credentials, network and clock, one after the other."""
-    from adp_async.cli.doctor import Given, run_doctor
+    from adp_async.cli.doctor import CommandLine, run_doctor
 
-    given = Given(
+    given = CommandLine(
         platform_id=platform_id,
         workspace=workspace,
         endpoint=endpoint,
@@ -136,11 +136,11 @@ def doctor_command(
 
 
 @app.command("sync")
-@in_one_line
+@errors_in_one_line
 def sync_command(
     path: Annotated[
         Path | None,
-        typer.Argument(help="A spool or a folder of them, in place of the usual one."),
+        typer.Argument(help="A spool, or a folder of them (default: the usual one)."),
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="List the spools and rejected records.")
@@ -151,7 +151,7 @@ def sync_command(
     ] = None,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Also send records that the service refused once more."),
+        typer.Option("--again", help="Also send refused records once more."),
     ] = False,
     to_recorded_endpoint: Annotated[
         bool,
@@ -169,23 +169,23 @@ def sync_command(
         typer.Option(min=0.0, help="Stop after this many seconds; the rest stays on disk."),
     ] = None,
     auth: Annotated[
-        str | None, typer.Option(help="In place of OCI_CLI_AUTH, such as api_key.")
+        str | None, typer.Option(help="Overrides OCI_CLI_AUTH, such as api_key.")
     ] = None,
     config_file: Annotated[
-        Path | None, typer.Option(help="In place of OCI_CONFIG_FILE: OCI's config file.")
+        Path | None, typer.Option(help="Overrides OCI_CONFIG_FILE: OCI's config file.")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="In place of OCI_CLI_PROFILE: the profile in it.")
+        str | None, typer.Option(help="Overrides OCI_CLI_PROFILE: the profile in it.")
     ] = None,
 ) -> None:
     """Deliver the records that dead processes left on disk.
 
-    The spools of the usual folder go where they came from. A PATH is delivered only when it came
-    from the endpoint, platform and workspace of the settings. Records that the service refused
-    stay until they are sent --again, or discarded.
+    Spools of the usual folder are delivered to where they came from. A PATH is delivered only if
+    it came from the endpoint, platform and workspace of the settings. Records that the service
+    refused are kept until they are sent --again or discarded.
     """
     from adp_async.cli import spools, sync
-    from adp_async.cli.doctor import Given
+    from adp_async.cli.doctor import CommandLine
 
     check_exclusive(list=show, export=export is not None, discard=discard, again=again)
     if show:
@@ -194,6 +194,6 @@ def sync_command(
         raise typer.Exit(spools.export(path, export))
     if discard:
         raise typer.Exit(spools.discard(path, is_sure=yes))
-    given = Given(auth=auth, config_file=config_file, profile=profile)
+    given = CommandLine(auth=auth, config_file=config_file, profile=profile)
     wish = sync.Wish(path, again=again, anywhere=to_recorded_endpoint, timeout=timeout)
     raise typer.Exit(sync.sync(wish, given))

@@ -1,4 +1,4 @@
-"""``adp-async demo``: a real training run on a platform of this machine, and its proof.
+"""``adp-async demo``: a real training run on a local platform, and its proof.
 
 The classifier is trained in the main thread through `adp_async.blocking`, as a training script
 would; then everything is read back from the server and compared with what was logged.
@@ -40,13 +40,13 @@ __all__ = ["Bounds", "Ledger", "ServerRun", "differences", "run_demo"]
 
 EXPERIMENT = "digits"
 TAGS = {"adp_async.version": __version__, "purpose": "demo"}
-#: Differences that are named before the rest is only counted.
+#: How many differences are listed; the others are counted.
 NAMED = 5
 
 
 @frozen
 class Bounds:
-    """How much is trained: until *points* are logged, or for *seconds* if those are given."""
+    """How long to train: until *points* are logged, or for *seconds* if given."""
 
     points: int = 20_000
     seconds: float | None = None
@@ -55,14 +55,14 @@ class Bounds:
         return points >= self.points if self.seconds is None else seconds >= self.seconds
 
     def share(self, points: int, seconds: float) -> float:
-        """How far it is, from 0 to 1."""
+        """The progress, from 0 to 1."""
         done = points / self.points if self.seconds is None else seconds / (self.seconds or 1.0)
         return min(1.0, done)
 
 
 @define
 class Ledger:
-    """What was logged, kept apart from the library, and how long the calls took."""
+    """What was logged, recorded independently of the library, and how long the calls took."""
 
     points: dict[str, list[tuple[int, float]]] = field(factory=dict)
     calls: int = 0
@@ -101,13 +101,13 @@ class ServerRun:
 
 @frozen
 class Result:
-    """What a training run left behind."""
+    """The outcome of a training run."""
 
     run_id: str
     experiment_id: str
     stats: Stats
     epochs: int
-    #: Seconds of the training loop, and until the server had everything.
+    #: Seconds that the training loop took, and then until the server had everything.
     training_seconds: float
     delivery_seconds: float
 
@@ -151,7 +151,7 @@ def _session(platform: LocalPlatform) -> blocking.Session:
         platform.workspace,
         endpoint=platform.endpoint,
         auth=ApiKey(platform.config_file, platform.profile),
-        # With the platform goes what is journaled for it.
+        # The spool is for this platform only, and goes with it.
         spool=platform.directory / "spool",
     )
 
@@ -209,7 +209,7 @@ def _flush(console: Console, run: blocking.Run) -> None:
     try:
         run.flush()
     except DeliveryError as error:
-        # The comparison with the server will name what is missing.
+        # The comparison with the server will report what is missing.
         console.print(Text.assemble(("refused: ", "red"), printable(str(error), 2000)))
 
 
@@ -268,7 +268,7 @@ def _read_back(console: Console, session: blocking.Session, run_id: str) -> Serv
 
 
 def differences(ledger: Ledger, params: Mapping[str, object], found: ServerRun) -> list[str]:
-    """What the server has otherwise than it was logged, a line each; empty when all is equal."""
+    """The differences between the server and what was logged, a line each."""
     wrong = []
     for key in sorted(ledger.points.keys() | found.points.keys()):
         wrong += _point_differences(key, ledger.points.get(key, []), found.points.get(key, []))
@@ -355,7 +355,7 @@ def _table(training: Training, ledger: Ledger, result: Result) -> Table:
         ),
         ("log_metric calls", f"{ledger.calls:,}", f"{len(ledger.points)} metrics"),
         ("cost of a call", f"{median(ledger.costs):.2f} µs", f"{share:.1%} of the training"),
-        ("log-batch requests", f"{stats.requests:,}", f"{stats.retries:,} tried again"),
+        ("log-batch requests", f"{stats.requests:,}", f"{stats.retries:,} retried"),
         ("records a request", f"{stats.delivered / max(1, stats.requests):,.0f}", "1,000 at most"),
         ("delivered", f"{stats.delivered:,}", "points and params"),
         ("rejected", f"{sum(stats.rejected.values()):,}", ""),

@@ -1,7 +1,7 @@
-"""``adp-async doctor``: what stands between this machine and the service, step by step.
+"""``adp-async doctor``: checks everything between this machine and the service, step by step.
 
-Each step is said as soon as it is known: what is right, what is wrong, and the fix.  Names and
-places are shown, never what is in a key, a token or a passphrase.
+Each finding is shown at once: what is right, what is wrong, and the fix.  Names and places are
+shown, never the content of a key, a token or a passphrase.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ import adp_async
 from adp_async import RetryPolicy, Session
 from adp_async._io.spool_file import SpoolError, check_folder, default_spool_folder
 from adp_async._io.transport import AiohttpTransport
+from adp_async._knobs import absolute_folder, found_in, variables_of
+from adp_async._oci_config import read_profile
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import parse_http_date
 from adp_async._sansio.texts import printable
-from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from, read_profile
+from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -45,17 +47,17 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
-from adp_async.settings import Settings, absolute_folder, found_in, variables_of
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-__all__ = ["Finding", "Given", "examine", "run_doctor"]
+__all__ = ["CommandLine", "Finding", "examine", "run_doctor"]
 
 State = Literal["ok", "warning", "wrong", "skipped"]
 
-#: The service refuses a signature whose date is further off than 5 minutes.
+#: The service refuses a signature whose date is off by more than 5 minutes.
 CLOCK_WORTH_SAYING: Final = 60.0
 CALL_TIMEOUT: Final = 20.0
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -70,8 +72,8 @@ _SIGNS: Final[dict[State, tuple[str, str]]] = {
 
 
 @frozen
-class Given:
-    """What stood on the command line; None is what didn't."""
+class CommandLine:
+    """The options of the command line; None for those not given."""
 
     platform_id: str | None = None
     workspace: str | None = None
@@ -82,7 +84,7 @@ class Given:
     profile: str | None = None
 
     def arguments(self) -> dict[str, object]:
-        """The arguments of a `Session` that they mean."""
+        """The corresponding arguments of a `Session`."""
         names = ("platform_id", "workspace", "endpoint", "region", "auth")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -95,7 +97,7 @@ class Given:
             return auth
         if isinstance(auth, ApiKey | SessionToken | DelegationToken):
             return attrs.evolve(auth, **chosen)
-        message = f"auth: {auth.mode} reads no config file; leave --config-file and --profile out"
+        message = f"auth: {auth.mode} does not read a config file; omit --config-file and --profile"
         raise ConfigurationError(message)
 
 
@@ -109,12 +111,12 @@ class Finding:
     fix: str = ""
 
 
-def run_doctor(given: Given) -> int:
+def run_doctor(given: CommandLine) -> int:
     """Examine and print; the exit code, 1 if anything is wrong."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 1000  # lines that a program reads are not folded
-    # What the library would warn of is one of the findings.
+        console.width = 1000  # don't wrap lines for programs
+    # The library's warnings would repeat the findings.
     logging.getLogger("adp_async").addHandler(logging.NullHandler())
     return asyncio.run(_print_all(console, examine(given)))
 
@@ -147,8 +149,8 @@ def _print(console: Console, finding: Finding) -> None:
 # The steps ---------------------------------------------------------------------------------------
 
 
-async def examine(given: Given) -> AsyncIterator[Finding]:
-    """All steps in turn; those that need what an earlier one couldn't find are skipped."""
+async def examine(given: CommandLine) -> AsyncIterator[Finding]:
+    """All steps in turn, without those that depend on a failed one."""
     yield Finding("version", "ok", f"adp_async {adp_async.__version__}")
     problems = list(_problems(given))
     for problem in problems:
@@ -165,8 +167,8 @@ async def examine(given: Given) -> AsyncIterator[Finding]:
         yield finding
 
 
-async def _outside(given: Given, settings: Settings) -> AsyncIterator[Finding]:
-    """What takes key files, the network and the service."""
+async def _outside(given: CommandLine, settings: Settings) -> AsyncIterator[Finding]:
+    """The steps that need key files, the network and the service."""
     for finding in _files(settings.auth):
         yield finding
     try:
@@ -182,7 +184,7 @@ async def _outside(given: Given, settings: Settings) -> AsyncIterator[Finding]:
     yield await _service(given, settings)
 
 
-def _problems(given: Given) -> Iterator[str]:
+def _problems(given: CommandLine) -> Iterator[str]:
     """Every setting that is wrong, not only the first."""
     try:
         given.authentication()
@@ -201,8 +203,8 @@ def _problems(given: Given) -> Iterator[str]:
             yield str(error)
 
 
-def _sources(settings: Settings, given: Given) -> Iterator[Finding]:
-    """Where each setting comes from; of the knobs only those that somebody has set."""
+def _sources(settings: Settings, given: CommandLine) -> Iterator[Finding]:
+    """Where each setting comes from; of the knobs only those that are set."""
     if settings.workspace is None:
         fix = "Set AIDP_WORKSPACE; without it only operations of the whole platform work."
         yield Finding("workspace", "warning", "none", fix)
@@ -214,7 +216,7 @@ def _sources(settings: Settings, given: Given) -> Iterator[Finding]:
             yield Finding(knob.name, "ok", f"{getattr(settings, knob.name)}  ({source})")
 
 
-def _source(knob: attrs.Attribute[object], given: Given) -> str:
+def _source(knob: attrs.Attribute[object], given: CommandLine) -> str:
     if knob.name in given.arguments():
         return f"--{knob.name.replace('_', '-')}"
     variable = found_in(os.environ, knob)
@@ -224,12 +226,12 @@ def _source(knob: attrs.Attribute[object], given: Given) -> str:
 def _spool(settings: Settings) -> Finding:
     """Whether records can be journaled."""
     if settings.spool is False:
-        return Finding("spool", "warning", "off: what a killed process held is lost")
+        return Finding("spool", "warning", "off: a killed process loses its undelivered records")
     try:
         named = settings.spool
         folder = default_spool_folder() if isinstance(named, bool) else absolute_folder(named)
     except SpoolError as error:
-        fix = "Until then records are only in memory: what a killed process held is lost."
+        fix = "Until then records are only in memory: a killed process loses them."
         return Finding("spool", "warning", str(error), fix)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,7 +241,7 @@ def _spool(settings: Settings) -> Finding:
     except SpoolError as error:
         return Finding("spool", "wrong", str(error))
     except OSError as error:
-        fix = "Make it writable, set ADP_ASYNC_SPOOL to another folder, or to off."
+        fix = "Make it writable, or set ADP_ASYNC_SPOOL to another folder or to off."
         return Finding("spool", "wrong", f"{folder} cannot be written: {error.strerror}", fix)
     told = f"{folder}, {free / 2**30:.1f} GiB free"
     if free < settings.spool_limit:
@@ -249,14 +251,14 @@ def _spool(settings: Settings) -> Finding:
 
 
 def _files(auth: Auth) -> Iterator[Finding]:
-    """The profile, and whether others can read what it names."""
+    """The profile, and whether other users can read its files."""
     if not isinstance(auth, ApiKey | SessionToken):
         return
     try:
         profile = read_profile(auth.config_file, auth.profile)
         doubts = auth.doubts() if isinstance(auth, ApiKey) else ""
     except ConfigurationError:
-        return  # loading the credentials will say so, unless they don't need the file
+        return  # loading the credentials reports it, if they need the file
     if doubts:
         yield Finding("config file", "warning", doubts)
     else:
@@ -266,7 +268,7 @@ def _files(auth: Auth) -> Iterator[Finding]:
             file = profile.path(key, "")
             is_open = file.stat().st_mode & _OTHERS
         except (ConfigurationError, OSError):
-            continue  # not named, or not there: as above
+            continue  # not named, or missing: as above
         if is_open:
             told = f"{file} is readable by other users of this machine"
             yield Finding(key, "warning", told, f"chmod 600 {file}")
@@ -285,8 +287,8 @@ def _network(address: str) -> Finding:
     parts = urlsplit(address)
     host = parts.hostname or ""
     if getproxies().get(parts.scheme) and not proxy_bypass(host):
-        # The address of a proxy may hold a password.
-        return Finding("network", "ok", "through the proxy that the environment names")
+        # The URL of a proxy may contain a password.
+        return Finding("network", "ok", "through the proxy set in the environment")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         with socket.create_connection((host, port), timeout=10.0) as connection:
@@ -302,16 +304,16 @@ def _network(address: str) -> Finding:
 
 
 async def _clock(settings: Settings) -> Finding:
-    """How far the clock is off; any reply tells, so this one isn't even signed."""
+    """The error of the local clock; any reply tells, so the request isn't even signed."""
     try:
         road = AiohttpTransport(timeout=CALL_TIMEOUT, ca_bundle=settings.ca_bundle)
         async with road as transport:
             reply = await transport.send(Request("GET", f"{settings.base_url}/"))
     except AdpError as error:
-        return Finding("clock", "skipped", f"not compared: no reply to go by ({_sentence(error)})")
+        return Finding("clock", "skipped", f"not compared: no reply ({_sentence(error)})")
     date = parse_http_date(reply.headers.get("date"))
     if date is None:
-        return Finding("clock", "skipped", "not compared: the reply has no date that can be read")
+        return Finding("clock", "skipped", "not compared: the reply has no readable date")
     behind = date - time.time()
     if abs(behind) < CLOCK_WORTH_SAYING:
         return Finding("clock", "ok", "in sync with the service")
@@ -320,7 +322,7 @@ async def _clock(settings: Settings) -> Finding:
     return Finding("clock", "warning", told, fix)
 
 
-async def _service(given: Given, settings: Settings) -> Finding:
+async def _service(given: CommandLine, settings: Settings) -> Finding:
     """A signed call that changes nothing."""
     scope = f"workspace {settings.workspace}" if settings.workspace else "platform"
     try:
@@ -328,14 +330,16 @@ async def _service(given: Given, settings: Settings) -> Finding:
     except Throttled:
         return Finding("service", "warning", "accepted the signature, but throttles (429)")
     except ServiceFault as error:
-        state: State = "wrong" if error.retriable else "warning"  # 501: it never will know this
+        state: State = (
+            "wrong" if error.retriable else "warning"
+        )  # 501: the operation is not supported
         return Finding("service", state, _sentence(error), _fix(error))
     except AdpError as error:
         return Finding("service", "wrong", _sentence(error), _fix(error))
     return Finding("service", "ok", f"answered a signed search in the {scope}")
 
 
-async def _search(given: Given, settings: Settings) -> None:
+async def _search(given: CommandLine, settings: Settings) -> None:
     known = {"auth": settings.auth, "spool": False, "recover": False}
     arguments: dict[str, Any] = {**given.arguments(), **known}
     async with Session(**arguments, retry=RetryPolicy(max_attempts=2)) as session:
@@ -357,11 +361,11 @@ def _fix(error: AdpError) -> str:
 _FIXES: Final[dict[type[AdpError], str]] = {
     NotAuthenticated: "Compare user, tenancy and fingerprint of the profile with the API keys of "
     "that user in OCI's console; a session token may have to be renewed.",
-    NotFound: "Check platform and workspace. OCI also says this when a policy is missing that "
-    "lets this user see them.",
+    NotFound: "Check platform and workspace. OCI also says this when a policy that lets this "
+    "user see them is missing.",
     Forbidden: "A policy must allow this user to use the platform.",
     ConnectionFailed: "See the network above; for TLS, whether a proxy shows its own certificate.",
-    RequestTimeout: "The endpoint takes connections and doesn't answer: is it the service's?",
-    UnreadableReply: "Something answers there that is not the service: check the endpoint.",
+    RequestTimeout: "The endpoint accepts connections but doesn't answer: is it the service's?",
+    UnreadableReply: "Something other than the service answers: check the endpoint.",
     ServiceFault: "The signature was accepted. Oracle's support asks for the request id.",
 }

@@ -1,4 +1,4 @@
-"""What a person can do wrong ends in one line on standard error, never in a traceback."""
+"""A user's mistakes end in one line on standard error, not in a traceback."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-__all__ = ["Terminated", "check_exclusive", "in_one_line"]
+__all__ = ["Terminated", "check_exclusive", "errors_in_one_line"]
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: everything it started is put away."""
+    """SIGTERM, which ends a command as Ctrl-C does, and stops everything it started."""
 
 
-def in_one_line(command: Callable[P, None]) -> Callable[P, None]:
+def errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     """*command* with an error shown in one line, and exit code 1; 130 or 143 at signals."""
 
     @functools.wraps(command)
@@ -64,7 +64,7 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 
 def check_exclusive(**chosen: bool) -> None:
-    """Raise unless at most one thing is asked for."""
+    """Raise if more than one option is chosen."""
     names = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
     if len(names) > 1:
         raise AdpError(f"{' and '.join(names)} cannot be combined")

@@ -40,8 +40,8 @@ class Line:
 class Plot:
     """Lines over a common x axis, on a logarithmic y axis where all values are above zero.
 
-    Of the points that fall into one column of dots the mean is drawn; points that are not finite
-    are left out.  Stars take the place of braille where the output cannot carry it.
+    Points in one column of dots are drawn as their mean; points that are not finite are left out.
+    Stars replace braille where the output cannot encode it.
     """
 
     lines: Sequence[Line]
@@ -143,7 +143,7 @@ class _Canvas:
         return math.log10(value) if self.is_log else value
 
     def marks(self) -> dict[int, str]:
-        """What stands at the y axis, by row."""
+        """The labels of the y axis, by row."""
         low, high = self.y_range
         values = _round_numbers(low, high) if self.is_log else []
         if len(values) < 2:

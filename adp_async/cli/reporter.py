@@ -1,4 +1,4 @@
-"""How far a delivery is: as lines, or as a bar on a terminal."""
+"""The progress of a delivery: as lines, or as a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_LINES: Final = 5.0
 
 @frozen
 class Outcome:
-    """What became of one spool."""
+    """The outcome for one spool."""
 
     delivered: int = 0
     rejected: int = 0
@@ -34,7 +34,7 @@ class Outcome:
 
 @define(eq=False)
 class Reporter:
-    """Says how far it is, as lines."""
+    """Shows the progress as lines."""
 
     console: Console
     delivered: int = field(default=0, init=False)
@@ -59,7 +59,7 @@ class Reporter:
 
     @contextmanager
     def spool(self, orphan: Orphan) -> Iterator[Callable[[Recovery], None]]:
-        """For one spool: what to call with its progress."""
+        """A callback for the progress of one spool."""
         name, total = short_name(orphan.spool.path), orphan.records
         last = Outcome()
         self.begin(name, total)
@@ -91,7 +91,7 @@ class Reporter:
 
 @define(eq=False)
 class BarReporter(Reporter):
-    """Says how far it is, as a bar."""
+    """Shows the progress as a bar."""
 
     _progress: Progress = field(init=False)
     _task: Any = field(default=None, init=False)
@@ -121,7 +121,7 @@ class BarReporter(Reporter):
 
 
 class _Told(logging.Handler):
-    """What the library warns of has its place among what is said."""
+    """Puts the library's warnings among the lines of progress."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)

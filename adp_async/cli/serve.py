@@ -1,4 +1,4 @@
-"""``adp-async serve``: the local platform, up until Ctrl-C."""
+"""``adp-async serve``: runs the local platform until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["environment", "python_lines", "serve", "wait_for_the_end"]
 def serve(
     *, port: int = 0, directory: Path | None = None, quota: float | None = None, mlflow: bool = True
 ) -> None:
-    """Keep a platform up, show how to reach it, and stop at Ctrl-C or SIGTERM."""
+    """Run a platform, show how to reach it, and stop at Ctrl-C or SIGTERM."""
     console = Console(highlight=False)
     with running_platform(console, directory=directory, port=port, mlflow=mlflow) as platform:
         if quota is not None:
@@ -63,7 +63,7 @@ def _facts(platform: LocalPlatform) -> dict[str, str]:
         "platform": platform.platform_id,
         "workspace": platform.workspace,
         "config file": f"{platform.config_file}, profile {platform.profile}",
-        "MLflow's page": platform.mlflow_url or "none: started without MLflow",
+        "MLflow's page": platform.mlflow_url or "not available: started without MLflow",
     }
 
 
@@ -85,7 +85,7 @@ def python_lines(platform: LocalPlatform) -> list[str]:
 
 
 def environment(platform: LocalPlatform) -> dict[str, str]:
-    """The variables that lead a session without arguments to *platform*."""
+    """The variables with which a session without arguments uses *platform*."""
     return {
         "AIDP_ENDPOINT": platform.endpoint,
         "AIDP_INSTANCE_ID": platform.platform_id,
@@ -96,6 +96,6 @@ def environment(platform: LocalPlatform) -> dict[str, str]:
 
 
 def _print_as_it_is(console: Console, lines: list[str]) -> None:
-    # Lines to copy: not wrapped, and nothing in them is markup.
+    # Lines to copy: without wrapping and markup.
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)

@@ -1,6 +1,6 @@
-"""What lies on disk, by hand: the spools shown, exported and discarded.
+"""Shows, exports and discards spools.
 
-A spool that a running process has open is its own business, and left alone.
+A spool that a running process has open is left alone.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from adp_async._io.spool_file import (
     find_spools,
     remove,
 )
+from adp_async._knobs import absolute_folder
 from adp_async._sansio.records import KINDS, Metric, spell
 from adp_async._sansio.texts import printable
 from adp_async.errors import ConfigurationError
-from adp_async.settings import absolute_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from adp_async._io.spool import RunRow
+    from adp_async._io.spool_report import RunRow
     from adp_async._sansio.records import AnyRecord
 
 __all__ = [
@@ -63,13 +63,13 @@ _NAME = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-\d+-(\d+)-[0-9a-f]+\
 
 
 def spools_at(path: Path | None) -> list[Path]:
-    """The spools that are meant: one file, those of a folder, or those of the usual one."""
+    """The spools to work on: one file, or those of a folder or of the usual one."""
     if path is None:
         return find_spools(usual_folder())
     if path.is_dir():
         return find_spools(path)
     if not path.exists():
-        raise SpoolError(f"{path}: there is no such file or folder")
+        raise SpoolError(f"{path} does not exist")
     return [path]
 
 
@@ -86,7 +86,7 @@ def usual_folder() -> Path:
 
 
 def console_for(file: TextIO | None = None) -> Console:
-    """A console whose lines are not folded when a program reads them."""
+    """A console that does not wrap lines for programs."""
     console = Console(file=file, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 1000
@@ -129,7 +129,7 @@ def look_at(path: Path) -> Contents:
 
 
 def in_use(path: Path, error: SpoolBusy) -> str:
-    """Who has the spool open, as far as its name or *error* tells."""
+    """Which process has the spool open, going by its name or *error*."""
     if isinstance(error, SpoolElsewhere):
         return str(error).removeprefix(f"{path.absolute()} is ")
     found = _NAME.fullmatch(path.name)
@@ -197,7 +197,7 @@ def _run(run: RunRow) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """*count* of *what*, in the plural where it is one.
+    """*count* and *what*, in the plural unless the count is 1.
 
     >>> counted(1, "run"), counted(2000, "record")
     ('1 run', '2,000 records')
@@ -206,7 +206,7 @@ def counted(count: int, what: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """*seconds* in the unit that a person would take.
+    """*seconds* in a unit that suits a person.
 
     >>> [_duration(each) for each in (5, 600, 7200, 400_000)]
     ['5 s', '10 min', '2 h', '5 days']
@@ -219,7 +219,7 @@ def _duration(seconds: float) -> str:
 
 
 def short_name(path: Path) -> str:
-    """A spool's name as a person reads it."""
+    """A spool's name for a person."""
     found = _NAME.fullmatch(path.name)
     if found is None:
         return printable(path.name, 2000)
@@ -252,7 +252,7 @@ def _written(target: Path) -> Iterator[TextIO]:
     if str(target) == "-":
         yield sys.stdout
         return
-    # What was logged is its owner's business alone, and no file is overwritten.
+    # Readable by its owner only, and an existing file is never overwritten.
     descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         yield file
@@ -292,7 +292,7 @@ def _fields(record: AnyRecord) -> dict[str, object]:
 
 
 def discard(path: Path | None, *, is_sure: bool) -> int:
-    """Delete the spools, after confirmation; a spool in use, or a file that is not one, stays."""
+    """Delete the spools, after confirmation; keep those in use and files that are not spools."""
     console = console_for()
     found = [look_at(each) for each in spools_at(path)]
     removable = [each for each in found if _may_go(console, each)]

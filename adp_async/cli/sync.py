@@ -1,6 +1,6 @@
 """``adp-async sync``: records that dead processes left on disk, delivered by hand.
 
-A spool that a running process has open is its own business, and left alone.
+A spool that a running process has open is left alone.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.spool_file import Identity
     from adp_async.auth import Auth
-    from adp_async.cli.doctor import Given
+    from adp_async.cli.doctor import CommandLine
 
 __all__ = ["Wish", "sync"]
 
-#: What a person has to fix; anything else is tried until it works.
+#: Errors that a person has to fix; anything else is retried until it works.
 _HOPELESS: Final = (NotAuthenticated, Forbidden, NotFound)
 #: An OCID to read the other settings with when the platform's own isn't set.
 _ANY_OCID: Final = "ocid1.aidataplatform.oc1.iad.any"
@@ -55,8 +55,8 @@ _ANY_OCID: Final = "ocid1.aidataplatform.oc1.iad.any"
 class Wish:
     """What `sync` is to deliver: *path*, or the usual folder.
 
-    *again*: refused records as well.  *anywhere*: *path* wherever it came from, and not only when
-    that is where the settings say.  *timeout* in seconds.
+    *again*: refused records as well.  *anywhere*: deliver *path* to where it came from, even if
+    the settings name another place.  *timeout* in seconds.
     """
 
     path: Path | None
@@ -65,7 +65,7 @@ class Wish:
     timeout: float | None = None
 
 
-def sync(wish: Wish, given: Given) -> int:
+def sync(wish: Wish, given: CommandLine) -> int:
     """Deliver the spools; returns the exit code, 1 when something remains."""
     console = console_for()
     paths = spools_at(wish.path)
@@ -80,7 +80,9 @@ def sync(wish: Wish, given: Given) -> int:
     return _conclude(console, paths, reporter)
 
 
-async def _deliver_all(paths: list[Path], wish: Wish, given: Given, reporter: Reporter) -> None:
+async def _deliver_all(
+    paths: list[Path], wish: Wish, given: CommandLine, reporter: Reporter
+) -> None:
     # Spools in the usual folder were written by sessions of this user; a path may be from
     # anybody, and the credentials of this user go to whatever host a spool names.
     is_bound = wish.path is not None and not wish.anywhere
@@ -101,21 +103,21 @@ async def _deliver_all(paths: list[Path], wish: Wish, given: Given, reporter: Re
 def _opened(path: Path, place: Place | None, *, again: bool) -> Orphan | None:
     """The spool with what is to be delivered of it.  Raises `SpoolError`."""
     if place is not None and (problem := place.problem_with(path)):
-        message = f"{path}: {problem}; --to-recorded-endpoint delivers it there all the same"
+        message = f"{path}: {problem}; --to-recorded-endpoint delivers it there anyway"
         raise SpoolError(message)
     return open_orphan(path, identity=None, limit=NO_LIMIT, again=again)
 
 
 @frozen
 class Place:
-    """Where the settings say that the service is; what they leave open is None."""
+    """The place of the service in the settings; None for what is not set."""
 
     endpoint: str | None
     platform_id: str | None
     workspace: str | None
 
     @classmethod
-    def of(cls, given: Given) -> Place:
+    def of(cls, given: CommandLine) -> Place:
         """Blocks: the region may be that of the credentials.  Raises `ConfigurationError`."""
         auth = given.authentication()
         platform_id = os.environ.get("AIDP_INSTANCE_ID", "").strip() or None
@@ -128,14 +130,14 @@ class Place:
         return cls(endpoint, platform_id, settings.workspace)
 
     def problem_with(self, path: Path) -> str:
-        """How the spool *path* is from elsewhere; empty when it is from here, or has nothing."""
+        """Why the spool *path* is from elsewhere; empty if it isn't, or holds nothing."""
         spool = Spool.open(path, limit=NO_LIMIT)
         try:
             identity = spool.identity
         finally:
             spool.let_go()
         if self.endpoint is None:
-            return f"its endpoint is {identity.endpoint}, and the settings name none"
+            return f"its endpoint is {identity.endpoint}, and the settings do not name one"
         for what, here, there in (
             ("endpoint", self.endpoint, identity.endpoint),
             ("platform", self.platform_id, identity.platform_id),
@@ -159,12 +161,12 @@ def _address(text: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port or usual}{parts.path.rstrip('/')}"
 
 
-async def _deliver(orphan: Orphan, given: Given, reporter: Reporter) -> None:
+async def _deliver(orphan: Orphan, given: CommandLine, reporter: Reporter) -> None:
     auth = given.authentication()
     try:
         try:
             unopened = _session_for(orphan.spool.identity, auth)
-        except ConfigurationError as error:  # what the file says of its place can't be
+        except ConfigurationError as error:  # the file names an impossible place
             reporter.say(f"{orphan.spool.path}: {error}")
             return
         async with unopened as session:
@@ -215,7 +217,7 @@ def _conclude(console: Console, paths: list[Path], reporter: Reporter) -> int:
     waiting = sum(each.records for each in mine)
     rejected = sum(len(each.rejected) for each in mine)
     told = [f"{counted(reporter.delivered, 'record')} delivered"]
-    told += [f"{waiting:,} still wait"] if waiting else []
+    told += [f"{waiting:,} still waiting"] if waiting else []
     kept = "rejected and kept (--list shows them); --again sends them once more"
     told += [f"{rejected:,} {kept}"] if rejected else []
     console.print(", ".join(told), soft_wrap=True)

@@ -82,7 +82,7 @@ class Training:
 
     @property
     def params(self) -> dict[str, object]:
-        """What a run should know of the network."""
+        """The network's parameters, to log."""
         network = self.network
         return {
             "model": type(network).__name__,
@@ -100,7 +100,7 @@ class Training:
         return len(self.digits.labels) // BATCH_SIZE
 
     def epoch(self) -> Iterator[dict[str, float]]:
-        """Train once through all digits in random order; what each step measured."""
+        """Train one epoch, in random order; yields what each step measured."""
         order = numpy.random.default_rng((SEED, self.step)).permutation(len(self.digits.labels))
         for start in range(0, self.steps_an_epoch * BATCH_SIZE, BATCH_SIZE):
             self.step += 1

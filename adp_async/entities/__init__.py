@@ -1,7 +1,7 @@
-"""The things of the wire, as frozen attrs classes: one module a family, MLflow's names.
+"""Requests and replies as frozen attrs classes, with MLflow's names: one module a family.
 
 Sequences are tuples; one that a reply leaves out is ``()``, any other optional field None.  The
-names and ids that a reply is about are never None: they are ``""`` in the unlikely case that the
+names and ids that identify something are never None: they are ``""`` in the unlikely case that the
 service leaves them out.  Enum values are plain text in replies, so that a new one breaks nothing;
 the ``Literal`` types are what arguments may be.
 

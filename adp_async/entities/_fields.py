@@ -1,4 +1,4 @@
-"""What a reader takes for a field that was left out."""
+"""Defaults for fields that a reply leaves out."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -7,9 +7,9 @@ ABSENT: Final = "absent"
 
 
 def absent(value: object) -> Mapping[str, object]:
-    """Metadata of a field that people must give, and that a reply may yet leave out.
+    """Metadata of a field that is a required argument, but may be missing in a reply.
 
     The schemas call nearly every field optional.  A metric without a value makes no sense to
-    send, but a reader must not stumble over one: it takes *value* instead.
+    send, but reading one must not fail: *value* is used instead.
     """
     return {ABSENT: value}

@@ -1,4 +1,4 @@
-"""The tag that tags of every kind are."""
+"""The base of all kinds of tags."""
 
 from attrs import field, frozen
 

@@ -1,4 +1,4 @@
-"""Deployments of models: what serves, what happened to it, its log, its inferences."""
+"""Deployments of models, with their activities, logs and inferences."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -29,7 +29,7 @@ class DeploymentTarget:
 
 @frozen
 class DeploymentOAuthDetails:
-    """Whose tokens a deployment accepts."""
+    """The issuer whose tokens a deployment accepts."""
 
     issuer_claim: str
     audience_claim: tuple[str, ...] = field(converter=tuple[str, ...])
@@ -93,7 +93,7 @@ class ModelDeploymentPage:
 
 @frozen
 class DeploymentContract:
-    """What a deployed model takes and gives, and an example, each as JSON text."""
+    """Inputs, outputs and an example of a deployed model, each as JSON text."""
 
     input_contract: str | None = None
     output_contract: str | None = None
@@ -133,7 +133,7 @@ class DeploymentDetails:
 
 @frozen
 class DeploymentDetailsSummary:
-    """The little of a deployment that a list of activities shows."""
+    """The few fields of a deployment that a list of activities shows."""
 
     model_name: str | None = None
     deployment_targets: tuple[DeploymentTarget, ...] = ()
@@ -238,7 +238,7 @@ class DeploymentLogRecords:
 
 @frozen
 class DeploymentLogQuery:
-    """What the service understood it was asked for, and when it looked."""
+    """The query as the service understood it, and when it was answered."""
 
     time_start: datetime
     time_end: datetime
@@ -250,7 +250,7 @@ class DeploymentLogQuery:
 
 @frozen
 class DeploymentLogCoverage:
-    """How much of the time asked for the log still holds."""
+    """How much of the requested time the log still covers."""
 
     state: str
     retention_days: int | None = None
@@ -259,7 +259,7 @@ class DeploymentLogCoverage:
 
 @frozen
 class DeploymentLogPage:
-    """One page of a deployment's log, with what was asked for and how much of it there is."""
+    """One page of a deployment's log, with the query and how much of it the log covers."""
 
     deployment_id: str
     logs: DeploymentLogRecords
@@ -277,7 +277,7 @@ class DeploymentLogPage:
 
 @frozen
 class InferenceInvocationMetadata:
-    """Where an inference was answered, and for whom."""
+    """Where an inference ran, and for whom."""
 
     region: str | None = None
     replica_id: str | None = None
@@ -286,7 +286,7 @@ class InferenceInvocationMetadata:
 
 @frozen
 class InferenceInvocationDetails:
-    """One inference with its payloads, which are whatever JSON they were."""
+    """One inference with its payloads, which may be any JSON."""
 
     request_timestamp: datetime
     request_uri: str
@@ -313,7 +313,7 @@ class InferenceInvocationSummary:
 
 @frozen
 class InferenceInvocationPage:
-    """One page of a search for inferences, and what there is to narrow it down by."""
+    """One page of a search for inferences, and the values it can be filtered by."""
 
     time_start: datetime
     time_end: datetime
@@ -326,7 +326,7 @@ class InferenceInvocationPage:
 
 @frozen
 class InferenceInvocationCounts:
-    """How many inferences there were and how they went; the average is in milliseconds."""
+    """How many inferences there were, and their outcomes; the average is in milliseconds."""
 
     total_requests: int
     successful_requests: int

@@ -1,4 +1,4 @@
-"""Experiments, their tags, and the views of what is deleted."""
+"""Experiments, their tags, and the views with or without deleted ones."""
 
 from typing import Literal
 
@@ -41,13 +41,13 @@ class ExperimentPage:
 
 @frozen
 class ExperimentReply:
-    """The envelope of an experiment; `adp_async.api` takes it off."""
+    """The envelope of an experiment; `adp_async.api` unwraps it."""
 
     experiment: Experiment
 
 
 @frozen
 class ExperimentIdReply:
-    """The envelope of a new experiment's id; `adp_async.api` takes it off."""
+    """The envelope of a new experiment's id; `adp_async.api` unwraps it."""
 
     experiment_id: str

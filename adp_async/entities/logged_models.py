@@ -12,7 +12,7 @@ class LoggedModelTag(Tag):
 
 @frozen
 class LoggedModelInfo:
-    """What a logged model is.  Times are Unix milliseconds."""
+    """Facts about a logged model.  Times are Unix milliseconds."""
 
     model_id: str = ""
     experiment_id: str = ""

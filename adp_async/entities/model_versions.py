@@ -21,7 +21,7 @@ class ModelParam:
 
 @frozen
 class ModelVersionDeploymentJobState:
-    """Where the deployment job of a version stands."""
+    """The state of a version's deployment job."""
 
     job_id: str | None = None
     run_id: str | None = None
@@ -68,6 +68,6 @@ class ModelVersionPage:
 
 @frozen
 class ModelVersionReply:
-    """The envelope of a model version; `adp_async.api` takes it off."""
+    """The envelope of a model version; `adp_async.api` unwraps it."""
 
     model_version: ModelVersion

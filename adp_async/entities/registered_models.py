@@ -1,4 +1,4 @@
-"""Registered models, and who may do what with them."""
+"""Registered models and their permissions."""
 
 from typing import Literal
 
@@ -93,7 +93,7 @@ class PermissionChange:
 
 @frozen
 class RegisteredModelPermission:
-    """What one grantee may do with a model, by itself or inherited from *resource_name*."""
+    """One grantee's permissions on a model, direct or inherited from *resource_name*."""
 
     grantee: str
     grantee_type: str
@@ -113,6 +113,6 @@ class PermissionPage:
 
 @frozen
 class RegisteredModelReply:
-    """The envelope of a registered model; `adp_async.api` takes it off."""
+    """The envelope of a registered model; `adp_async.api` unwraps it."""
 
     registered_model: RegisteredModel

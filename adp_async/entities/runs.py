@@ -15,8 +15,8 @@ RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED", "INT
 class Metric:
     """One measured value of a run.
 
-    *timestamp* is when it was measured, in Unix milliseconds.  NaN and the infinities travel as
-    the strings the service spells them with.
+    *timestamp* is when it was measured, in Unix milliseconds.  NaN and the infinities are sent
+    as strings, as the service spells them.
     """
 
     key: str = field(metadata=absent(""))
@@ -47,7 +47,7 @@ class InputTag(Tag):
 class Dataset:
     """A reference to data: *digest* identifies the content, *source* says where it is.
 
-    *schema* and *profile* are text, as a rule JSON.
+    *schema* and *profile* are text, usually JSON.
     """
 
     name: str
@@ -83,7 +83,7 @@ class ModelOutput:
 
 @frozen
 class RunInfo:
-    """What a run is, without what was logged.  Times are Unix milliseconds."""
+    """Facts about a run, without what was logged.  Times are Unix milliseconds."""
 
     run_id: str = ""
     run_name: str | None = None
@@ -99,7 +99,7 @@ class RunInfo:
 
 @frozen
 class RunData:
-    """What was logged into a run: of each metric the last value, the params, the tags."""
+    """What was logged into a run: the last value of each metric, the params, the tags."""
 
     metrics: tuple[Metric, ...] = ()
     params: tuple[Param, ...] = ()
@@ -179,13 +179,13 @@ class ArtifactPage:
 
 @frozen
 class RunReply:
-    """The envelope of a run; `adp_async.api` takes it off."""
+    """The envelope of a run; `adp_async.api` unwraps it."""
 
     run: Run
 
 
 @frozen
 class RunInfoReply:
-    """The envelope of a run's info; `adp_async.api` takes it off."""
+    """The envelope of a run's info; `adp_async.api` unwraps it."""
 
     run_info: RunInfo

@@ -7,8 +7,8 @@
     or any OCI client                 verifier, retry tokens,            or StandIn, in memory
                                       quota, faults, clock
 
-`LocalPlatform` starts all of it and writes an OCI config file, so that a client takes exactly the
-road it takes in production.  It needs the extra: ``pip install 'adp-async[local]'``.
+`LocalPlatform` starts all of it and writes an OCI config file, so that a client works exactly
+as in production.  It needs the extra: ``pip install 'adp-async[local]'``.
 """
 
 from __future__ import annotations

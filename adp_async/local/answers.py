@@ -1,4 +1,4 @@
-"""What the platform's backends answer: a status and JSON, before the gateway dresses it."""
+"""Answers of the platform's backends: status and JSON, before the gateway adds headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["EMPTY", "Answer", "Backend", "Received", "refusal"]
 class Received:
     """One request as it reached the gateway; *raw_path* holds the query too, as it was sent.
 
-    Header names are lower case.  *operation* is "" when the path is none of the service's.
+    Header names are lower case.  *operation* is "" when the service has no such path.
     """
 
     method: str
@@ -50,7 +50,7 @@ def refusal(status: int, code: str, message: str, headers: dict[str, str] | None
 
 
 class Backend(Protocol):
-    """Who does the work behind the gateway: MLflow, or its stand-in."""
+    """Does the work behind the gateway: MLflow, or its stand-in."""
 
     async def answer(self, route: Route, received: Received) -> Answer: ...
 

@@ -1,4 +1,4 @@
-"""What can be made to go wrong: one `Fault`, and the script that says whom it hits, how often."""
+"""Faults to inject, and the script that decides which requests they hit, and how often."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Effect(Enum):
 class Fault:
     """One way to go wrong.  The classmethods read best: ``Fault.reply(503, after_write=True)``.
 
-    *after_write* is True when the request takes its effect before it goes wrong: it is handed on
-    and recorded, and only the reply is spoilt.
+    *after_write* is True when the request takes effect before it goes wrong: it is handed on and
+    recorded, and only the reply is affected.
     """
 
     effect: Effect
@@ -79,13 +79,13 @@ class Fault:
     def reset_after_reply(cls) -> Self:
         """Take the request, reply in full, then reset the connection, 20 ms later.
 
-        A client that has sent its next request on that connection by then has it lost, not applied.
+        A client that has sent its next request on that connection by then loses it, unapplied.
         """
         return cls(Effect.RESET, after_write=True)
 
     @classmethod
     def truncate(cls) -> Self:
-        """Take the request, then reply with half of the JSON, in order by all HTTP can tell."""
+        """Take the request, then reply with half of the JSON, in a valid HTTP reply."""
         return cls(Effect.TRUNCATE, after_write=True)
 
     @classmethod

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import re
-import socket
-import struct
 import time
 import uuid
 from collections import Counter
@@ -21,14 +18,15 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import web
-from attrs import define, evolve, field
+from attrs import define, field
 from yarl import URL
 
 from adp_async.local.answers import Answer, Received, refusal
-from adp_async.local.faults import Effect, Fault, FaultScript, Injection
+from adp_async.local.faults import Fault, FaultScript, Injection
 from adp_async.local.quota import Quota, TokenBucket
 from adp_async.local.retry_tokens import InvalidatedRetryToken, RetryTokens
 from adp_async.local.routes import ROUTES, Place, Route, RouteTable, locate
+from adp_async.local.spoilt import SpoiltReply, reset
 from adp_async.local.stand_in import ReceivedRun, StandIn
 from adp_async.local.verifier import Refused, Verifier
 
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from adp_async.local.answers import Backend
+    from adp_async.local.storage import StorageCall, StorageServer
 
 __all__ = ["Counts", "Gateway"]
 
@@ -43,10 +42,8 @@ T = TypeVar("T")
 
 _TABLE = RouteTable(ROUTES)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]+")
-#: The service's own bound is not published.
+#: The service's own limit is not published.
 _MAX_BODY_BYTES = 32 * 1024 * 1024
-#: So that what was written is read before the reset arrives, which would discard it.
-_BEFORE_RESET = 0.02
 
 
 @define(eq=False)
@@ -70,7 +67,13 @@ class Gateway:
     """
 
     def __init__(
-        self, backend: Backend, verifier: Verifier, *, platform_id: str, workspace: str
+        self,
+        backend: Backend,
+        verifier: Verifier,
+        *,
+        platform_id: str,
+        workspace: str,
+        storage: StorageServer | None = None,
     ) -> None:
         self.latency = 0.0
         self.clock_offset = 0.0
@@ -82,6 +85,7 @@ class Gateway:
         self.port = 0
         self.backend = backend
         self.verifier = verifier
+        self.storage = storage
         self._platform_id = platform_id
         self._workspace = workspace
         self._bucket: TokenBucket | None = None
@@ -95,7 +99,7 @@ class Gateway:
     # -- lifetime
 
     async def start(self, port: int = 0) -> None:
-        """Listen on 127.0.0.1; *port* 0 takes a free one."""
+        """Listen on 127.0.0.1; *port* 0 picks a free one."""
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._handle, access_log=None, auto_decompress=False)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
@@ -104,7 +108,7 @@ class Gateway:
         await self._listen()
 
     async def close(self) -> None:
-        """Stop listening, let go of what hangs, close the backend."""
+        """Stop listening, release hanging requests, close the backend."""
         self._closing.set()
         if self._runner is not None:
             self._reset_connections()
@@ -112,7 +116,7 @@ class Gateway:
         await self.backend.close()
 
     async def down(self) -> None:
-        """From now on a connection is refused, and those that are open are reset."""
+        """Refuse connections from now on, and reset the open ones."""
         await self._on_own_loop(self._go_down)
 
     async def up(self) -> None:
@@ -125,6 +129,8 @@ class Gateway:
             await site.start()
             self._site = site
             self.port = self._runner.addresses[0][1]
+            if self.storage is not None:
+                self.storage.base_url = f"http://127.0.0.1:{self.port}"
 
     async def _go_down(self) -> None:
         site, self._site = self._site, None
@@ -135,7 +141,7 @@ class Gateway:
     def _reset_connections(self) -> None:
         connections = self._server.connections if self._server is not None else []
         for connection in connections:
-            _reset(connection.transport)
+            reset(connection.transport)
 
     async def _on_own_loop(self, action: Callable[[], Coroutine[None, None, T]]) -> T:
         if self._loop is None or self._loop is asyncio.get_running_loop():
@@ -162,7 +168,7 @@ class Gateway:
         """Let *fault* hit the next *times* requests (None: every one) of *operation*.
 
         *operation* is the API's name of one, or a predicate on it; None means any.  Only
-        requests with a good signature count; ``injection.hits`` says how many it has hit.
+        requests with a valid signature count; ``injection.hits`` says how many it has hit.
         """
         return self.faults.inject(fault, times=times, operation=operation)
 
@@ -174,11 +180,11 @@ class Gateway:
         return self._stand_in().runs[run_id]
 
     def add_run(self, run_id: str | None = None) -> str:
-        """Make a run without a request; only without MLflow."""
+        """Create a run without a request; only without MLflow."""
         return self._stand_in().add_run(run_id)
 
     def reset(self) -> None:
-        """Every knob as at the start, counts at zero; what is stored stays."""
+        """Reset every knob and all counts; keep what is stored."""
         self.quota = None
         self.latency = self.clock_offset = 0.0
         self.deduplicate = True
@@ -232,6 +238,10 @@ class Gateway:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self.storage is not None:
+            call = self.storage.find(request.method, request.raw_path)
+            if call is not None:
+                return await self._store(request, call, self.storage)
         if (request.content_length or 0) > _MAX_BODY_BYTES:
             return self._reply(request, refusal(413, "PayloadTooLarge", "the body is too large"))
         place = locate(request.raw_path.partition("?")[0])
@@ -296,7 +306,7 @@ class Gateway:
         if fault is None:
             return self._reply(request, await self._once(route, received))
         answer = await self._once(route, received) if fault.after_write else Answer(200)
-        return await self._spoilt(request, fault, answer)
+        return await self._spoilt(request).send(fault, answer)
 
     async def _once(self, route: Route, received: Received) -> Answer:
         token = received.headers.get("opc-retry-token")
@@ -312,7 +322,30 @@ class Gateway:
             message = "the retry token was used for another request"
             return refusal(409, "InvalidatedRetryToken", message)
 
+    async def _store(
+        self, request: web.BaseRequest, call: StorageCall, storage: StorageServer
+    ) -> web.StreamResponse:
+        """A request for Object Storage or Volumes; what it carries goes by, unread."""
+        self.counts.by_operation[call.operation] += 1
+        if self.record:
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            path = request.raw_path
+            self.recorded.append(Received(request.method, path, headers, b"", call.operation))
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        now = datetime.fromtimestamp(self.time(), UTC)
+        if (refused := await storage.refused(call, request, now=now)) is not None:
+            return self._reply(request, refused)
+        fault = self.faults.take(call.operation)
+        if fault is None:
+            return self._reply(request, await storage.answer(call, request))
+        answer = await storage.answer(call, request) if fault.after_write else Answer(200)
+        return await self._spoilt(request).send(fault, answer)
+
     # -- replies
+
+    def _spoilt(self, request: web.BaseRequest) -> SpoiltReply:
+        return SpoiltReply(request, self._reply, self._headers, self._closing)
 
     def _reply(self, request: web.BaseRequest, answer: Answer) -> web.Response:
         headers = self._headers(request, answer)
@@ -330,64 +363,6 @@ class Gateway:
         if answer.status == 200:
             headers["etag"] = hashlib.blake2b(answer.body, digest_size=16).hexdigest()
         return headers | answer.headers
-
-    async def _spoilt(
-        self, request: web.BaseRequest, fault: Fault, answer: Answer
-    ) -> web.StreamResponse:
-        match fault.effect:
-            case Effect.REPLY:
-                answer = Answer(fault.status, fault.body, dict(fault.headers))
-            case Effect.TRUNCATE:
-                answer = evolve(answer, body=answer.body[: len(answer.body) // 2])
-            case Effect.DROP:
-                _reset(request.transport)
-            case Effect.HANG:
-                await self._hang(request)
-            case Effect.DRIP:
-                return await self._drip(request, answer, fault.seconds)
-            case Effect.CUT:
-                return await self._cut(request, answer, len(answer.body) // 2)
-            case Effect.RESET:
-                return await self._cut(request, answer, len(answer.body))
-        return self._reply(request, answer)
-
-    async def _hang(self, request: web.BaseRequest) -> None:
-        await self._pause(request, math.inf)
-        _reset(request.transport)
-
-    async def _drip(
-        self, request: web.BaseRequest, answer: Answer, seconds: float
-    ) -> web.StreamResponse:
-        response = await self._begin(request, answer)
-        for position in range(len(answer.body)):
-            await self._pause(request, seconds)
-            if self._is_gone(request):
-                break
-            await response.write(answer.body[position : position + 1])
-        return response
-
-    async def _cut(self, request: web.BaseRequest, answer: Answer, end: int) -> web.StreamResponse:
-        response = await self._begin(request, answer)
-        await response.write(answer.body[:end])
-        await asyncio.sleep(_BEFORE_RESET)
-        _reset(request.transport)
-        return response
-
-    async def _begin(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
-        response = web.StreamResponse(status=answer.status, headers=self._headers(request, answer))
-        response.content_length = len(answer.body)
-        await response.prepare(request)
-        return response
-
-    async def _pause(self, request: web.BaseRequest, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        # There is no event of "the client has gone" to wait for.
-        while not self._is_gone(request) and (left := end - time.monotonic()) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(min(left, 0.02))
-
-    def _is_gone(self, request: web.BaseRequest) -> bool:
-        transport = request.transport
-        return self._closing.is_set() or transport is None or transport.is_closing()
 
     def __repr__(self) -> str:
         state = f"127.0.0.1:{self.port}" if self._site else "down"
@@ -407,13 +382,3 @@ async def _receive(request: web.BaseRequest, route: Route | None) -> Received:
 def _not_found() -> Answer:
     message = "Authorization failed or requested resource not found."
     return refusal(404, "NotAuthorizedOrNotFound", message)
-
-
-def _reset(transport: asyncio.Transport | asyncio.BaseTransport | None) -> None:
-    if not isinstance(transport, asyncio.Transport):
-        return
-    endpoint = transport.get_extra_info("socket")
-    if endpoint is not None:
-        # Closing with a linger of zero sends RST, as a proxy that dies does.
-        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()

@@ -1,4 +1,4 @@
-"""Who the local platform says it is: made-up OCIDs, a key, and the OCI config file for clients."""
+"""The local platform's identity: made-up OCIDs, a key, and the OCI config file for clients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OCID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def generate_key() -> rsa.RSAPrivateKey:
-    """A fresh RSA-2048 key, as OCI wants at least; takes about 0.1 s."""
+    """A new RSA-2048 key, the smallest OCI accepts; takes about 0.1 s."""
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
@@ -72,7 +72,7 @@ class KeyFile:
         if key is None and path.exists():
             loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
             if not isinstance(loaded, rsa.RSAPrivateKey):
-                message = f"{path} holds no RSA key"
+                message = f"{path} does not hold an RSA key"
                 raise TypeError(message)
             return cls(path, loaded)
         key = key or generate_key()
@@ -90,7 +90,7 @@ class KeyFile:
 
 
 def make_token(subject: str, expires: float) -> str:
-    """A session token with the look of the service's: a JWT whose signature nobody checks."""
+    """A session token that looks like the service's: a JWT whose signature is not checked."""
     header = {"alg": "RS256", "typ": "JWT"}
     payload = {"sub": subject, "exp": int(expires), "jti": secrets.token_hex(8)}
     return ".".join([_part(header), _part(payload), secrets.token_urlsafe(32)])

@@ -81,7 +81,7 @@ class MlflowBackend:
         return EMPTY
 
     async def _in_some_experiments(self, body: bytes) -> bytes:
-        """The search with all experiments named, when it names none: MLflow wants them named."""
+        """The search, with all experiments if it names none: MLflow requires them."""
         details = msgspec.json.decode(body, type=dict[str, Any])
         if details.get("experiment_ids"):
             return body
@@ -98,7 +98,7 @@ class MlflowBackend:
 
     async def _send(self, call: Call, query: str = "") -> Answer:
         mark = "?" if query else ""
-        # Already encoded: yarl would quote the filter expressions its own way.
+        # Already encoded: yarl would quote filter expressions differently.
         url = URL(f"{self._url}/api/2.0/{call.path}{mark}{query}", encoded=True)
         # No body on GET: MLflow reads its arguments from the query there.
         body = None if call.method == "GET" else call.body

@@ -1,10 +1,10 @@
 """The MLflow server's own process: run as a script by `mlflow_server`, never imported.
 
 It serves MLflow's own application on the listening socket it inherits.  Two things are added:
-it ends when its parent does, also when the parent is killed, and it has one private route, the
+it ends when its parent does, even if the parent is killed, and it has one private route, the
 permanent deletion that MLflow offers only as a command (``mlflow gc``).
 
-It says each phase of its start in one line on standard output, and "ready" before it serves.
+It prints each phase of its start in one line on standard output, and "ready" before it serves.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ logger = logging.getLogger("adp_async")
 _SCRIPT = Path(__file__).with_name("mlflow_process.py")
 _NEEDED = ("mlflow", "uvicorn")
 _POLL = 0.05
-#: Seconds in which it may end by itself; then it is killed.
+#: Seconds that it gets to end by itself, before it is killed.
 _SECONDS_TO_END = 5.0
 
 
@@ -41,7 +41,7 @@ class MlflowServerError(AdpError):
 class MlflowServer:
     """A real MLflow server on 127.0.0.1, its database and artifacts in *directory*.
 
-    *progress* is called a few times a second while it starts, with what it does and the seconds
+    *progress* is called a few times a second while it starts, with the phase and the seconds
     since the start.  Starting takes 10 to 40 s, nearly all of it Python importing MLflow.
     """
 
@@ -74,7 +74,7 @@ class MlflowServer:
         logger.debug("MLflow answers after %.1f s", self.start_seconds)
 
     async def stop(self) -> None:
-        """End the process and everything it started; kill it when it doesn't go in 5 s."""
+        """End the process and everything it started; kill it if that takes more than 5 s."""
         process, self._process = self._process, None
         if process is not None:
             # A thread, and shielded: a cancelled caller must not leave a process behind.
@@ -141,7 +141,7 @@ def _check_installed() -> None:
 
 
 def _environment(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """Ours plus the caller's, less every MLflow setting that was meant for another server."""
+    """Our variables and the caller's, without its MLflow settings, meant for another server."""
     kept = {name: value for name, value in environ.items() if "MLFLOW" not in name}
     return {
         **kept,
@@ -149,7 +149,7 @@ def _environment(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
         "_MLFLOW_SERVER_ARTIFACT_ROOT": (directory / "artifacts").as_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        # A value that is too long is refused, not cut: nothing may arrive changed.
+        # Refuse values that are too long: nothing may arrive changed.
         "MLFLOW_TRUNCATE_LONG_VALUES": "false",
         "GIT_PYTHON_REFRESH": "quiet",
         "PYTHONUNBUFFERED": "1",
@@ -163,7 +163,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:
         logger.debug("MLflow did not end in time and is killed")
-    # The leader may be gone while something it started is not.
+    # The leader may have ended before a process it started.
     _signal(process, signal.SIGKILL)
     process.wait()
     if process.stdin is not None:
@@ -182,4 +182,4 @@ def _lines(path: Path) -> list[str]:
 
 
 def _no_progress(phase: str, seconds: float) -> None:
-    """Nobody watches."""
+    """Do nothing."""

@@ -1,4 +1,4 @@
-"""The quota: how many requests a second the platform takes, and what it says beyond that."""
+"""The quota: how many requests a second the platform takes, and how it refuses more."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Quota", "TokenBucket"]
 class Quota:
     """At most *rate* requests a second, *burst* at once; beyond that the answer is 429.
 
-    *retry_after* is what a refusal asks for, in seconds; None sends no ``Retry-After``, as the
-    real service was seen to do.  It goes out as whole seconds, or as an HTTP date with *as_date*.
+    *retry_after*, in seconds, is sent with a refusal; None sends no ``Retry-After``, as the real
+    service was seen to do.  It is sent as whole seconds, or as an HTTP date with *as_date*.
 
     >>> Quota(rate=5).burst
     1.0
@@ -31,7 +31,7 @@ class Quota:
         if self.retry_after is None:
             return {}
         if self.as_date:
-            # Rounded up: an HTTP date knows whole seconds only, and must not come too early.
+            # Rounded up: an HTTP date has whole seconds, and must not be too early.
             return {
                 "retry-after": formatdate(math.ceil(server_time + self.retry_after), False, True)
             }

@@ -32,7 +32,7 @@ class _Use:
 class RetryTokens:
     """What was answered to each retry token.
 
-    A request whose token is still under way waits for that answer.  An answer that is an error
+    A request whose token is still being served waits for that answer.  An answer that is an error
     did nothing, so it is not kept, and the token may be tried again.
     """
 

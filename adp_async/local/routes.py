@@ -1,4 +1,4 @@
-"""The 68 operations at the service's own paths, and what of MLflow answers each of them.
+"""The 68 operations at the service's own paths, and their counterparts in MLflow.
 
 Typed out a second time on purpose: the client's table is `adp_async._sansio.endpoints`, and a
 wrong path there must not find the same wrong path here.
@@ -52,13 +52,13 @@ class Place:
 
 
 def locate(raw_path: str) -> Place | None:
-    """The parts of *raw_path*, without its query, or None when it is no path of the service."""
+    """The parts of *raw_path*, without its query; None if it is not a path of the service."""
     match = _PREFIX.fullmatch(raw_path)
     return Place(match["platform"], match["workspace"], match["path"]) if match else None
 
 
 class RouteTable:
-    """Finds the operation that a method and a path mean."""
+    """Finds the operation for a method and a path."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._exact: dict[tuple[str, bool, str], Route] = {}

@@ -2,7 +2,7 @@
 
 It takes log-batch under MLflow's rules and remembers exactly what arrived, in the order it
 arrived, duplicates included.  Runs and experiments have just enough to log into; all else is 501.
-It is no tracking server: what must hold of the service is tested against the real MLflow.
+It is not a tracking server: the service's behaviour is tested against the real MLflow.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 class ReceivedMetric(msgspec.Struct, frozen=True):
-    """One metric point as it arrived; not finite values are the strings the wire has for them."""
+    """One metric point as it arrived; values that are not finite are strings, as on the wire."""
 
     key: str
     value: float | str
@@ -66,7 +66,8 @@ class ReceivedRun:
     """Everything that arrived for one run, in order of arrival, duplicates included.
 
     *params* and *tags* hold ``(key, value)`` pairs, *batches* the number of entities of each
-    log-batch that was accepted.
+    log-batch that was accepted.  *artifacts* holds contents by name, of `FakeSession` only: a
+    `LocalPlatform` has them in ``platform.artifacts``.
     """
 
     info: dict[str, Any] = field(repr=False)
@@ -75,6 +76,7 @@ class ReceivedRun:
     tags: list[tuple[str, str]] = field(factory=list, repr=False)
     batches: list[int] = field(factory=list)
     param_values: dict[str, str] = field(factory=dict, repr=False)
+    artifacts: dict[str, bytes] = field(factory=dict, repr=False)
 
     @property
     def run_id(self) -> str:
@@ -88,9 +90,13 @@ class _Refused(Exception):
 
 
 class StandIn:
-    """The stand-in store.  With *any_run* a run that nobody created is created on first use."""
+    """The stand-in store.  With *any_run*, unknown runs are created at their first use.
 
-    def __init__(self) -> None:
+    *artifact_root* is where the artifacts of experiments belong that don't say it themselves.
+    """
+
+    def __init__(self, artifact_root: str = "stand-in:") -> None:
+        self._artifact_root = artifact_root
         self.any_run = False
         self.runs: dict[str, ReceivedRun] = {}
         self.experiments: dict[str, dict[str, Any]] = {}
@@ -118,12 +124,13 @@ class StandIn:
             return refusal(400, "INVALID_PARAMETER_VALUE", str(error))
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
     def add_run(self, run_id: str | None = None) -> str:
-        """Make a run that can be logged into, without a request."""
+        """Create a run without a request."""
         run_id = run_id or uuid.uuid4().hex
-        self.runs[run_id] = ReceivedRun(_run_info(run_id, "0", run_id, None))
+        location = self.experiments["0"]["artifact_location"]
+        self.runs[run_id] = ReceivedRun(_run_info(run_id, "0", location, run_id, None))
         return run_id
 
     # -- log-batch
@@ -135,7 +142,7 @@ class StandIn:
         run = self._run(batch.run_id)
         if run.info["lifecycle_stage"] != "active":
             raise _invalid(f"The run {batch.run_id} must be in the 'active' state.")
-        # Everything is checked before anything is taken: one bad record fails them all.
+        # Everything is checked before anything is stored: one bad record fails them all.
         _check_counts(batch)
         _check_records(batch)
         _check_params(run, batch.params)
@@ -154,10 +161,11 @@ class StandIn:
     def _create_run(self, received: Received) -> Answer:
         details = _details(received)
         experiment_id = details.get("experiment_id") or "0"
-        self._experiment(experiment_id)
+        location = self._experiment(experiment_id)["artifact_location"]
         run_id = uuid.uuid4().hex
         name = details.get("run_name") or f"run-{run_id[:8]}"
-        run = ReceivedRun(_run_info(run_id, experiment_id, name, details.get("start_time")))
+        start_time = details.get("start_time")
+        run = ReceivedRun(_run_info(run_id, experiment_id, location, name, start_time))
         run.tags += [(tag["key"], tag.get("value", "")) for tag in details.get("tags") or ()]
         self.runs[run_id] = run
         return _reply({"run": _run_reply(run)})
@@ -179,12 +187,14 @@ class StandIn:
     # -- experiments
 
     def _create_experiment(self, received: Received) -> Answer:
-        name = _details(received).get("name", "")
+        details = _details(received)
+        name = details.get("name", "")
         if not name:
             raise _invalid("an experiment needs a name")
         if any(known["name"] == name for known in self.experiments.values()):
             raise _Refused(409, "RESOURCE_ALREADY_EXISTS", "the experiment exists already")
-        return _reply({"experiment_id": self._new_experiment(name)})
+        location = details.get("artifact_location") or ""
+        return _reply({"experiment_id": self._new_experiment(name, location)})
 
     def _get_experiment(self, received: Received) -> Answer:
         return _reply({"experiment": self._experiment(_argument(received, "experiment_id"))})
@@ -194,19 +204,19 @@ class StandIn:
         for experiment in self.experiments.values():
             if experiment["name"] == name:
                 return _reply({"experiment": experiment})
-        raise _missing("there is no experiment of that name")
+        raise _missing("an experiment of that name does not exist")
 
     def _experiment(self, experiment_id: str) -> dict[str, Any]:
         if experiment_id not in self.experiments:
             raise _missing(f"No Experiment with id={experiment_id} exists")
         return self.experiments[experiment_id]
 
-    def _new_experiment(self, name: str) -> str:
+    def _new_experiment(self, name: str, artifact_location: str = "") -> str:
         experiment_id = str(len(self.experiments))
         self.experiments[experiment_id] = {
             "experiment_id": experiment_id,
             "name": name,
-            "artifact_location": f"stand-in:/{experiment_id}",
+            "artifact_location": artifact_location or f"{self._artifact_root}/{experiment_id}",
             "lifecycle_stage": "active",
         }
         return experiment_id
@@ -272,7 +282,9 @@ def _check_params(run: ReceivedRun, params: Sequence[_Pair]) -> None:
             raise _invalid(f"changing param values is not allowed: {param.key!r}")
 
 
-def _run_info(run_id: str, experiment_id: str, name: str, start_time: int | None) -> dict[str, Any]:
+def _run_info(
+    run_id: str, experiment_id: str, location: str, name: str, start_time: int | None
+) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "run_uuid": run_id,
@@ -280,7 +292,7 @@ def _run_info(run_id: str, experiment_id: str, name: str, start_time: int | None
         "experiment_id": experiment_id,
         "status": "RUNNING",
         "start_time": start_time or int(time.time() * 1000),
-        "artifact_uri": f"stand-in:/{experiment_id}/{run_id}/artifacts",
+        "artifact_uri": f"{location}/{run_id}/artifacts",
         "lifecycle_stage": "active",
     }
 

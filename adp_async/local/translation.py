@@ -32,7 +32,7 @@ _REQUIRED_LISTS = {
 
 _RENAMED = {"log_experiment_run_inputs": {"dataset_inputs": "datasets"}}
 
-#: What the service leaves to the caller, and MLflow's REST API insists on.
+#: Optional for the service, but required by MLflow's REST API.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "create_experiment_run": {"experiment_id": "0"},
     "list_experiments": {"max_results": 1000},
@@ -89,7 +89,7 @@ TAG_UPDATES = {
 
 
 def tag_calls(update: TagUpdate, body: dict[str, Any]) -> list[Call]:
-    """The single calls that one update-tags call means: first what is set, then what goes."""
+    """The single calls for one update-tags call: first those that set, then those that delete."""
     owner = {name: body[name] for name in update.owner if name in body}
     sets = [_call("POST", update.set_path, {**owner, **tag}) for tag in body.get("set_tags") or ()]
     deletes = [
@@ -128,7 +128,7 @@ def mlflow_query(operation: str, query: str) -> str:
 
 
 def wants_permanent(body: bytes) -> bool:
-    """Whether a deletion asks for the whole, ``is_permanent``."""
+    """Whether a deletion is permanent, ``is_permanent``."""
     return bool(msgspec.json.decode(body, type=dict[str, Any]).get("is_permanent"))
 
 
@@ -154,7 +154,7 @@ def _as_service_error(answer: Answer) -> Answer:
     try:
         error = msgspec.json.decode(answer.body, type=dict[str, Any])
     except msgspec.DecodeError:
-        return refusal(answer.status, fallback, "MLflow gave no reason that can be read")
+        return refusal(answer.status, fallback, "MLflow did not give a readable reason")
     code = error.get("error_code") or fallback
     status = 409 if code in _CONFLICTS else answer.status
     return refusal(status, code, str(error.get("message", "")))

@@ -51,7 +51,7 @@ class Signature:
 
 
 def parse_authorization(value: str | None) -> Signature:
-    """Take ``Signature version="1",keyId="...",...`` apart; the order of attributes is free."""
+    """Take ``Signature version="1",keyId="...",...`` apart; attributes may be in any order."""
     if value is None:
         raise Refused("the Authorization header is missing")
     scheme, _, rest = value.partition(" ")
@@ -95,12 +95,12 @@ def _bytes(text: str) -> bytes:
 
 
 def body_hash(body: bytes) -> str:
-    """What ``x-content-sha256`` must say of *body*."""
+    """The ``x-content-sha256`` of *body*."""
     return base64.b64encode(hashlib.sha256(body).digest()).decode()
 
 
 class Verifier:
-    """Knows the public keys, and answers who signed a request or raises `Refused`."""
+    """Knows the public keys, and returns who signed a request or raises `Refused`."""
 
     def __init__(self, keys: Mapping[str, RSAPublicKey] | None = None) -> None:
         self._keys = dict(keys or {})
@@ -114,18 +114,26 @@ class Verifier:
         self._keys.pop(key_id, None)
 
     def verify(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, *, now: datetime
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        now: datetime,
     ) -> str:
         """Return the key id that signed the request.  Header names are lower case.
 
-        *now* is the service's clock, timezone-aware.
+        *now* is the service's clock, timezone-aware.  With *body* None it needn't be signed, as
+        Object Storage has it for the content of an object.
         """
         signature = parse_authorization(headers.get("authorization"))
         _check_form(signature)
-        _check_signed_headers(signature, method)
+        has_body = method in _METHODS_WITH_BODY and body is not None
+        _check_signed_headers(signature, method, has_body=has_body)
         _check_date(headers.get("date"), now)
-        if method in _METHODS_WITH_BODY:
-            _check_body(headers, body)
+        if has_body:
+            _check_body(headers, body or b"")
         self._check_signature(signature, signing_string(method, target, signature.headers, headers))
         return signature.key_id
 
@@ -168,8 +176,8 @@ def _check_form(signature: Signature) -> None:
         raise Refused("the algorithm is not rsa-sha256")
 
 
-def _check_signed_headers(signature: Signature, method: str) -> None:
-    required = _ALWAYS_SIGNED + (_SIGNED_WITH_BODY if method in _METHODS_WITH_BODY else ())
+def _check_signed_headers(signature: Signature, method: str, *, has_body: bool) -> None:
+    required = _ALWAYS_SIGNED + (_SIGNED_WITH_BODY if has_body else ())
     missing = [name for name in required if name not in signature.headers]
     if missing:
         raise Refused(f"{method} must sign {', '.join(missing)} as well")

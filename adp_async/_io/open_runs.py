@@ -1,0 +1,90 @@
+"""The runs of a session that this process has started: they end with it, as it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from adp_async._io.ending import watch
+from adp_async._io.log import logger
+from adp_async._sansio import endpoints
+from adp_async._sansio.call import Call
+from adp_async.errors import AdpError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from adp_async._sansio.endpoints import Endpoint
+    from adp_async._sansio.statuses import EndStatus
+
+#: Of these, a request that succeeded has ended the run.
+_ENDS: Final = frozenset(("FINISHED", "FAILED", "KILLED"))
+#: Runs that are given their status at the same time.
+_AT_ONCE: Final = 8
+
+
+class OpenRuns:
+    """Ids of the runs that were started, or resumed, and not ended yet.  Any thread."""
+
+    def __init__(self) -> None:
+        self._run_ids: dict[str, None] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._run_ids)
+
+    def started(self, run_id: str) -> None:
+        watch()
+        self._run_ids[run_id] = None
+
+    def heard(self, endpoint: Endpoint, body: object) -> None:
+        """A request succeeded: it may have ended a run."""
+        if not isinstance(body, dict):
+            return
+        is_update = endpoint is endpoints.UPDATE_RUN and body.get("status") in _ENDS
+        if is_update or endpoint is endpoints.DELETE_RUN:
+            self._run_ids.pop(str(body.get("run_id")), None)
+
+    def forked(self) -> None:
+        """In a forked child: they are the parent's."""
+        self._run_ids = {}
+
+    async def end(
+        self,
+        status: EndStatus,
+        seconds: float,
+        *,
+        settled: Callable[[], Awaitable[object]],
+        call: Callable[[Call, None], Awaitable[object]],
+    ) -> None:
+        """Give all of them *status*, once everything logged is *settled*, within so many *seconds*.
+
+        What fails is a warning: there is nobody to catch it.
+        """
+        run_ids, self._run_ids = list(self._run_ids), {}
+        end_time = time.time_ns() // 1_000_000
+        ended: list[str] = []
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def end(run_id: str) -> None:
+            body = {"run_id": run_id, "status": status, "end_time": end_time}
+            async with turns:
+                try:
+                    await call(Call.of(endpoints.UPDATE_RUN, body=body), None)
+                except AdpError as failure:
+                    logger.warning("run %s could not be ended %s: %s", run_id, status, failure)
+            ended.append(run_id)
+
+        try:
+            async with asyncio.timeout(seconds):
+                # The end comes last; but it is worth a part of the time in any case.
+                try:
+                    async with asyncio.timeout(0.6 * seconds):
+                        await settled()
+                except TimeoutError:
+                    logger.debug("not everything was delivered before the runs' end")
+                await asyncio.gather(*map(end, run_ids))
+        except TimeoutError:
+            left = [each for each in run_ids if each not in ended]
+            message = "%d runs could not be ended %s in time: %s"
+            logger.warning(message, len(left), status, ", ".join(left[:10]))

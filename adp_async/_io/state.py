@@ -1,0 +1,70 @@
+"""What the sender, the keeper and the faces of one session share in the delivery thread."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from adp_async._io.waiters import Waiters
+from adp_async._sansio.events import Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adp_async._io.intake import Intake
+    from adp_async._sansio.accumulator import Accumulator
+    from adp_async._sansio.dispatch import Dispatcher
+    from adp_async._sansio.events import Event
+    from adp_async._sansio.journal import Journal
+
+
+@define(eq=False, repr=False)
+class DeliveryState:
+    """The lanes, and those who have to hear what happens in them.
+
+    The lanes call nobody: whoever has changed them calls `hand_on` before it awaits anything.
+    """
+
+    accumulator: Accumulator
+    dispatcher: Dispatcher
+    intake: Intake
+    waiters: Waiters = field(factory=Waiters)
+    #: None without a spool.
+    journal: Journal | None = None
+    sender_wakes: asyncio.Event = field(factory=asyncio.Event, init=False)
+    keeper_wakes: asyncio.Event = field(factory=asyncio.Event, init=False)
+
+    def pull(self, now: float) -> None:
+        """Take in what callers have left since the last time."""
+        self.intake.pull(now)
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        """Tell the waiters, the journal and the intake what happened, in this order."""
+        events = self.accumulator.take_events()
+        if not events:
+            return
+        settled = [event for event in events if type(event) is Settled]
+        for event in settled:
+            self.waiters.resolve(event.lane, event.records)
+        if self.journal is not None:
+            self._write_down(self.journal, events, is_settled=bool(settled))
+        if settled:
+            self.intake.room_made()
+            if not self.accumulator.unsettled:
+                self.waiters.nothing_left()
+
+    def _write_down(self, journal: Journal, events: Sequence[Event], *, is_settled: bool) -> None:
+        was_written = not journal.has_unwritten
+        for event in events:
+            journal.note(event)
+        # The first record after a commit; and where there is room, spilled ones come back.
+        if (was_written and journal.has_unwritten) or (is_settled and self.accumulator.spooled):
+            self.keeper_wakes.set()
+
+    def moved(self) -> None:
+        """Records went to the disk, or came back from it."""
+        self.intake.room_made()
+        self.sender_wakes.set()

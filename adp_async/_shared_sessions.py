@@ -1,0 +1,49 @@
+"""Sessions that a process has once for the same settings, for callers who don't know each other."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adp_async.settings import Settings
+
+
+class Openable(Protocol):
+    """A session, as far as sharing it takes."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def open(self) -> Self: ...
+
+
+S = TypeVar("S", bound=Openable)
+
+
+class SharedSessions(Generic[S]):
+    """One session for each `Settings`, opened when it is first asked for, and again when closed.
+
+    A forked child has none of its parent's.
+    """
+
+    def __init__(self, make: Callable[[Settings], S]) -> None:
+        self._make = make
+        self._forked()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._sessions: dict[Settings, S] = {}
+        self._lock = threading.Lock()  # the parent may have held its own
+
+    def of(self, settings: Settings) -> S:
+        """The open session of *settings*; raises what opening raises."""
+        with self._lock:
+            session = self._sessions.get(settings)
+            if session is None or not session.is_open:
+                session = self._sessions[settings] = self._make(settings).open()
+            return session

@@ -1,0 +1,221 @@
+"""What begins a run: `Session.start_run` and ``attach_run(resume=True)``, awaited or entered."""
+
+from __future__ import annotations
+
+import time
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from adp_async._io.log import logger
+from adp_async._sansio.cleaning import cut_text
+from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_run_id, valid_text
+from adp_async.errors import AdpError, BadRequest, Conflict, NotFound, shown
+from adp_async.run import LenientRun, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from adp_async._sansio.records import BatchLimits
+    from adp_async._sansio.values import Texts
+    from adp_async.entities.experiments import Experiment
+    from adp_async.entities.runs import Run as RunEntity
+    from adp_async.entities.runs import RunInfo, RunTag
+    from adp_async.errors import ServiceError
+    from adp_async.run import Host
+
+#: MLflow's names of what a run is part of, and what it is for.
+PARENT: Final = "mlflow.parentRunId"
+DESCRIPTION: Final = "mlflow.note.content"
+
+
+class BegunRun:
+    """A run to be: awaited or entered, it begins, and the ``async with`` block ends it."""
+
+    _run: Run | None = None
+
+    def __init__(self, session: Host, *, strict: bool) -> None:
+        self._session = session
+        self._kind = Run if strict else LenientRun
+
+    async def _begin(self) -> Run:
+        raise NotImplementedError
+
+    def _handle(self, info: RunInfo) -> Run:
+        names = {
+            "run_name": info.run_name,
+            "experiment_id": info.experiment_id,
+            "artifact_uri": info.artifact_uri,
+        }
+        run = self._kind(info.run_id, self._session, **names)
+        self._session._open_runs.started(run.run_id)
+        return run
+
+    def __await__(self) -> Generator[Any, None, Run]:
+        return self._begin().__await__()
+
+    async def __aenter__(self) -> Run:
+        self._run = await self._begin()
+        return self._run
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._run is not None
+        await self._run._leave(error)
+
+
+class ResumedRun(BegunRun):
+    """What ``session.attach_run(run_id, resume=True)`` returns."""
+
+    def __init__(self, run_id: str, session: Host, *, strict: bool) -> None:
+        super().__init__(session, strict=strict)
+        self._run_id = valid_run_id(run_id)
+
+    async def _begin(self) -> Run:
+        return self._handle(await self._session.runs.update(self._run_id, status="RUNNING"))
+
+
+class StartedRun(BegunRun):
+    """What ``session.start_run`` returns: it creates the run."""
+
+    def __init__(
+        self,
+        session: Host,
+        *,
+        experiment: str | None,
+        experiment_id: str | None,
+        run_name: str | None,
+        params: Texts | None,
+        tags: Texts | None,
+        parent: object = None,
+        description: str | None = None,
+        source: bool = True,
+        strict: bool = True,
+    ) -> None:
+        if experiment is not None and experiment_id is not None:
+            raise TypeError("give an experiment's name or its id, not both")
+        super().__init__(session, strict=strict)
+        self._source = source
+        # Mistakes are reported before anything is created.
+        try:
+            self._experiment = valid_name(experiment, "the name of an experiment")
+            self._experiment_id = valid_name(experiment_id, "the id of an experiment")
+            self._run_name = valid_name(run_name, "the name of a run")
+            self._check_texts(params, tags, strict=strict)
+            self._place(parent, description)
+        except (TypeError, ValueError) as error:
+            # It is the caller's mistake: the way we found it is of no interest.
+            raise error.with_traceback(None)  # noqa: B904 - the same error
+
+    def _check_texts(self, params: Texts | None, tags: Texts | None, *, strict: bool) -> None:
+        """A lenient run mends them as it logs them, once it is there."""
+        limits = self._session._intake.limits
+        self._params, self._later_tags = (None, None) if strict else (params, tags)
+        self._tags: dict[str, str] = {}
+        if strict:
+            self._params = _checked("param", params, self._run_name, limits)
+            self._tags = _checked("tag", tags, self._run_name, limits)
+
+    def _place(self, parent: object, description: str | None) -> None:
+        if parent is not None:
+            self._tags[PARENT] = valid_run_id(getattr(parent, "run_id", parent))
+        if description is not None:
+            limits = self._session._intake.limits
+            given = {DESCRIPTION: description}
+            self._tags |= _checked("tag", given, self._run_name, limits)
+
+    async def _begin(self) -> Run:
+        if self._source:
+            await self._add_source()
+        if self._experiment is None:
+            created = await self._create_in(self._experiment_id)
+        else:
+            created = await self._create_by_name(self._experiment)
+        try:
+            run = self._handle(created.info)
+        except ValueError as error:
+            raise AdpError(f"the service created a run, and {error}") from None
+        if self._later_tags:
+            run.set_tags(self._later_tags)
+        if self._params:
+            run.log_params(self._params)
+        return run
+
+    async def _add_source(self) -> None:
+        """Tags of the caller's own go before."""
+        limits = self._session._intake.limits
+        for key, text in (await self._session._source_tags()).items():
+            self._tags.setdefault(key, cut_text(text, "tag", limits))
+
+    async def _create_in(self, experiment_id: str | None) -> RunEntity:
+        return await self._session.runs.create(
+            experiment_id=experiment_id,
+            run_name=self._run_name,
+            start_time=time.time_ns() // 1_000_000,
+            tags=_as_sent(self._tags),
+        )
+
+    async def _create_by_name(self, name: str) -> RunEntity:
+        """Create it in the experiment called *name*; the error of one that fails names that.
+
+        When the service refuses the experiment that had the name, it is looked up once more:
+        somebody may have deleted it, or given its name to another.
+        """
+        tried = await self._session._experiment_names.id_of(name)
+        try:
+            return await self._create_in(tried)
+        except (BadRequest, NotFound, Conflict) as refused:
+            if not refused.code:  # not the service's own words
+                raise
+            now = await self._looked_up(name)
+            if now is None or now.experiment_id == tried or now.lifecycle_stage == "deleted":
+                _tell_of_experiment(refused, name, now, tried)
+                raise
+        try:
+            return await self._create_in(now.experiment_id)
+        except (BadRequest, NotFound, Conflict) as refused:
+            _tell_of_experiment(refused, name, now, now.experiment_id)
+            raise
+
+    async def _looked_up(self, name: str) -> Experiment | None:
+        try:
+            return await self._session._experiment_names.look_up(name)
+        except AdpError as error:
+            logger.debug("experiment %r could not be looked up again: %s", name, error)
+            return None
+
+
+def _checked(
+    kind: Literal["param", "tag"], given: Texts | None, run_name: str | None, limits: BatchLimits
+) -> dict[str, str]:
+    """Params or tags of a run that is not yet there, as they are sent."""
+    texts: dict[str, str] = {}
+    run_id = f"{shown(run_name)} (not yet created)"
+    pairs = [] if given is None else pairs_of(given, f"start_run({kind}s=...)")
+    for key, value in pairs:
+        plain = valid_key(key, kind=kind, run_id=run_id, limits=limits)
+        texts[plain] = valid_text(value, kind=kind, key=plain, run_id=run_id, limits=limits)
+    return texts
+
+
+def _as_sent(tags: dict[str, str]) -> list[RunTag]:
+    from adp_async.entities.runs import RunTag
+
+    return list(starmap(RunTag, tags.items()))
+
+
+def _tell_of_experiment(
+    refused: ServiceError, name: str, found: Experiment | None, tried: str
+) -> None:
+    """Have the error of a run that could not be created name its experiment."""
+    what = f"experiment {name!r:.120} (id {tried})"
+    if found is not None and found.lifecycle_stage == "deleted":
+        what += (
+            " is deleted; bring it back with "
+            f"session.experiments.restore({found.experiment_id!r}), or take another name"
+        )
+    refused.message = f"{what}: {refused.message}" if refused.message else what
