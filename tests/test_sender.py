@@ -134,7 +134,7 @@ class Stage:
             self.inbox.append(record)
         self.sender.wake()
 
-    def pull(self, now: float) -> None:
+    def pull(self, now: float, *, leave_excess: bool = False) -> None:
         self.looks += 1
         records, self.inbox = self.inbox, []
         if records:
