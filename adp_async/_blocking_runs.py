@@ -44,7 +44,7 @@ class Host(Protocol):
 
 
 class Run(ArtifactWriter, RunWriter):
-    """A run of a blocking session: ``log_*`` return at once, the rest waits.  Any thread."""
+    """A run of a blocking session: ``log_*`` return at once, the rest waits.  Thread-safe."""
 
     def __init__(self, run: AsyncRun, session: Host) -> None:
         super().__init__(run.run_id, run._intake)
@@ -100,7 +100,7 @@ class Run(ArtifactWriter, RunWriter):
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, then give the run its *status* and end time.
 
-        ValueError for a status that is not an end, before anything is done.
+        ValueError, before anything is done, for a status that does not end a run.
         """
         self._session.call(self._run.finish(end_status(status)))
 
@@ -139,7 +139,7 @@ class Run(ArtifactWriter, RunWriter):
 
 
 class _RunWithSession(Run):
-    """A run that closes its session with it, when that is its own."""
+    """A run that closes its session when it ends, if the session is its own."""
 
     def __init__(self, run: AsyncRun, session: Host, *, owns_session: bool = True) -> None:
         super().__init__(run, session)
@@ -161,7 +161,7 @@ class _RunWithSession(Run):
 
 
 class StartedRun(_RunWithSession):
-    """A run that ends with its ``with`` block, and its session with it when it has its own."""
+    """A run that ends with its ``with`` block, and closes a session of its own."""
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, give the run its *status* and end time, and close a session of its own."""
@@ -200,7 +200,7 @@ class Lenient(LenientWriter, LenientArtifactWriter, Run):
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """As `Run.finish`, within ``close_timeout``, but what fails is a warning.
 
-        ValueError for a status that is not an end.
+        ValueError for a status that does not end a run.
         """
         with warned(self._run):
             super().finish(status)

@@ -111,7 +111,7 @@ class Session:
     call that waits.
 
     *session* is the asynchronous session.  One that is still open when the interpreter ends is
-    closed then, within ``close_timeout``.
+    closed then, within ``exit_timeout``.
     """
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
@@ -291,7 +291,7 @@ class Session:
     ) -> StartedRun: ...
 
     def attach_run(self, run_id: str, *, resume: bool = False, strict: bool = True) -> Run:
-        """A handle of a run that exists, without a request; ``with`` only flushes.
+        """A handle for an existing run; sends no request.  ``with`` only flushes.
 
         With *resume* the run is set RUNNING again, and ``with`` ends it.
         """
@@ -402,7 +402,7 @@ def attach_run(
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
 ) -> AttachedRun | StartedRun:
-    """A handle of a run that exists, with a session of its own that ``with`` closes.
+    """A handle for an existing run, with a session of its own that ``with`` closes.
 
     With *resume* the run is set RUNNING again, and ``with`` ends it as well.
     """

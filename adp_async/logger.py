@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from adp_async._sansio.rejections import delivery_error
 from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError
 from adp_async.stats import Stats, counted
@@ -142,10 +143,17 @@ class BatchLogger(LoggerFace):
         """
         run_id = None if run_id is None else valid_run_id(run_id)
         try:
-            return await self._delivery.running(self._delivery.try_flush(run_id))
-        except AdpError as error:  # closed
+            return await self._delivery.running(_settled_or_why(self._delivery, run_id))
+        except AdpError as error:  # closed, or given up
             return error
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""
         await self._delivery.drain()
+
+
+async def _settled_or_why(delivery: Delivery, run_id: str | None) -> AdpError | None:
+    """In the delivery thread."""
+    await delivery.settled(run_id)
+    rejections, rejected = delivery.accumulator.rejections.of(run_id)
+    return delivery_error(rejections, rejected=rejected) if rejected else None

@@ -169,7 +169,7 @@ class Run(ArtifactWriter, RunWriter):
                 await _within(left, self._end(status), self._not_ended, failures)
             if failures:
                 self._session._ends_by = ends_by
-        self._tell(error, failures)
+        self._report(error, failures)
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,9 +188,9 @@ class Run(ArtifactWriter, RunWriter):
             await self._uploads_within(ends_by - 0.2 * timeout, failures)
             if failures:
                 self._session._ends_by = ends_by
-        self._tell(error, failures)
+        self._report(error, failures)
 
-    def _tell(self, error: BaseException | None, failures: list[AdpError]) -> None:
+    def _report(self, error: BaseException | None, failures: list[AdpError]) -> None:
         """Raise the first of *failures*, or note them on the caller's own *error*."""
         if error is None and failures:
             first, *others = failures
@@ -261,7 +261,7 @@ class LenientRun(LenientWriter, LenientArtifactWriter, Run):
     async def finish(self, status: EndStatus = "FINISHED") -> None:
         """As `Run.finish`, within ``close_timeout``, but what fails is a warning.
 
-        ValueError for a status that is not an end.
+        ValueError for a status that does not end a run.
         """
         await self._end_in_time(end_status(status), None)
 
@@ -270,7 +270,7 @@ class LenientRun(LenientWriter, LenientArtifactWriter, Run):
         with warned(self):
             await super().log_inputs(dataset_inputs)
 
-    def _tell(self, error: BaseException | None, failures: list[AdpError]) -> None:
+    def _report(self, error: BaseException | None, failures: list[AdpError]) -> None:
         for failure in failures:
             if error is None:
                 logger.warning("%s", failure)

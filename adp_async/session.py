@@ -238,7 +238,7 @@ class Session:
     def attach_run(
         self, run_id: str, *, resume: bool = False, strict: bool = True
     ) -> Run | BegunRun:
-        """A handle of a run that exists, without a request.
+        """A handle for an existing run; sends no request.
 
         As a context manager it flushes and leaves the run's status alone.  With *resume* it is
         awaited or entered, as `start_run` is: that sets the run RUNNING again, and leaving ends

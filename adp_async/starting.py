@@ -108,7 +108,7 @@ class StartedRun(BegunRun):
             self._check_texts(params, tags, strict=strict)
             self._place(parent, description)
         except (TypeError, ValueError) as error:
-            # It is the caller's mistake: the way we found it is of no interest.
+            # It is the caller's mistake: where we found it doesn't matter.
             raise error.with_traceback(None)  # noqa: B904 - the same error
 
     def _check_texts(self, params: Texts | None, tags: Texts | None, *, strict: bool) -> None:
@@ -160,7 +160,7 @@ class StartedRun(BegunRun):
         )
 
     async def _create_by_name(self, name: str) -> RunEntity:
-        """Create it in the experiment called *name*; the error of one that fails names that.
+        """Create it in the experiment called *name*; an error names the experiment.
 
         When the service refuses the experiment that had the name, it is looked up once more:
         somebody may have deleted it, or given its name to another.
@@ -169,16 +169,16 @@ class StartedRun(BegunRun):
         try:
             return await self._create_in(tried)
         except (BadRequest, NotFound, Conflict) as refused:
-            if not refused.code:  # not the service's own words
+            if not refused.code:  # not an error of the service
                 raise
             now = await self._looked_up(name)
             if now is None or now.experiment_id == tried or now.lifecycle_stage == "deleted":
-                _tell_of_experiment(refused, name, now, tried)
+                _name_experiment(refused, name, now, tried)
                 raise
         try:
             return await self._create_in(now.experiment_id)
         except (BadRequest, NotFound, Conflict) as refused:
-            _tell_of_experiment(refused, name, now, now.experiment_id)
+            _name_experiment(refused, name, now, now.experiment_id)
             raise
 
     async def _looked_up(self, name: str) -> Experiment | None:
@@ -192,7 +192,7 @@ class StartedRun(BegunRun):
 def _checked(
     kind: Literal["param", "tag"], given: Texts | None, run_name: str | None, limits: BatchLimits
 ) -> dict[str, str]:
-    """Params or tags of a run that is not yet there, as they are sent."""
+    """Params or tags of a run that does not exist yet, as they are sent."""
     texts: dict[str, str] = {}
     run_id = f"{shown(run_name)} (not yet created)"
     pairs = [] if given is None else pairs_of(given, f"start_run({kind}s=...)")
@@ -208,10 +208,10 @@ def _as_sent(tags: dict[str, str]) -> list[RunTag]:
     return list(starmap(RunTag, tags.items()))
 
 
-def _tell_of_experiment(
+def _name_experiment(
     refused: ServiceError, name: str, found: Experiment | None, tried: str
 ) -> None:
-    """Have the error of a run that could not be created name its experiment."""
+    """Name the experiment in the error of a run that could not be created."""
     what = f"experiment {name!r:.120} (id {tried})"
     if found is not None and found.lifecycle_stage == "deleted":
         what += (

@@ -1,10 +1,10 @@
 """What logging costs a Lightning training: 500 steps of 20 metrics, until all is delivered.
 
-The same training without a logger; with Lightning's own ``MLFlowLogger``, synchronous as is its
-default, into MLflow over http, and on ``aidp://``; and with `AdpLogger`.  Then all of them again
-with 50 ms of latency on the road, and with a quota of 5 requests a second.  Needs
-``pip install 'adp-async[test-frameworks]'``; the entry point of ``aidp://`` needs an installed
-package.
+The same training without a logger, and with one that drops everything; with Lightning's own
+``MLFlowLogger``, synchronous as is its default, into MLflow over http, and on ``aidp://``; and with
+`AdpLogger`.  Then all of them again with 50 ms of latency on the road, and with a quota of 5
+requests a second.  Needs ``pip install 'adp-async[test-frameworks]'``; the entry point of
+``aidp://`` needs an installed package.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ ROADS = (
     Road("a quota of 5 requests/s", 0.0, 5.0, 1),
 )
 NONE = "no logger"
+#: What Lightning itself does for a logger, whichever it is.
+DROPS = "a logger that drops everything"
 PLAIN = "MLFlowLogger, MLflow over http"
 ON_AIDP = "MLFlowLogger, aidp://"
 OURS = "AdpLogger"
@@ -81,12 +83,12 @@ class Bench:
 
     def train(self, name: str, *, steps: int | None = None) -> dict[str, Any]:
         """Seconds of one training; all its points have arrived."""
-        how = {NONE: "none", OURS: "ours"}.get(name, "mlflow")
+        how = {NONE: "none", DROPS: "drops", OURS: "ours"}.get(name, "mlflow")
         size = {"steps": steps or self._steps, "metrics": METRICS}
         took: dict[str, Any] = ask(
             self._trainer, {"how": how, "uri": self._uris.get(name, ""), **size}
         )
-        if took["run_id"]:
+        if how in ("mlflow", "ours"):
             arrived = sum(1 for _ in self._points(took["run_id"], f"metric{METRICS - 1}"))
             if arrived != size["steps"]:
                 raise RuntimeError(f"{name}: {arrived} of {size['steps']} points arrived")
@@ -102,7 +104,7 @@ class Bench:
 def measure(options: Options) -> Report:
     """A training with each logger, on each road."""
     report = Report("Integrations: a Lightning training of 500 steps with 20 metrics each")
-    names = [NONE, *([PLAIN] if options.peers else []), ON_AIDP, OURS]
+    names = [NONE, DROPS, *([PLAIN] if options.peers else []), ON_AIDP, OURS]
     with ExitStack() as stack:
         bench = Bench(stack, options)
         for name in names:
@@ -113,13 +115,17 @@ def measure(options: Options) -> Report:
             report.tables.append(_table(road, found))
             if road.rate is None and not road.latency:
                 report.goals = [
-                    Goal.at_most(f"{name}: share of the time that is logging", 0.03, share)
+                    Goal.at_most(
+                        f"{name}: share of the steps' time that is logging",
+                        0.03,
+                        _share(found, name, "steps"),
+                    )
                     for name in (ON_AIDP, OURS)
-                    for share in (_share(found, name),)
                 ]
     report.notes.append(
-        "Every training lasts until all its points have arrived, which is checked; the steps alone "
-        "are what its loop took."
+        "A training lasts until all its points have arrived, which is checked. The shares compare "
+        "with the logger that drops everything. MLflow, gateway and road run on this machine too, "
+        "and take their share of its cores while a training goes on."
     )
     return report
 
@@ -133,20 +139,21 @@ def _rounds(bench: Bench, names: Sequence[str], rounds: int) -> dict[str, list[d
 
 
 def _share(found: dict[str, list[dict[str, Any]]], name: str, part: str = "fit") -> float:
-    """Of the time of a training, what there is without a logger taken off."""
-    pairs = zip(found[NONE], found[name], strict=True)
+    """Of the time of a training, what is not needed when everything is dropped."""
+    pairs = zip(found[DROPS], found[name], strict=True)
     return statistics.median(1.0 - bare[part] / logged[part] for bare, logged in pairs)
 
 
 def _table(road: Road, found: dict[str, list[dict[str, Any]]]) -> Table:
     table = Table(
         f"The service: {road.name}",
-        ("logger", "seconds", "steps alone", "share of logging", "of the steps"),
+        ("logger", "seconds", "of steps", "of CPU", "more seconds", "more of steps", "more of CPU"),
     )
     for name, rounds in found.items():
-        times = [statistics.median(each[part] for each in rounds) for part in ("fit", "steps")]
-        shares = [f"{100 * _share(found, name, part):.0f} %" for part in ("fit", "steps")]
-        table.add(name, *times, *(shares if name != NONE else ("", "")))
+        parts = ("fit", "steps", "cpu")
+        times = [statistics.median(each[part] for each in rounds) for part in parts]
+        shares = [f"{100 * _share(found, name, part):.0f} %" for part in parts]
+        table.add(name, *times, *(shares if name not in (NONE, DROPS) else ("", "", "")))
     return table
 
 

@@ -203,6 +203,34 @@ async def test_lightning(bare_platform: LocalPlatform, tmp_path: Path, case: str
         assert trained.run.info["run_name"] == "sgd"
 
 
+CHECKPOINTS = """
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    logger = AdpLogger(log_checkpoints={which!r}, save_dir=sys.path[0])
+    keep = ModelCheckpoint(every_n_train_steps=4, monitor="loss", save_top_k=1, save_last=True)
+    trainer(logger, enable_checkpointing=True, callbacks=[keep]).fit(Model(), data())
+    print(os.path.basename(keep.best_model_path))
+"""
+
+
+@needs("lightning")
+@pytest.mark.parametrize("which", [True, "all", False])
+async def test_checkpoints(bare_platform: LocalPlatform, tmp_path: Path, which: bool | str) -> None:
+    """They become artifacts: those there are at the end, all that were written, or none."""
+    script = main(CHECKPOINTS.format(which=which))
+    trained = await train(bare_platform, tmp_path, LIGHTNING, script)
+    assert trained.code == 0, trained.errors
+    assert "training goes on" not in trained.errors
+    uri = str(trained.run.info["artifact_uri"])
+    names = set(bare_platform.gateway.storage.artifacts.names(f"{uri}/checkpoints"))
+    best = trained.out.splitlines()[-1]
+    if which is True:
+        assert names == {best, "last.ckpt"}
+    else:
+        assert (names > {"last.ckpt"}) if which else names == set()
+    assert trained.status == "FINISHED"
+
+
 @needs("lightning")
 async def test_lightning_without_the_service(bare_platform: LocalPlatform, tmp_path: Path) -> None:
     """Training goes on, checkpoints are written, and a warning says that nothing is logged."""

@@ -1,8 +1,8 @@
 """Delivers what callers leave in the Intake, in a thread of a session's own.
 
 Everything behind the Intake belongs to the delivery thread: the lanes, the sender, the keeper of
-the spool and those who wait.  Who waits in another thread, or on another event loop, hands a
-coroutine over.
+the spool and the waiters.  A waiter in another thread, or on another event loop, hands a coroutine
+over.
 """
 
 from __future__ import annotations
@@ -26,28 +26,27 @@ from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import AdpError, DeliveryError
+from adp_async.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Coroutine, Iterator
 
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.sender import Service
     from adp_async._io.spool import Spool
-    from adp_async._sansio.lane import Lane
     from adp_async._sansio.throttle import Throttle
     from adp_async.settings import Settings
 
 T = TypeVar("T")
 
-#: The share of ``buffer_limit`` that refused records may take, kept until somebody is told.
+#: The share of ``buffer_limit`` that refused records may take, kept until they are reported.
 REJECTIONS_SHARE: Final = 0.1
 #: Of the time for closing, the share that is kept for writing down what is left.
 LAST_COMMIT: Final = 0.2
 #: The least that this takes, in seconds, however short the time for closing is.
 SHORTEST_COMMIT: Final = 0.25
-#: And the least that a disk gets for letting go of the file, when that took all of it.
+#: The least that a disk gets to release the file, when writing took all the time.
 SHORTEST_CLOSE: Final = 0.05
 #: The sender is started again when it ends, but not more often than this within so many seconds.
 MOST_CRASHES: Final = 10
@@ -55,7 +54,7 @@ CRASH_TIME: Final = 10.0
 
 
 class Delivery:
-    """The way of all records of one session, from the Intake to their end."""
+    """Delivers all records of one session, from the Intake until they are settled."""
 
     def __init__(
         self,
@@ -99,13 +98,13 @@ class Delivery:
         self.state = DeliveryState(self.accumulator, dispatcher, self.intake)
         self.sender = Sender(self.state, service)
         self.keeper: SpoolKeeper | None = None
-        #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
+        #: Undelivered records at the end, by run: in the spool, or lost.
         self.kept: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self._waiters = self.state.waiters
         self.thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
-        #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
+        #: Whether the supervisor is cancelled by us, not by code that cancels all tasks.
         self._is_over = False
         self._crash: BaseException | None = None
 
@@ -143,33 +142,18 @@ class Delivery:
     # ------------------------------------------------------------------ in the delivery thread
 
     async def flush(self, run_id: str | None) -> None:
-        """Until what was accepted so far is settled; raises what was refused."""
-        await self._accepted_settled(run_id)
+        """Wait until all accepted records are settled; raises what was refused."""
+        await self.settled(run_id)
         self._raise_refused(run_id)
 
-    async def try_flush(self, run_id: str | None) -> AdpError | None:
-        """The same, but what it would raise is returned, and still to be told."""
-        try:
-            await self._accepted_settled(run_id)
-        except AdpError as error:
-            return error
-        rejections, rejected = self.accumulator.rejections.of(run_id)
-        return delivery_error(rejections, rejected=rejected) if rejected else None
-
-    async def _accepted_settled(self, run_id: str | None) -> None:
-        now = time.monotonic()
-        self.state.pull(now)
-        lanes: Iterable[Lane] = list(self.accumulator.lanes.values())
-        if run_id is not None:
-            lanes = [self.intake.lane(run_id)]
-        busy = [lane for lane in lanes if not lane.is_idle]
-        for lane in busy:
-            self.accumulator.urge(lane, now)
+    async def settled(self, run_id: str | None) -> None:
+        """The same, but raises nothing that was refused."""
+        busy = self.state.urge(run_id, time.monotonic())
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
 
     async def drain(self) -> None:
-        """Until the buffer is below its high-water mark.  On any event loop."""
+        """Wait until the buffer is below its high-water mark.  On any event loop."""
         self.lifetime.check()
         if self.intake.is_low():
             await asyncio.sleep(0)
@@ -177,7 +161,7 @@ class Delivery:
             await self.running(self.intake.below_high_water())
 
     def discard(self, run_id: str) -> int:
-        """Give up what waits for a run: how many records that are.  From any thread."""
+        """Give up a run's waiting records; returns how many.  From any thread."""
         self.lifetime.check()
         if self.thread is None or self.thread.is_here:
             return self._discard(run_id)
@@ -198,7 +182,7 @@ class Delivery:
         return count
 
     def _raise_refused(self, run_id: str | None = None) -> None:
-        """Raise what was refused since the last time somebody was told."""
+        """Raise what was refused and not yet reported."""
         rejections, rejected = self.accumulator.rejections.take(run_id)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
@@ -237,19 +221,19 @@ class Delivery:
         return keeper
 
     def bar(self, run_ids: frozenset[str] | None) -> None:
-        """Have the params and tags of these runs wait; None: of all runs."""
+        """Hold the params and tags of these runs; None: of all runs."""
         self.accumulator.bar(run_ids, time.monotonic())
         self.sender.wake()
 
     async def something_settled(self, seconds: float) -> None:
-        """Until any record is settled, or so many *seconds* are over."""
+        """Wait until any record is settled, for at most *seconds*."""
         try:
             async with asyncio.timeout(seconds):
                 await self._waiters.something_settled()
         except TimeoutError:
             return
 
-    async def let_go(self, seconds: float) -> None:
+    async def stop(self, seconds: float) -> None:
         """Stop, and leave what is not settled in the spool."""
         task, self._task = self._task, None
         self._is_over = True
@@ -285,7 +269,7 @@ class Delivery:
     async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
 
-        Raises `DeliveryError` when records were refused and nobody was told, or could not be
+        Raises `DeliveryError` when records were refused and not yet reported, or could not be
         delivered in time.  In the delivery thread.
         """
         task, self._task = self._task, None
@@ -311,10 +295,7 @@ class Delivery:
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
-        now = time.monotonic()
-        self.state.pull(now)
-        for lane in list(self.accumulator.lanes.values()):
-            self.accumulator.urge(lane, now)
+        self.state.urge(None, time.monotonic())
         self.sender.wake()
         if self.accumulator.unsettled and self._crash is None:
             await self._waiters.all_settled()
@@ -335,7 +316,7 @@ class Delivery:
         return self._crash or self.sender.trouble
 
     async def _abandon(self, seconds: float) -> None:
-        """This session delivers nothing more: write down what is left, and tell who waits."""
+        """Deliver nothing more: write down the undelivered records, and wake the waiters."""
         self.state.pull(time.monotonic())
         left = self.accumulator.unsettled
         is_on_disk = False
@@ -369,10 +350,10 @@ class Delivery:
         self.intake.close_gate()
 
     def forked(self) -> None:
-        """In a forked child: everything here belongs to the parent, who will send it."""
+        """In a forked child: everything here belongs to the parent, which will send it."""
         self.lifetime.close(Why.FORKED)
         self.intake.forked()
-        # Nothing is written or said on the parent's behalf.
+        # Nothing is written or logged on the parent's behalf.
         self.thread = self._task = self.keeper = None
 
 

@@ -277,7 +277,7 @@ class Engine:
         self.close_hooks.forked()
 
     def _interpreter_ends(self) -> None:
-        """It was not closed: end its runs, deliver for a while, and keep the rest."""
+        """The session is still open: end its runs, deliver for a while, and spool the rest."""
         status = how_it_ends()
         self.close_hooks.run(status)
         thread, self.thread = self.thread, None
@@ -287,7 +287,7 @@ class Engine:
         try:
             thread.wait(self._end(status, seconds), 2.0 * seconds + 1.0)
         except (AdpError, TimeoutError) as failure:
-            # There is no caller to catch it.
+            # Nobody could catch it.
             logger.warning("%s", failure)
         finally:
             if self._loop is thread.loop:
@@ -300,7 +300,7 @@ class Engine:
         """In the delivery thread."""
         ends_at = time.monotonic() + seconds
         if self.open_runs:
-            settled = partial(self.delivery.try_flush, None)
+            settled = partial(self.delivery.settled, None)
             await self.open_runs.end(status, 0.7 * seconds, settled=settled, call=self.batches.call)
         left = max(0.3 * seconds, ends_at - time.monotonic())
         await self._close_delivery(left, Why.ENDED)

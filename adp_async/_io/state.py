@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from adp_async._sansio.dispatch import Dispatcher
     from adp_async._sansio.events import Event
     from adp_async._sansio.journal import Journal
+    from adp_async._sansio.lane import Lane
 
 
 @define(eq=False, repr=False)
 class DeliveryState:
-    """The lanes, and those who have to hear what happens in them.
+    """The lanes, and those that must know what happens in them.
 
-    The lanes call nobody: whoever has changed them calls `hand_on` before it awaits anything.
+    The lanes call nobody: code that changes them calls `hand_on` before it awaits anything.
     """
 
     accumulator: Accumulator
@@ -40,6 +41,17 @@ class DeliveryState:
         """Take in what callers have left since the last time."""
         self.intake.pull(now)
         self.hand_on()
+
+    def urge(self, run_id: str | None, now: float) -> list[Lane]:
+        """Let what waits by now leave without linger, of one run or of all: the busy lanes."""
+        self.pull(now)
+        lanes = list(self.accumulator.lanes.values())
+        if run_id is not None:
+            lanes = [self.intake.lane(run_id)]
+        busy = [lane for lane in lanes if not lane.is_idle]
+        for lane in busy:
+            self.accumulator.urge(lane, now)
+        return busy
 
     def hand_on(self) -> None:
         """Tell the waiters, the journal and the intake what happened, in this order."""

@@ -20,7 +20,7 @@ def end_status(status: object) -> EndStatus:
 
 
 def status_of(error: BaseException | None) -> EndStatus:
-    """How a run ends whose body ended with *error*."""
+    """The status of a run whose body ended with *error*."""
     if error is None:
         return "FINISHED"
     if isinstance(error, SystemExit):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
@@ -44,8 +45,9 @@ class AdpLogger(Logger):
 
     *run_name*, *tags* and *params* are the new run's; *run_id* resumes one instead.  *prefix* goes
     before every metric's name, with a hyphen.  *save_dir* is where the trainer puts its own files,
-    below ``experiment/run id``.  *log_checkpoints* logs checkpoints as artifacts: True the last
-    ones at the end, "all" each as it is written.  *session* is a session of yours; without it, and
+    below ``experiment/run id``.  *log_checkpoints* logs checkpoints as artifacts, into the folder
+    ``checkpoints``: True those there are at the end, "all" each as it is written, and waits for
+    it.  *session* is a session of yours; without it, and
     with the *knobs* of one, there is one for the process.
 
     The run goes on after ``fit``: ``test`` with the same logger logs into it as well.  Its status
@@ -75,6 +77,8 @@ class AdpLogger(Logger):
         self._save_dir = save_dir
         self._log_checkpoints = log_checkpoints
         self._checkpoints: Any = None
+        #: When each checkpoint that is logged was written.
+        self._logged: dict[str, float] = {}
         self._tracked = TrackedRun(
             experiment,
             run_id=run_id,
@@ -127,23 +131,32 @@ class AdpLogger(Logger):
         if not self._tracked.has_begun:
             return
         if self._checkpoints is not None:
-            self._log_checkpoint(self._checkpoints)
+            self._log_checkpoints_of(self._checkpoints)
         end = _ENDS.get(status, "FINISHED")
         self._tracked.finish("KILLED" if ending(sys.exception()) == "KILLED" else end)
 
     @rank_zero_only
     @never_raises
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Log the checkpoint now, or the last at the end."""
+        """Log the checkpoint now, or what there is at the end."""
         if self._log_checkpoints == "all":
-            self._log_checkpoint(checkpoint_callback)
+            for upload in self._log_checkpoints_of(checkpoint_callback):
+                upload.wait()  # the trainer may delete it for the next one
         elif self._log_checkpoints:
             self._checkpoints = checkpoint_callback
 
-    def _log_checkpoint(self, callback: Any) -> None:
-        paths = {callback.best_model_path, callback.last_model_path}
-        if self._log_checkpoints == "all":
-            paths = {getattr(callback, "_last_checkpoint_saved", "") or callback.best_model_path}
+    def _log_checkpoints_of(self, callback: Any) -> list[Any]:
+        """Those that are new, or were written again, since the last time; their uploads."""
         run: Any = self._tracked.run
-        for path in sorted(paths - {"", None}):
-            run.log_artifact(path, to="checkpoints")
+        uploads = []
+        paths = {callback.best_model_path, callback.last_model_path, *callback.best_k_models}
+        for path in sorted(path for path in paths if path and os.path.exists(path)):
+            written = os.path.getmtime(path)
+            if self._logged.get(path) != written:
+                self._logged[path] = written
+                name = os.path.basename(path)
+                if os.path.isdir(path):  # of a strategy that shards them
+                    uploads.append(run.log_artifacts(path, f"checkpoints/{name}"))
+                else:
+                    uploads.append(run.log_artifact(path, "checkpoints"))
+        return [upload for upload in uploads if upload is not None]
