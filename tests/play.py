@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field, frozen
 
 from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.actions import Action, action_for
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.discarding import discard
 from adp_async._sansio.dispatch import Dispatcher, Fault, Pulse, discarded, fault_of
 from adp_async._sansio.records import DELIVERED, Metric, Param, RunTag
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import Throttle
-from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError, ServiceFault, Throttled
 from adp_async.local.quota import Quota, TokenBucket
 

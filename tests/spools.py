@@ -47,7 +47,7 @@ def orphan(folder: Path, *changes: Changes, identity: Identity = FAKE, error: st
     spool = Spool.create(folder, identity, limit=LIMIT)
     for each in changes:
         spool.commit(each, error)
-    spool.let_go()
+    spool.release()
     return spool.path
 
 

@@ -431,7 +431,7 @@ def test_an_unknown_profile_is_a_mistake(folder: Path, here: Identity, run_id: s
     assert result.exit_code == 1
     assert "NOBODY" in result.stderr
     assert result.stderr.count("\n") == 1
-    Spool.open(path, limit=LIMIT).let_go()
+    Spool.open(path, limit=LIMIT).release()
 
 
 def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run_id: str) -> None:
@@ -444,7 +444,7 @@ def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run
     assert "batches are held back" in result.stdout
     assert "timed out after 0.5 s" in result.stdout
     assert "0 records delivered, 3 still wait" in result.stdout
-    Spool.open(path, limit=LIMIT).let_go()
+    Spool.open(path, limit=LIMIT).release()
 
 
 def test_one_that_is_damaged_keeps_no_other(

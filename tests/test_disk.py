@@ -103,7 +103,7 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
         copy = copied(folder, small_disk.parent / "copy")
         left = Spool.open(copy, limit=LIMIT)
         journaled = [record.step for _, record in left.waiting()]  # type: ignore[union-attr]
-        left.let_go()
+        left.release()
         assert journaled == list(range(len(journaled)))
         assert 1000 <= len(journaled) < 50_000
 
@@ -141,7 +141,7 @@ def test_what_fills_its_disk_can_leave_it(small_disk: Path, count: int, text: in
         spool.commit(Changes(chunks=[Chunk("run", written, records)]))
         assert spool.contents().runs[0].records == count
     assert written or count * text > 300_000
-    spool.let_go()
+    spool.release()
 
 
 def test_a_disk_that_does_not_say_how_large_it_is(
@@ -305,7 +305,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
         spool.commit(chunk(metrics(1000, first), first))
     wal = spool.path.with_name(f"{spool.path.name}-wal")
     content = spool.path.read_bytes(), wal.read_bytes()
-    spool.let_go()
+    spool.release()
     return content
 
 

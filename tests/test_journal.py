@@ -685,7 +685,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.kill(applied=1)
             self.finish()
         finally:
-            self.spool.let_go()
+            self.spool.release()
             shutil.rmtree(self.folder)
 
     # What callers do
@@ -821,7 +821,7 @@ class SpoolMachine(RuleBasedStateMachine):
         for position, batch in enumerate(self.flying):
             if applied >> position & 1:
                 self.service.post(batch)
-        self.spool.let_go()
+        self.spool.release()
         self.steps_since_kill = 0
         spool = Spool.open(self.spool.path, limit=2**30)
         self.start(spool)

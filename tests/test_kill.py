@@ -204,7 +204,7 @@ def _waiting(path: Path) -> list[tuple[str, int]]:
     try:
         return [_name(record) for _, record in spool.waiting()]
     finally:
-        spool.let_go()
+        spool.release()
 
 
 def _name(record: AnyRecord) -> tuple[str, int]:

@@ -475,9 +475,9 @@ async def test_stats_while_things_are_under_way() -> None:
             return await send(request, timeout=timeout)
 
         session.service.send = wait_and_send  # type: ignore[method-assign]
+        other.log_param("lr", 0.1)  # first, so that it is no longer in the inbox below
         for step in range(1200):
             run.log_metric("loss", 0.5, step=step)
-        other.log_param("lr", 0.1)
         await eventually(lambda: run.stats().in_flight == 1000)
         assert (run.stats().waiting, run.stats().accepted) == (200, 1200)
         assert (other.stats().waiting, other.stats().in_flight) == (1, 0)

@@ -150,7 +150,7 @@ async def test_a_forked_spool(bare_platform: LocalPlatform, tmp_path: Path, how:
     (path,) = find_spools(folder)
     spool = Spool.open(path, limit=10**9)
     assert [piece.spilled for piece in spool.pieces()] == [((0, 200),)]
-    spool.let_go()
+    spool.release()
 
 
 FORK_AND_DIE = """

@@ -123,7 +123,7 @@ async def test_what_a_thread_finds_for_nobody(folder: Path) -> None:
     await asyncio.wait([searching])
     again = open_orphan(path, identity=FAKE, limit=LIMIT)
     assert again is not None
-    again.spool.let_go()
+    again.spool.release()
 
 
 async def test_a_thread_that_finds_nothing_in_time(
@@ -156,7 +156,7 @@ def test_an_orphan_that_breaks_while_it_is_read(
             open_orphan(path, identity=FAKE, limit=LIMIT)
     opened = open_orphan(path, identity=FAKE, limit=LIMIT)
     assert opened is not None
-    opened.spool.let_go()
+    opened.spool.release()
 
 
 # While it runs
@@ -282,7 +282,7 @@ async def test_a_commit_that_is_cancelled_is_not_lost(
     (path,) = find_spools(folder)
     left = Spool.open(path, limit=LIMIT)
     assert [record.step for _, record in left.waiting()] == [1, 2]  # type: ignore[union-attr]
-    left.let_go()
+    left.release()
 
 
 async def test_a_disk_that_fails_is_said_once(
@@ -510,7 +510,7 @@ async def test_rejected_records_stay_and_are_not_announced(
     (row,) = left.contents().rejected
     assert (row.key, left.contents().records) == ("bad key!", 0)
     assert "illegal key" in row.reason
-    left.let_go()
+    left.release()
 
 
 def is_busy(folder: Path, session: FakeSession) -> bool:
@@ -518,7 +518,7 @@ def is_busy(folder: Path, session: FakeSession) -> bool:
     for path in find_spools(folder):
         if path != own:
             try:
-                Spool.open(path, limit=LIMIT).let_go()
+                Spool.open(path, limit=LIMIT).release()
             except SpoolError:
                 return True
     return False
@@ -538,7 +538,7 @@ async def test_records_of_a_run_that_is_gone_are_rejected_and_kept(folder: Path)
     contents = left.contents()
     assert (contents.records, len(contents.rejected)) == (0, 500)
     assert "deleted" in contents.rejected[0].reason
-    left.let_go()
+    left.release()
 
 
 async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
@@ -628,7 +628,7 @@ async def test_leaving_while_recovering_leaves_the_rest_in_the_file(folder: Path
     for each, count in ((path, 3000), (other, 10)):
         left = Spool.open(each, limit=LIMIT)
         assert left.contents().records == count
-        left.let_go()
+        left.release()
 
 
 async def test_a_damaged_row_costs_no_other(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -646,7 +646,7 @@ async def test_a_damaged_row_costs_no_other(folder: Path, caplog: pytest.LogCapt
     assert len([each for each in warnings(caplog) if "are damaged" in each]) == 1
     left = Spool.open(path, limit=LIMIT)
     assert "damaged" in left.contents().trouble
-    left.let_go()
+    left.release()
 
 
 async def test_leaving_while_looking_lets_go_of_what_is_found(
@@ -664,7 +664,7 @@ async def test_leaving_while_looking_lets_go_of_what_is_found(
     async with session_with(folder):
         await asyncio.sleep(0.01)
 
-    Spool.open(path, limit=LIMIT).let_go()
+    Spool.open(path, limit=LIMIT).release()
 
 
 async def test_many_spools_are_delivered_some_at_a_time(
@@ -742,7 +742,7 @@ async def test_whatever_is_damaged_delivery_goes_on(
     )
     left = Spool.open(path, limit=LIMIT)
     assert "1 rows are damaged" in left.contents().trouble
-    left.let_go()
+    left.release()
 
 
 # A run that goes on
@@ -1006,4 +1006,4 @@ def test_a_recovery_is_of_one_orphan(folder: Path) -> None:
     assert not empty.exists()
     assert found is not None
     assert found.records == 1
-    found.spool.let_go()
+    found.spool.release()

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 def spool(tmp_path: Path) -> Iterator[Spool]:
     spool = Spool.create(tmp_path, FAKE, limit=LIMIT)
     yield spool
-    spool.let_go()
+    spool.release()
 
 
 def fields(record: AnyRecord) -> tuple[Any, ...]:
@@ -88,7 +88,7 @@ def test_a_damaged_refusal(tmp_path: Path, damage: str) -> None:
     spool.commit(refused)
     shown = len(spool.contents().rejected)
     again = spool.requeue_refused()
-    spool.let_go()
+    spool.release()
     assert (shown, again) == (1, 1)
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_count(tmp_path: Path, damage: str, runs: list[str]) -> None:
         connection.execute(damage)
     spool = Spool.open(path, limit=LIMIT)
     shown = [run.run_id for run in spool.contents().runs]
-    spool.let_go()
+    spool.release()
     assert sorted(shown) == runs
 
 
@@ -120,7 +120,7 @@ def test_waiting_records_beside_damaged_ones(tmp_path: Path) -> None:
         connection.execute("UPDATE chunks SET body = x'c1' WHERE first = 3")
     spool = Spool.open(path, limit=LIMIT)
     left = [record for _, record in spool.waiting()]
-    spool.let_go()
+    spool.release()
     assert steps(left) == [0, 1, 2, 6, 7, 8]
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_token(tmp_path: Path, token: str) -> None:
         connection.execute("UPDATE sealed SET token = ?", (token,))
     spool = Spool.open(path, limit=LIMIT)
     (piece,) = spool.pieces()
-    spool.let_go()
+    spool.release()
     assert (piece.sealed, piece.spilled) == ((), ((0, 3),))
 
 
@@ -140,7 +140,7 @@ def test_an_owner_that_cannot_be_taken_out(spool: Spool, caplog: Any) -> None:
     """The file is released anyway; later, its owner has ended."""
     caplog.set_level("DEBUG", "adp_async")
     spool._database.connection.execute("DROP TABLE meta")
-    spool.let_go()
+    spool.release()
     assert "names its owner until that ends" in caplog.text
     with pytest.raises(sqlite3.ProgrammingError):
         spool._database.connection.execute("SELECT 1")
@@ -260,7 +260,7 @@ def test_a_spool_is_its_owners_alone(tmp_path: Path) -> None:
 
     assert stat.S_IMODE(spool.path.parent.stat().st_mode) == 0o700
     assert [stat.S_IMODE(path.stat().st_mode) for path in (spool.path, wal)] == [0o600, 0o600]
-    spool.let_go()
+    spool.release()
 
 
 def test_a_spool_knows_whose_records_it_holds(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_spool_knows_whose_records_it_holds(tmp_path: Path) -> None:
     spool = Spool.open(path, limit=LIMIT)
 
     assert spool.identity == FAKE
-    spool.let_go()
+    spool.release()
 
 
 def test_an_empty_spool_goes_when_it_is_closed(spool: Spool) -> None:
@@ -349,9 +349,9 @@ def test_the_lock_goes_with_the_spool(tmp_path: Path) -> None:
     first = Spool.open(path, limit=LIMIT)
     with pytest.raises(SpoolBusy):
         Spool.open(path, limit=LIMIT)
-    first.let_go()
+    first.release()
 
-    Spool.open(path, limit=LIMIT).let_go()
+    Spool.open(path, limit=LIMIT).release()
 
 
 def test_a_spool_in_the_making_is_left_alone(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_one_that_is_removed_while_it_is_opened(
         remove(spool.path)
         return connection
 
-    spool.let_go()
+    spool.release()
     monkeypatch.setattr(sqlite3, "connect", slow)
 
     with pytest.raises(SpoolBusy, match="removed by another process"):
@@ -450,7 +450,7 @@ def test_what_frees_space_is_written_when_there_is_none(tmp_path: Path) -> None:
     spool.commit(settled(5000))
     spool.commit(chunk(metrics(1000, 5000), 5000))
     assert spool.pieces()[0].spilled == ((5000, 6000),)
-    spool.let_go()
+    spool.release()
 
 
 def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
@@ -463,7 +463,7 @@ def test_the_limit_is_where_it_ends(tmp_path: Path) -> None:
     spool.commit(chunk(metrics(1)))
 
     assert spool.pieces()[0].spilled == ((0, 1),)
-    spool.let_go()
+    spool.release()
 
 
 def test_at_the_limit_tokens_are_written(spool: Spool) -> None:
@@ -492,7 +492,7 @@ def test_the_file_shrinks_when_its_records_are_gone(spool: Spool) -> None:
         spool.commit(chunk(metrics(1, number), number, run_id="other"))
         spool.commit(settled(number + 1, run_id="other"))
     spool.commit(chunk(metrics(1)))
-    spool.let_go()
+    spool.release()
 
     assert spool.path.stat().st_size < 10_000_000
 
@@ -588,7 +588,7 @@ def test_a_damaged_row_costs_no_other(spool: Spool, damage: bytes) -> None:
     spool.close()
     again = Spool.open(spool.path, limit=LIMIT)
     assert "1 rows are damaged" in again.contents().trouble
-    again.let_go()
+    again.release()
 
 
 def test_what_is_left_of_a_run(spool: Spool) -> None:
@@ -818,7 +818,7 @@ def all_in(path: Path) -> list[tuple[Any, ...]]:
     else:
         return found
     finally:
-        spool.let_go()
+        spool.release()
 
 
 @pytest.fixture(scope="module")
@@ -844,7 +844,7 @@ def test_an_index_that_does_not_fit_is_made_anew(tmp_path: Path) -> None:
     spool = Spool.open(path, limit=LIMIT)
 
     assert steps(spool.load("run", 0, 30)) == list(range(30))
-    spool.let_go()
+    spool.release()
 
 
 def test_a_damaged_refused_row_keeps_no_other(spool: Spool) -> None:

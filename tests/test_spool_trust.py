@@ -168,9 +168,9 @@ def test_a_new_folder_inside_such_a_folder_will_do(folder: Path) -> None:
     make_folder(folder, 0o777)
     spool = Spool.create(folder / "mine", FAKE, limit=LIMIT)
     spool.commit(chunk(metrics(1)))
-    spool.let_go()
+    spool.release()
 
-    Spool.open(spool.path, limit=LIMIT).let_go()
+    Spool.open(spool.path, limit=LIMIT).release()
 
 
 def fifo(path: Path, target: Path) -> None:
@@ -400,7 +400,7 @@ def test_a_spool_of_another_machine(folder: Path, age: float, is_busy: bool) -> 
             Spool.open(path, limit=LIMIT)
         assert open_orphans(folder, identity=None, limit=LIMIT).orphans == ()
     else:
-        Spool.open(path, limit=LIMIT).let_go()
+        Spool.open(path, limit=LIMIT).release()
 
 
 def give(path: Path, **changes: Any) -> None:
@@ -416,12 +416,12 @@ def test_the_owner_is_named_while_it_has_the_file(folder: Path) -> None:
     spool = Spool.create(folder, FAKE, limit=LIMIT)
     spool.commit(chunk(metrics(3)))
     named = [owner_in(spool.path)]
-    spool.let_go()
+    spool.release()
     named.append(owner_in(spool.path))
     found = open_orphan(spool.path, identity=None, limit=LIMIT)
     assert found is not None
     named.append(owner_in(spool.path))
-    found.spool.let_go()
+    found.spool.release()
     named.append(owner_in(spool.path))
 
     me = Owner.this_process(spool.path.stat().st_ino)
@@ -470,7 +470,7 @@ def find(folder):
     orphans = open_orphans(Path(folder), identity=None, limit=2**30).orphans
     print(sum(orphan.records for orphan in orphans))
     for orphan in orphans:
-        orphan.spool.let_go()
+        orphan.spool.release()
 
 what, folder = sys.argv[1:]
 asyncio.run(own(folder)) if what == "own" else find(folder)
@@ -592,7 +592,7 @@ def refused_in(path: Path) -> list[str]:
     except SpoolBusy:
         return []
     found = [row.key for row in spool.contents().rejected]
-    spool.let_go()
+    spool.release()
     return found
 
 
@@ -602,7 +602,7 @@ def test_refused_records_of_the_first_version_can_wait_again(folder: Path) -> No
 
     assert spool.requeue_refused() == 1
     assert [record.key for _, record in spool.waiting()][-1] == "bad key!"
-    spool.let_go()
+    spool.release()
 
 
 # Where it lies
@@ -748,4 +748,4 @@ def test_another_workspaces_batch_stays_where_it_is(folder: Path) -> None:
         open_orphans(folder, identity=evolve(FAKE, platform_id="other"), limit=LIMIT).orphans == ()
     )
     assert path.read_bytes() == before
-    Spool.open(path, limit=LIMIT).let_go()
+    Spool.open(path, limit=LIMIT).release()

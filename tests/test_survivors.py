@@ -24,6 +24,7 @@ from test_sender import DOWN, Scribe, Stage, run_virtually
 
 from adp_async._io.sender import NotYet
 from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.actions import Action
 from adp_async._sansio.blame import gist
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.dispatch import (
@@ -39,7 +40,6 @@ from adp_async._sansio.refusals import ENOUGH_REFUSALS, GIVEN_UP_AT_ONCE
 from adp_async._sansio.rejections import REJECTION_COST
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import Throttle
-from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     BadRequest,
     BufferFull,

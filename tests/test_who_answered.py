@@ -536,7 +536,7 @@ async def test_the_service_says_no_without_the_values(
     (path,) = tmp_path.glob("*.spool")  # noqa: ASYNC240
     spool = Spool.open(path, limit=2**20)
     (rejected,) = spool.contents().rejected
-    spool.let_go()
+    spool.release()
     shown = [rejected.reason, *texts(caplog)]
     for error in (direct.value, caught.value, caught.value.cause, caught.value.rejections[0]):
         shown += [str(error), repr(error)]

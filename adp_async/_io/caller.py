@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
+from adp_async._sansio.actions import is_about_the_run
 from adp_async._sansio.call import Call
 from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH
@@ -26,7 +27,6 @@ from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.urls import url_of
-from adp_async._sansio.verdicts import is_about_the_run
 from adp_async.errors import (
     AdpError,
     NotAuthenticated,

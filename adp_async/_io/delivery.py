@@ -1,8 +1,8 @@
 """Delivers what callers leave in the Intake, in a thread of a session's own.
 
 Everything behind the Intake belongs to the delivery thread: the lanes, the sender, the keeper of
-the spool and those who wait.  Who waits in another thread, or on another event loop, hands a
-coroutine over.
+the spool and the waiters.  A waiter in another thread, or on another event loop, hands a coroutine
+over.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The share of ``buffer_limit`` that refused records may take, kept until somebody is told.
+#: The share of ``buffer_limit`` that refused records may take, kept until they are reported.
 REJECTIONS_SHARE: Final = 0.1
 #: Of the time for closing, the share that is kept for writing down what is left.
 LAST_COMMIT: Final = 0.2
 #: The least that this takes, in seconds, however short the time for closing is.
 SHORTEST_COMMIT: Final = 0.25
-#: And the least that a disk gets for letting go of the file, when that took all of it.
+#: The least that a disk gets to release the file, when writing took all the time.
 SHORTEST_CLOSE: Final = 0.05
 #: The sender is started again when it ends, but not more often than this within so many seconds.
 MOST_CRASHES: Final = 10
@@ -54,7 +54,7 @@ CRASH_TIME: Final = 10.0
 
 
 class Delivery:
-    """The way of all records of one session, from the Intake to their end."""
+    """Delivers all records of one session, from the Intake until they are settled."""
 
     def __init__(
         self,
@@ -98,13 +98,13 @@ class Delivery:
         self.state = DeliveryState(self.accumulator, dispatcher, self.intake)
         self.sender = Sender(self.state, service)
         self.keeper: SpoolKeeper | None = None
-        #: What is left when nothing is delivered any more, by run: in the spool, or nowhere.
+        #: Undelivered records at the end, by run: in the spool, or lost.
         self.kept: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self._waiters = self.state.waiters
         self.thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
-        #: The supervisor is cancelled by us, and not by somebody who cancels all tasks there are.
+        #: Whether the supervisor is cancelled by us, not by code that cancels all tasks.
         self._is_over = False
         self._crash: BaseException | None = None
 
@@ -142,7 +142,7 @@ class Delivery:
     # ------------------------------------------------------------------ in the delivery thread
 
     async def flush(self, run_id: str | None) -> None:
-        """Until what was accepted so far is settled; raises what was refused."""
+        """Wait until all accepted records are settled; raises what was refused."""
         await self.settled(run_id)
         self._raise_refused(run_id)
 
@@ -153,7 +153,7 @@ class Delivery:
         await self._waiters.lanes_settled(busy)
 
     async def drain(self) -> None:
-        """Until the buffer is below its high-water mark.  On any event loop."""
+        """Wait until the buffer is below its high-water mark.  On any event loop."""
         self.lifetime.check()
         if self.intake.is_low():
             await asyncio.sleep(0)
@@ -161,7 +161,7 @@ class Delivery:
             await self.running(self.intake.below_high_water())
 
     def discard(self, run_id: str) -> int:
-        """Give up what waits for a run: how many records that are.  From any thread."""
+        """Give up a run's waiting records; returns how many.  From any thread."""
         self.lifetime.check()
         if self.thread is None or self.thread.is_here:
             return self._discard(run_id)
@@ -182,7 +182,7 @@ class Delivery:
         return count
 
     def _raise_refused(self, run_id: str | None = None) -> None:
-        """Raise what was refused since the last time somebody was told."""
+        """Raise what was refused and not yet reported."""
         rejections, rejected = self.accumulator.rejections.take(run_id)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
@@ -221,19 +221,19 @@ class Delivery:
         return keeper
 
     def bar(self, run_ids: frozenset[str] | None) -> None:
-        """Have the params and tags of these runs wait; None: of all runs."""
+        """Hold the params and tags of these runs; None: of all runs."""
         self.accumulator.bar(run_ids, time.monotonic())
         self.sender.wake()
 
     async def something_settled(self, seconds: float) -> None:
-        """Until any record is settled, or so many *seconds* are over."""
+        """Wait until any record is settled, for at most *seconds*."""
         try:
             async with asyncio.timeout(seconds):
                 await self._waiters.something_settled()
         except TimeoutError:
             return
 
-    async def let_go(self, seconds: float) -> None:
+    async def stop(self, seconds: float) -> None:
         """Stop, and leave what is not settled in the spool."""
         task, self._task = self._task, None
         self._is_over = True
@@ -269,7 +269,7 @@ class Delivery:
     async def close(self, timeout: float, why: Why = Why.CLOSED) -> None:
         """Accept nothing more, deliver for at most *timeout* seconds, account for the rest.
 
-        Raises `DeliveryError` when records were refused and nobody was told, or could not be
+        Raises `DeliveryError` when records were refused and not yet reported, or could not be
         delivered in time.  In the delivery thread.
         """
         task, self._task = self._task, None
@@ -316,7 +316,7 @@ class Delivery:
         return self._crash or self.sender.trouble
 
     async def _abandon(self, seconds: float) -> None:
-        """This session delivers nothing more: write down what is left, and tell who waits."""
+        """Deliver nothing more: write down the undelivered records, and wake the waiters."""
         self.state.pull(time.monotonic())
         left = self.accumulator.unsettled
         is_on_disk = False
@@ -350,10 +350,10 @@ class Delivery:
         self.intake.close_gate()
 
     def forked(self) -> None:
-        """In a forked child: everything here belongs to the parent, who will send it."""
+        """In a forked child: everything here belongs to the parent, which will send it."""
         self.lifetime.close(Why.FORKED)
         self.intake.forked()
-        # Nothing is written or said on the parent's behalf.
+        # Nothing is written or logged on the parent's behalf.
         self.thread = self._task = self.keeper = None
 
 

@@ -287,7 +287,7 @@ class Engine:
         try:
             thread.wait(self._end(status, seconds), 2.0 * seconds + 1.0)
         except (AdpError, TimeoutError) as failure:
-            # There is no caller to catch it.
+            # Nobody could catch it.
             logger.warning("%s", failure)
         finally:
             if self._loop is thread.loop:

@@ -41,16 +41,16 @@ LONGEST_PAUSE: Final = 0.5
 
 
 class Inbox(deque["AnyRecord"]):
-    """Records between their call and the delivery thread; how many may lie here is the *gate*."""
+    """Records between their call and the delivery thread; the *gate* is how many may be here."""
 
     __slots__ = ("gate",)
     gate: int
 
 
 class _Bell:
-    """An Event whose wait may be interrupted by whoever sets it, in the same thread.
+    """An Event that a signal handler may set in the very thread that waits for it.
 
-    (`threading.Event` has a lock within, which a signal handler would wait for for ever.)
+    (`threading.Event` has a lock inside, for which a signal handler would wait forever.)
     """
 
     __slots__ = ("_silence",)
@@ -80,7 +80,7 @@ class _Ticket:
 
 @define(eq=False, repr=False)
 class Intake:
-    """Takes records from any thread, and hands them to one.
+    """Accepts records from any thread, and hands them to one.
 
     *doorbell* wakes the delivery thread, *spills* says whether a spool takes the overflow,
     *is_here* whether this is a thread of ours, which must never wait for itself.
@@ -94,7 +94,7 @@ class Intake:
     buffer_limit: int
     max_block: float
     overflow: Literal["block", "drop"]
-    #: Who may change what is counted here and in the lanes.  Reentrant: a signal handler, or a
+    #: Guards the counts here and in the lanes.  Reentrant: a signal handler, or a
     #: finalizer, may log in the middle of it.
     lock: threading.RLock = field(factory=threading.RLock)
     inbox: Inbox = field(factory=Inbox, init=False)
@@ -125,7 +125,7 @@ class Intake:
             return self.accumulator.lane(run_id)
 
     def add_all(self, records: Sequence[AnyRecord]) -> None:
-        """Take the records of one call, all or none."""
+        """Accept the records of one call, all or none."""
         if not records:
             return
         extra = sum(map(cost_of, records)) - METRIC_COST * len(records)
@@ -157,7 +157,7 @@ class Intake:
         error = self.lifetime.error()
         if self.lifetime.why is not Why.ENDED:
             raise error
-        # The main thread has ended, and this one trains on: that is no mistake of its own.
+        # The main thread has ended while this one trains on, which is not a mistake.
         if not self._is_told:
             self._is_told = True
             logger.warning("records are dropped: %s", error)
@@ -177,13 +177,13 @@ class Intake:
                 self.inbox.gate = -1
 
     def close_gate(self) -> None:
-        """Nothing is accepted any more; threads that wait hear it."""
+        """Accept nothing more, and wake the waiting threads."""
         with self.lock:
             self.inbox.gate = -1
             self._grant()
 
     def _overflow(self, records: Sequence[AnyRecord]) -> None:
-        # A handler or finalizer in a thread of ours, or in the middle of what makes room: waiting
+        # A handler or finalizer in a thread of ours, or while room is being made: waiting here
         # would be for itself.
         if self.is_here() or self.lock._is_owned():  # type: ignore[attr-defined]
             return
@@ -226,13 +226,13 @@ class Intake:
         return BufferFull(message)
 
     def _wait_for_room(self, records: list[AnyRecord], seconds: float) -> bool:
-        """Wait for the turn of *records*, which lie outside of the buffer; whether they are in."""
+        """Wait for the turn of *records*, still outside the buffer; returns whether they are in."""
         ticket = _Ticket(sum(map(cost_of, records)))
         with self.lock:
             self._tickets.append(ticket)
             self._grant()
         self.doorbell()
-        # (A wait beyond what the system can count is one for ever.)
+        # (A wait beyond what the system can count means forever.)
         ticket.is_over.wait(min(seconds, threading.TIMEOUT_MAX))
         with self.lock:
             if not ticket.has_room:
@@ -249,7 +249,7 @@ class Intake:
             return True
 
     def _grant(self) -> None:
-        """Let those who wait have the room there is, the first of them first.  Under the lock."""
+        """Give the room there is to waiting threads, in their order.  Under the lock."""
         if self._is_granting:
             return  # this interrupts it, in its own thread
         self._is_granting = True
@@ -268,7 +268,7 @@ class Intake:
             self._is_granting = False
 
     def _take_out(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
-        """Those of *records* that still lay in the inbox, and no longer do."""
+        """Remove *records* from the inbox; returns those that were still there."""
         with self.lock:
             mine = [each for each in reversed(records) if _removed(self.inbox, each)][::-1]
             # In two steps: a finalizer may log in the middle of a sum.
@@ -279,10 +279,10 @@ class Intake:
     # The delivery thread
 
     def pull(self, now: float) -> None:
-        """Move what lies in the inbox into the lanes."""
+        """Move records from the inbox into the lanes."""
         inbox, accumulator = self.inbox, self.accumulator
         with self.lock:
-            # Whoever appends from here on wakes the sender; so nobody's record is overlooked.
+            # An append from here on wakes the sender, so that no record is overlooked.
             if self.lifetime.is_open:
                 inbox.gate = 0
             if records := take_first(inbox, len(inbox)):
@@ -294,7 +294,7 @@ class Intake:
             self._open_gate(accumulator.limits.entities - 1)
 
     def room_made(self) -> None:
-        """Records were settled, or moved to the disk: who waits for room looks again."""
+        """Records were settled, or moved to the disk: wake threads that wait for room."""
         if self._tickets:
             with self.lock:
                 self._grant()
@@ -309,7 +309,7 @@ class Intake:
         return self.used() <= HIGH_WATER * self.buffer_limit
 
     async def below_high_water(self) -> None:
-        """Until less than half of the memory is taken."""
+        """Wait until less than half of the memory is taken."""
         self.pull(time.monotonic())
         if self.is_low():
             return
@@ -320,13 +320,13 @@ class Intake:
 
     @property
     def is_short(self) -> bool:
-        """Whether somebody waits for memory."""
+        """Whether a thread waits for memory."""
         return bool(self._tickets)
 
     # Forks
 
     def forked(self) -> None:
-        """In a forked child: everything here belongs to the parent, who will send it."""
+        """In a forked child: everything here belongs to the parent, which will send it."""
         # The parent's threads are gone, and one of them may have held the lock.
         self.lock = threading.RLock()
         self._tickets = deque()

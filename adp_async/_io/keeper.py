@@ -2,9 +2,9 @@
 
 Three things happen here, all in one task of the event loop, with SQLite in a worker's thread: every
 *interval* a group commit of what was accepted and not yet delivered; after it, when memory runs
-short, letting go of records that are on disk; and reading them back when their lane has sent what
-it had.  When the disk fails, one warning says so, logging continues in memory, and the commit is
-tried again now and then.
+short, spilling of records that are on disk; and reading them back when their lane has sent what
+it had.  When the disk fails, there is one warning, logging continues in memory, and the commit is
+retried now and then.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 #: After a commit that failed, seconds until the next try.
 SECONDS_AFTER_FAILURE: Final = 10.0
-#: Letting go of records stops when memory is down to this share of its limit.
+#: Spilling stops when memory is down to this share of its limit.
 LOW_WATER: Final = 0.5
 #: Seconds between two commits, however short the interval.
 SHORTEST_INTERVAL: Final = 0.01
-#: A spool that fails and works by turns says so once in so many seconds.
+#: A spool that fails and works by turns is logged once in so many seconds.
 SECONDS_BETWEEN_WARNINGS: Final = 300.0
 
 
@@ -75,12 +75,12 @@ class SpoolKeeper:
     _under_way: _Commit | None = field(default=None, init=False)
     _next_commit: float = field(default=0.0, init=False)
     _told: str = field(default="", init=False)
-    #: Whether records are what could not be written.
+    #: Whether records, not only tokens or outcomes, could not be written.
     _lacks_records: bool = field(default=False, init=False)
-    #: When a person was last told that it fails, and whether that still has to be taken back.
+    #: When a failure was last logged, and whether its end still has to be.
     _warned_at: float = field(default=float("-inf"), init=False)
     _is_warned: bool = field(default=False, init=False)
-    #: Whether that person knows that batches are held back.
+    #: Whether that warning said that batches are held back.
     _is_hold_said: bool = field(default=False, init=False)
     #: Whose turn it is to be read back.
     _turn: int = field(default=0, init=False)
@@ -133,11 +133,11 @@ class SpoolKeeper:
     # Writing
 
     async def commit(self) -> None:
-        """Write what there is to write, now."""
+        """Commit now."""
         await self._commit(self.journal.collect)
 
     async def before_departure(self, batch: RecordBatch) -> None:
-        """Have on disk what must be there before *batch* leaves; `NotYet` while it can't be."""
+        """Write what must be on disk before *batch* leaves; `NotYet` if that fails."""
         self.state.hand_on()
         if not self.journal.concerns(batch):
             return
@@ -166,7 +166,7 @@ class SpoolKeeper:
         self._finish_commit()
 
     async def commit_last(self, seconds: float) -> bool:
-        """Write what there is, for at most *seconds*; whether all is on disk now."""
+        """Commit, for at most *seconds*; returns whether everything is on disk now."""
         try:
             async with asyncio.timeout(seconds):
                 await self.commit()
@@ -196,12 +196,12 @@ class SpoolKeeper:
             self.spool.commit(commit.changes, commit.trouble)
         except SpoolError as error:
             commit.failure = error
-        except Exception as error:  # whatever a value or the disk does, records stay in memory
+        except Exception as error:  # whatever it was, records stay in memory
             commit.failure = SpoolError(f"the commit failed with {type(error).__name__}")
         commit.is_written = True
 
     def _finish_commit(self) -> None:
-        """Finish the commit under way, if it has ended."""
+        """Finish the commit in progress, if it has ended."""
         commit = self._under_way
         if commit is None or not commit.is_written:
             return
@@ -213,7 +213,7 @@ class SpoolKeeper:
             return
         self._told = commit.trouble
         self.journal.committed(commit.changes)
-        # A disk that takes a token, or the end of a record, need not take the next record.
+        # A disk with room for a token, or an outcome, need not have room for the next record.
         if self.failure is not None and (commit.changes.chunks or not self._lacks_records):
             self._works_again()
         # Tasks that wait for the commit keep it alive; they must not keep its records alive.
@@ -304,7 +304,8 @@ class SpoolKeeper:
                 self.state.moved()
                 return
             until = error.until if isinstance(error, SpoolUnreadable) else last
-            logger.warning("records that are on disk can't be delivered: %s", error)
+            message = "some spooled records cannot be read and will not be delivered: %s"
+            logger.warning(message, error)
             with self.state.intake.lock:
                 lose(self.accumulator, lane, until, error, time.monotonic())
             self.state.hand_on()
@@ -328,7 +329,7 @@ class SpoolKeeper:
     # The end
 
     async def close(self, seconds: float) -> None:
-        """A last commit, and release of the file, which is removed when it holds nothing any more.
+        """Commit once more, and release the file, which is removed if it is empty.
 
         A disk that hangs is abandoned after *seconds*, with the thread that waits for it.
         """
@@ -337,7 +338,7 @@ class SpoolKeeper:
                 await self._close()
         except TimeoutError:
             logger.warning("the spool could not be closed in time: %s", self.spool.path)
-            self._worker.submit(self.spool.let_go)  # when the disk answers
+            self._worker.submit(self.spool.release)  # when the disk answers
         except SpoolError as error:
             logger.warning("the spool could not be closed: %s", error)
         except Exception as error:  # it must not replace what the body raised
@@ -347,7 +348,7 @@ class SpoolKeeper:
             self._worker.stop()
 
     async def _close(self) -> None:
-        # (A full disk may not even take the word that all of it was delivered.)
+        # (A full disk may not even have room to note that all was delivered.)
         if not self.accumulator.abandoned:  # which came after a last commit, and told no journal
             await self.commit()
         is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)

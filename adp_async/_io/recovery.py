@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 #: Memory that the records of one recovered spool may take.
 MEMORY_LIMIT = 32 * 2**20
-#: Batches of recovered records on their way at once: the session's own come first.
+#: Batches of recovered records in flight at once: the session's own come first.
 MAX_IN_FLIGHT = 2
 #: Seconds that the end of a session waits for the search, or for a commit, to end.
 LONGEST_WAIT = 2.0
@@ -44,7 +44,7 @@ LONGEST_SEARCH = 5.0
 SEARCH_EVERY = 60.0
 #: Seconds between two looks at the progress of a recovery.
 TIME_TO_LOOK = 0.5
-#: Seconds for which nothing of a spool is delivered before a warning names it.
+#: Seconds without any delivery from a spool before a warning names it.
 TROUBLE_TOLD_AFTER = 5.0
 #: Spools that are opened at once: each takes two file descriptors and a lock.
 OPENED = 64
@@ -112,7 +112,7 @@ def open_orphans(
                 orphans.append(orphan)
             elif orphan is not None:
                 later.update(orphan.run_ids)
-                orphan.spool.let_go()
+                orphan.spool.release()
     return Found(tuple(orphans), frozenset(later))
 
 
@@ -127,7 +127,7 @@ def open_orphan(
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
-            spool.let_go()
+            spool.release()
             return None
         if again:
             spool.requeue_refused()
@@ -135,7 +135,7 @@ def open_orphan(
         if orphan.records and _take(spool):
             orphan.pieces = spool.pieces()
     except BaseException:
-        spool.let_go()
+        spool.release()
         raise
     if not orphan.records:
         spool.close()
@@ -144,7 +144,7 @@ def open_orphan(
 
 
 def _take(spool: Spool) -> int:
-    """How many damaged rows were put aside."""
+    """Take *spool*; returns how many damaged rows were set aside."""
     try:
         return spool.take()
     except SpoolError as error:  # a full disk: then there is SQLite's lock alone
@@ -194,7 +194,7 @@ class Recovery:
                 self.on_progress(self)
             return not delivery.accumulator.unsettled
         finally:
-            await delivery.let_go(LONGEST_WAIT)
+            await delivery.stop(LONGEST_WAIT)
 
     @property
     def _is_stuck(self) -> bool:
@@ -207,8 +207,8 @@ class Recovery:
 class Recoveries:
     """Finds records left behind by dead processes, and delivers them, while a session lives.
 
-    *find* looks for orphans, in a thread; *make* makes a `Delivery` for one; *bar* is told of
-    which runs params and tags must wait, since older ones come first (None: of all).
+    *find* looks for orphans, in a thread; *make* makes a `Delivery` for one; *bar* gets the
+    runs whose params and tags must wait, since older ones come first (None: all).
     """
 
     find: Callable[[set[Path], int], Found]
@@ -255,16 +255,14 @@ class Recoveries:
         try:
             done, _ = await asyncio.wait([finding], timeout=LONGEST_SEARCH)
             if not done:
-                message = (
-                    "the search for records left behind in %s takes long; nothing waits for it"
-                )
+                message = "the search for records left behind in %s takes long; delivery continues"
                 logger.warning(message, self.folder)
                 self._bar()
             return await asyncio.shield(finding)
         except asyncio.CancelledError:
             if await ended([finding], LONGEST_WAIT) and finding.exception() is None:
                 for orphan in finding.result().orphans:
-                    orphan.spool.let_go()
+                    orphan.spool.release()
             raise
         except SpoolError as error:
             logger.warning("%s", error)
@@ -306,8 +304,8 @@ class Recoveries:
             count = len(self._told)
             if count == 1 or len(str(count)) > len(str(count - 1)):
                 message = (
-                    "%s: nothing of what was left behind there is delivered: %s; it is tried "
-                    "again, and nothing but its runs waits for it (%d such files so far)"
+                    "%s: none of its records can be delivered: %s; this is retried, and holds up "
+                    "its own runs only (%d such files so far)"
                 )
                 logger.warning(message, path, recovery.trouble, count)
 
@@ -320,7 +318,7 @@ class Recoveries:
                     await self._done[other].wait()
             recovery = Recovery(orphan, self.make(), self._look_at)
             if not await recovery.run(self.thread):
-                logger.warning("%s: some records could not be delivered; they stay there", path)
+                logger.warning("%s: some records could not be delivered; they are kept", path)
             delivered, rejected = recovery.counts
             logger.info("%s: %d records delivered, %d rejected", path, delivered, rejected)
         except Exception:
@@ -328,7 +326,7 @@ class Recoveries:
 
     def _ended(self, orphan: Orphan, task: asyncio.Task[None]) -> None:
         """Also one that was cancelled before its first step."""
-        orphan.spool.let_go()
+        orphan.spool.release()
         self._tasks.discard(task)
         self._done[orphan.spool.path].set()
         self._bar()

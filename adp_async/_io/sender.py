@@ -1,4 +1,4 @@
-"""Sends what the dispatcher hands out, and tells it what came of that.
+"""Sends what the dispatcher hands out, and reports the outcome to it.
 
 The sender is handed a `Service` of two methods, and never sees the session.  It runs as one task
 of the delivery thread, with a task for every batch in flight.
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
+from adp_async._sansio.actions import Action, action_for
 from adp_async._sansio.dispatch import Fault, fault_of
-from adp_async._sansio.verdicts import Action, action_for
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.dispatch import Dispatcher
     from adp_async._sansio.lane import Lane
 
-#: Seconds until a batch is tried again that could not leave.
+#: Seconds until a batch that could not leave is retried.
 SECONDS_UNTIL_NEXT_TRY: Final = 1.0
 
 
@@ -38,7 +38,7 @@ class Service(Protocol):
         """One attempt of one log-batch request: signed, sent, read."""
 
     async def run_is_gone(self, run_id: str) -> bool:
-        """Whether the run takes no records at all: deleted, or not there."""
+        """Whether the run cannot take records at all: it is deleted, or does not exist."""
 
 
 class NotYet(AdpError):
@@ -56,7 +56,7 @@ class Sender:
     #: Writes down what must be on disk before a batch leaves; None without a spool.
     keeper: SpoolKeeper | None = None
     requests: int = field(default=0, init=False)
-    #: The trouble of all runs that a person was told of last; and runs with one of their own.
+    #: The trouble of all runs that was logged last; and runs with one of their own.
     _told: type[AdpError] | None = field(default=None, init=False)
     _held_runs: int = field(default=0, init=False)
     _posts: set[asyncio.Task[None]] = field(factory=set, init=False)
@@ -81,7 +81,7 @@ class Sender:
         self.state.sender_wakes.set()
 
     async def run(self) -> None:
-        """Send until cancelled.  Raises what no delivery should: a mistake of ours."""
+        """Send until cancelled.  Raises only for a mistake of ours."""
         try:
             while True:
                 self.state.sender_wakes.clear()
@@ -130,7 +130,7 @@ class Sender:
             task.cancel()
         await asyncio.gather(*self._posts, return_exceptions=True)
         self._posts.clear()
-        # Nobody knows what became of them: they wait again.
+        # Their outcome is unknown: they wait again.
         for batch in self._under_way:
             self.state.accumulator.wait_turn(batch, self.clock(), self.clock())
         self._under_way.clear()
@@ -171,7 +171,7 @@ class Sender:
         except BaseException as error:
             if _is_our_end(error):
                 raise
-            # What a signer, an encoder or a library raises costs this batch, and for now only.
+            # An error of a signer, an encoder or a library holds this batch only, and for now.
             logger.debug("run %s: a batch could not be sent", batch.run_id, exc_info=True)
             failure = AdpError(f"the request could not be sent: {type(error).__name__}")
             return failure, Action.BACK_OFF
@@ -179,7 +179,7 @@ class Sender:
         return None, Action.DELIVERED
 
     def _learn(self, batch: RecordBatch) -> None:
-        """How many under way are worth it: that shows while more could leave than may."""
+        """Learn how many batches in flight pay off, while more are ready than allowed."""
         now = self.clock()
         deadline = self.state.accumulator.next_deadline()
         others_wait = deadline is not None and deadline <= now
@@ -189,7 +189,7 @@ class Sender:
             self.dispatcher.concurrency.paused()
 
     async def _is_visible(self, batch: RecordBatch, error: AdpError | None) -> bool:
-        """Whether the service shows the run, where that tells a bad record from a bad day."""
+        """Whether the service shows the run, which distinguishes a bad record from an outage."""
         if error is None or not self.dispatcher.doubts(batch, error):
             return False
         try:
@@ -199,7 +199,7 @@ class Sender:
             return False
 
     async def _look_at_run(self, batch: RecordBatch, error: AdpError) -> tuple[AdpError, Action]:
-        """Whether it is the run itself that takes no records; then no record has to be found."""
+        """Whether the run itself cannot take records, so that no bad one has to be found."""
         if len(batch.records) == 1 or not batch.is_whole:
             return error, Action.SPLIT
         try:
@@ -230,10 +230,10 @@ class Sender:
                 self._warn(error, hint)
         self._warn_refused(batch.lane)
 
-    # What a person hears
+    # Warnings
 
     def _warn(self, error: AdpError, hint: str) -> None:
-        """One WARNING for a trouble that lasts, not one for each batch."""
+        """One WARNING for lasting trouble, not one for each batch."""
         is_news = self._told is not type(error)
         self._told = type(error)
         if is_news:
@@ -246,7 +246,7 @@ class Sender:
             if len(str(self._held_runs)) > len(str(self._held_runs - 1)) or self._held_runs == 1:
                 message = (
                     "run %s: its records are held back and will be sent again: %s%s "
-                    "(%d such runs so far; `discard` gives up what waits for a run)"
+                    "(%d such runs so far; `discard` gives up a run's waiting records)"
                 )
                 logger.warning(message, lane.run_id, error, hint, self._held_runs)
         lane.told = type(error)

@@ -177,15 +177,15 @@ class Spool:
             except SpoolError:
                 is_empty = False
             is_empty = is_empty and self._database.is_there
-            self._let_go(is_left=not is_empty)
+            self._release(is_left=not is_empty)
             if is_empty:
                 remove(self.path)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Close the file and leave it as it is, for the next process."""
-        self._let_go(is_left=True)
+        self._release(is_left=True)
 
-    def _let_go(self, *, is_left: bool) -> None:
+    def _release(self, *, is_left: bool) -> None:
         with self._database.lock:
             if self._is_taken and is_left:
                 try:
@@ -212,7 +212,7 @@ class Spool:
     def discard(self) -> None:
         """Remove the file with all that is in it."""
         with self._database.lock:
-            self.let_go()
+            self.release()
             remove(self.path)
 
     # ------------------------------------------------------------------ what it holds

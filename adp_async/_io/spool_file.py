@@ -1,8 +1,8 @@
 """The file of a spool: the folder it is in, its name and its room, and what may be wrong with it.
 
-One SQLite file for a process.  It belongs to whoever holds SQLite's exclusive lock on it, which
-goes with the process, however that ends.  Some network file systems grant that lock to everybody,
-so the file names its owner as well; see `owner`.
+One SQLite file for a process.  It belongs to the process that holds SQLite's exclusive lock on it,
+which ends with the process, however that ends.  Some network file systems grant that lock to
+everybody, so the file names its owner as well; see `owner`.
 """
 
 from __future__ import annotations

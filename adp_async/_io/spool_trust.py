@@ -1,7 +1,7 @@
 """Whether a file may be opened as a spool: it is one, belongs to this user, and is not in use.
 
-A spool names the records to send, and where, with the credentials of whoever delivers it.  So one
-is opened only when it is this user's, and has exactly the tables of `spool_schema`.
+A spool names the records to send, and where, with the credentials of the user that delivers it.  So
+one is opened only when it is this user's, and has exactly the tables of `spool_schema`.
 """
 
 from __future__ import annotations

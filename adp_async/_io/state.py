@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @define(eq=False, repr=False)
 class DeliveryState:
-    """The lanes, and those who have to hear what happens in them.
+    """The lanes, and those that must know what happens in them.
 
-    The lanes call nobody: whoever has changed them calls `hand_on` before it awaits anything.
+    The lanes call nobody: code that changes them calls `hand_on` before it awaits anything.
     """
 
     accumulator: Accumulator

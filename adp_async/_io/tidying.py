@@ -1,4 +1,4 @@
-"""The end of tasks: heard whatever it is, and waited for however often that is cancelled."""
+"""Waits for the end of tasks, however often the waiting is cancelled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 async def ended(doing: Collection[asyncio.Future[Any]], seconds: float = float("inf")) -> bool:
-    """Until *doing* has ended, for at most so many *seconds*, however often this is cancelled.
+    """Wait until *doing* has ended, for at most *seconds*, however often this is cancelled.
 
-    Whether it has.  The cancellation is forgotten: for whoever has one to raise already.
+    Returns whether it has.  The cancellation is swallowed: the caller has one to raise already.
     """
     ends_at = time.monotonic() + seconds
     while not all(each.done() for each in doing):
@@ -28,7 +28,7 @@ async def ended(doing: Collection[asyncio.Future[Any]], seconds: float = float("
 
 
 async def first_end(runs: Iterable[Coroutine[Any, Any, None]]) -> BaseException:
-    """Run these until one of them ends, or this task is cancelled; then none runs, and why."""
+    """Run these until one ends, or this task is cancelled; stop the others, and return why."""
     tasks = [asyncio.create_task(run) for run in runs]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -49,4 +49,4 @@ async def _stopped(tasks: list[asyncio.Task[None]]) -> None:
     await ended(tasks)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # it was heard
+            task.exception()  # mark it as retrieved

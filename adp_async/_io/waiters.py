@@ -1,7 +1,7 @@
-"""Who waits: for a record, for what some runs hold by now, for everything.
+"""Waiters: for a record, for the present records of some runs, or for everything.
 
-All of it belongs to the delivery loop; whoever waits on another loop or in a thread hands a
-coroutine over (`adp_async._io.loop_thread`).
+All of it belongs to the delivery loop; a waiter on another loop or in a thread hands a coroutine
+over (`adp_async._io.loop_thread`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Flush:
-    """Somebody waits until the records that some lanes hold by now are settled.
+    """Waits until the present records of some lanes are settled.
 
     *until*: the lanes that are not there yet, and up to which record.
     """
@@ -38,7 +38,7 @@ class _Flush:
 
 
 class Waiters:
-    """Receipts, flushes and the end: who waits for what, and hears when it is settled."""
+    """The waiters for receipts, flushes and the end, woken when those are settled."""
 
     def __init__(self) -> None:
         self._receipts: dict[int, list[asyncio.Future[None]]] = {}
@@ -52,7 +52,7 @@ class Waiters:
         return not (self._receipts or self._flushes or self._everything)
 
     async def settled(self, record: AnyRecord) -> None:
-        """Until *record* is settled."""
+        """Wait until *record* is settled."""
         future = asyncio.get_running_loop().create_future()
         futures = self._receipts.setdefault(id(record), [])
         futures.append(future)
@@ -64,7 +64,7 @@ class Waiters:
                 self._receipts.pop(id(record), None)
 
     async def lanes_settled(self, lanes: Iterable[Lane]) -> None:
-        """Until what *lanes* hold by now is settled."""
+        """Wait until the present records of *lanes* are settled."""
         flush = _Flush(lanes)
         waited_for = list(flush.until)
         for lane in waited_for:
@@ -79,11 +79,11 @@ class Waiters:
                     self._flushes[lane] = others
 
     async def all_settled(self) -> None:
-        """Until somebody says that nothing is left; see `nothing_left`."""
+        """Wait until `nothing_left` is called."""
         await self._next(self._everything)
 
     async def something_settled(self) -> None:
-        """Until any record is settled."""
+        """Wait until any record is settled."""
         await self._next(self._anything)
 
     async def _next(self, futures: list[asyncio.Future[None]]) -> None:
@@ -92,7 +92,7 @@ class Waiters:
         await future
 
     def resolve(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
-        """*records* of *lane* are settled: tell those who wait for them."""
+        """*records* of *lane* are settled: wake their waiters."""
         if self._receipts:
             for record in records:
                 for future in self._receipts.get(id(record), ()):
@@ -106,7 +106,7 @@ class Waiters:
         _resolve_all(self._everything)
 
     def fail(self, lane: Lane, error: AdpError) -> None:
-        """Nothing of *lane* will be settled any more."""
+        """No record of *lane* will be settled any more."""
         for flush in self._flushes.get(lane, ()):
             if not flush.done.done():
                 flush.done.set_exception(error)

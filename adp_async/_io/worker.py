@@ -51,7 +51,7 @@ class Worker:
         return future
 
     def submit(self, function: Callable[..., T]) -> concurrent.futures.Future[T]:
-        """The same for whoever waits, on any event loop."""
+        """The same, for a waiter on any event loop."""
         self._check_process()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._jobs.put((future, function, ()))
@@ -79,7 +79,7 @@ class Worker:
 def _do(future: _Future, function: Callable[..., Any], arguments: Any) -> None:
     try:
         result = function(*arguments)
-    except BaseException as error:  # it belongs to whoever awaits the future
+    except BaseException as error:  # it belongs to the waiter of the future
         _answer(future, future.set_exception, error)
     else:
         _answer(future, future.set_result, result)

@@ -65,7 +65,7 @@ What a lane promises
 A lane numbers its records in the order of the calls.  A batch is a *span* of those numbers; it may
 go out in parts, and the span is settled when each of its records is.  `settled_until` is
 where the first unsettled span begins: a flush waits for that to pass the number it saw, and the
-journal forgets what lies before it.
+journal forgets everything before it.
 
 A lane is ready when its next request is full, when its first record has lingered, or when someone
 waits for it.  Lanes leave in the order in which they became ready, and after one batch a lane goes
@@ -104,15 +104,15 @@ The modules
 `lanes`, `batch`        the lanes of all runs; records sealed for one request
 `schedule`, `line`      when a lane is ready; the order in which ready lanes leave
 `accumulator`           takes records in, hands batches out, learns what became of them
-`events`                what happened in the lanes, for whoever has to hear it
+`events`                what happened in the lanes, for the shell
 `sealing`               records cut into requests
-`rejections`            refused records, counted and named until somebody is told
+`rejections`            refused records, counted, and named until they are reported
 `spilling`              records that go to the disk and come back
 `discarding`            records given up without a word of the service
 `dispatch`              whose fault a failure is, and so when the next batch may leave
 `refusals`, `blame`     which records a refusal is about, by its words and by trying
 `concurrency`           how many batches are worth having under way
-`verdicts`              what an error means for a batch
+`actions`               what an error means for a batch
 `journal`, `packing`    what has to outlive the process, as notes for the spool; as bytes
 `ranges`                from a number to a number: joined, and without each other
 `names`                 which experiment has a name, for as long as that is believed

@@ -109,7 +109,7 @@ class Accumulator:
 
     @property
     def unsettled(self) -> int:
-        """Records that have no end yet."""
+        """Records that are not settled yet."""
         return self.waiting + self.in_flight + self.spooled
 
     @property
@@ -169,7 +169,7 @@ class Accumulator:
             self.reschedule(lane, now)
 
     def urge(self, lane: Lane, now: float) -> None:
-        """Somebody waits for what the lane holds by now: it doesn't linger."""
+        """The lane is waited for: its present records don't linger."""
         lane.urgent_until = lane.next_seq
         self.reschedule(lane, now)
 
@@ -358,7 +358,7 @@ class Accumulator:
         self._close(lane, span, records, with_text=has_text(records))
 
     def count_dropped(self, lane: Lane, count: int) -> None:
-        """So many records of *lane* are given up by whoever logged them, or found no room."""
+        """So many records of *lane* were discarded by the user, or found no room."""
         lane.dropped += count
         self.dropped += count
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Span:
-    """Records *first* to *last* (exclusive) of a lane, and how many of them have no end yet.
+    """Records *first* to *last* (exclusive) of a lane, and how many of them are not settled.
 
     *since* is when the first of them came.
     """

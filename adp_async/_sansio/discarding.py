@@ -1,4 +1,4 @@
-"""Records that are given up without a word of the service: discarded by the user, or at the end."""
+"""Records that are given up without a verdict: discarded by the user, or at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def discard(accumulator: Accumulator, lane: Lane, now: float, error: AdpError) -> int:
-    """Give up what waits for a run: how many records that were.
+    """Give up a run's waiting records; returns how many.
 
     What is in flight is not tried again, see `drop`.
     """

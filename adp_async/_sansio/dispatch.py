@@ -6,15 +6,15 @@ longer, and then one of them finds out.  All others (a 503, a broken connection,
 page) can be either.  They are the run's when another run got through lately; else runs that have
 not failed are tried, one after the other, before all wait.
 
-So a run in trouble slows itself alone, costs one request now and then, and the service is left in
-peace while it answers nobody.
+So a run in trouble slows itself alone, costs one request now and then, and the service is spared
+while it answers nobody.
 
 A batch that fails again and again while others get through may hold a record that the service
 cannot store.  It is halved until that is found, and a record that fails alone lets others go before
-it.  It is given up, with the failure as its reason, when the service says 500 in its own words and
-chance is no explanation: were every second request to fail, one record in a million would be
-given up.  Failing between two batches that are delivered counts for two bits of that *evidence*,
-failing while the service shows the run for one; when another batch fails as well, it begins anew.
+it.  It is given up, with the failure as its reason, when the service itself answers 500 and chance
+is unlikely: if every second request failed, one record in a million would be given up.  Failing
+between two batches that are delivered counts for two bits of that *evidence*, failing while the
+service shows the run for one; when another batch fails as well, it begins anew.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
+from adp_async._sansio.actions import Action
 from adp_async._sansio.discarding import drop
 from adp_async._sansio.line import LASTING
-from adp_async._sansio.verdicts import Action
 from adp_async.errors import (
     AdpError,
     ConnectionFailed,
@@ -68,7 +68,7 @@ FRUITLESS: Final = 14
 #: between two that did not: a service that takes nothing must not cost a record.
 ENOUGH_EVIDENCE: Final = 20
 ENOUGH_CONTRASTS: Final = 3
-#: While more than this share of so many batches fails, a failure is no evidence.
+#: While more than this share of so many batches fails, a failure does not count as evidence.
 FAILING: Final = 0.5
 REMEMBERED: Final = 64
 #: Records of a run that others may go before; more of them, and it is the run that is in trouble.
@@ -76,9 +76,9 @@ MOST_ASIDE: Final = 3
 
 
 class Fault(enum.Enum):
-    """Who is to blame for a failure, as far as it tells by itself."""
+    """Whose fault a failure is, going by the error alone."""
 
-    RUN = "403 or 404 in the service's own words: this run"
+    RUN = "403 or 404 of the service itself: this run"
     ALL = "the request did not leave, or the credentials were refused: every run"
     EITHER = "anything else"
 
@@ -100,7 +100,7 @@ def fault_of(error: AdpError) -> Fault:
 
 @define(eq=False)
 class Pulse:
-    """Which runs got through last, and when.  All who send to one service share it."""
+    """Which runs got through last, and when.  Shared by all senders to one service."""
 
     run_id: str = ""
     at: float = float("-inf")
@@ -135,7 +135,7 @@ class Pulse:
 class Dispatcher:
     """Hands out batches, and learns from their answers when the next ones may leave.
 
-    *jitter* is a draw from [0, 1) wherever it is an argument.  *pulse* is shared by all who send to
+    *jitter* is a draw from [0, 1) wherever it is an argument.  *pulse* is shared by all senders to
     the same service.
     """
 
@@ -191,7 +191,7 @@ class Dispatcher:
         )
 
     def next_look(self, now: float) -> float:
-        """When there may be something to do, if nothing happens before."""
+        """When to look again, unless woken before."""
         accumulator = self.accumulator
         # Records that came since are not seen yet, and must not wait for longer than a linger.
         pause = max(accumulator.schedule.linger, SHORTEST_PAUSE)
@@ -262,7 +262,7 @@ class Dispatcher:
                 self._judged()
                 accumulator.too_large(batch, error, now)
             case Action.HALVE if not getattr(error, "code", ""):
-                # Somebody on the way takes no record of that size; the service has not refused it.
+                # Something on the way refuses a record of that size; the service has not.
                 return self._failed(batch, error, now, jitter, is_visible=is_visible)
             case Action.SPLIT:
                 self._judged()
@@ -355,7 +355,7 @@ class Dispatcher:
         others: bool,
         is_visible: bool,
     ) -> bool:
-        """Whether *batch* was taken apart, put aside or given up, since it is to blame itself."""
+        """Whether *batch* was split, set aside or given up, since it is to blame itself."""
         lane, accumulator = batch.lane, self.accumulator
         has_failed = batch.failures > 0
         is_blamed = others or is_visible or (has_failed and self.pulse.at > batch.failed_at)

@@ -1,4 +1,4 @@
-"""What happened in the lanes: facts for the journal, for those who wait, and for who makes room.
+"""What happened in the lanes: facts for the journal, the waiters and the intake.
 
 The accumulator calls nobody.  It keeps a list of these, which the shell takes and hands on.
 """

@@ -172,7 +172,7 @@ class Lane:
         return min((span.first for span in self.spans), default=self.queue.head_seq)
 
     def unsettled_within(self, first: int, last: int) -> list[tuple[int, int]]:
-        """The parts of *first* to *last* that have no end yet."""
+        """The parts of *first* to *last* that are not settled."""
         ranges = [(span.first, span.last) for span in self.spans]
         ranges += [(self.queue.head_seq, self.queue.end_seq), *self.spilled]
         ranges.append((self.next_seq - len(self.tail), self.next_seq))
@@ -217,7 +217,7 @@ class Lane:
 
     @property
     def unsettled(self) -> int:
-        """Records that have no end yet, in flight or not."""
+        """Records that are not settled, in flight or not."""
         sealed = sum(span.open for span in self.spans)
         return len(self.queue) + len(self.tail) + self.spooled + sealed
 
@@ -288,7 +288,7 @@ class Lane:
             self.aside.clear()
 
     def hurry(self, now: float) -> None:
-        """Nothing waits out its back-off any longer."""
+        """End the waiting for a back-off."""
         self.failures = 0
         self.sealed = [(batch, min(not_before, now)) for batch, not_before in self.sealed]
         self.aside = [(batch, min(not_before, now)) for batch, not_before in self.aside]

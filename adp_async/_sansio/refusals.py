@@ -7,8 +7,8 @@ may be, and their neighbours are delivered:
 - Else the keys of the batch are halved, and the records of one key after that.
 - A key of which ten records were refused alone and none was ever delivered is *bad*.  Of a batch
   under way a sample is looked at before the rest is given up; records that come later are refused
-  here, with the last reason.  Now and then they are sent all the same, since the service may have
-  changed its mind.
+  here, with the last reason.  Now and then they are sent anyway, since the service may accept them
+  by now.
 - When many records are given up in a row for the same reason and nothing of any run is delivered
   in between, somebody other than the service may be speaking: before more are given up, the same
   request is sent again after a while.
@@ -72,13 +72,13 @@ class Ruling:
 
 @define(eq=False)
 class Refusals:
-    """What was refused, by whom as far as one can tell, and what follows for the next batch.
+    """What was refused, apparently by whom, and what follows for the next batch.
 
     *unit*: what the waits here are multiples of, in seconds; that of the first back-off.
     """
 
     unit: float = 1.0
-    #: Whether the words of a refusal name the right record; None until one of them was checked.
+    #: Whether the message of a refusal names the right record; None until one was checked.
     _is_believed: bool | None = field(default=None, init=False)
     _accused: AnyRecord | None = field(default=None, init=False)
     #: The reason of the last refusals, and the records given up for it in a row.
@@ -183,14 +183,14 @@ class Refusals:
             if rest:
                 self._accused = records[accused[0]]
                 parts = [Part(accused), Part(rest)]
-                # Of a tag that is there twice the last value is the accused one.
+                # Of a repeated tag, the last value is the suspect.
                 return Ruling(parts=parts[::-1] if batch.is_barrier else parts), None
         if len(names) == 1:
             return Ruling(parts=self._searched(batch, next(iter(names)))), None
         return Ruling(parts=self._divided(batch, names)), None
 
     def _divided(self, batch: RecordBatch, names: dict[Name, list[int]]) -> list[Part]:
-        """Suspects each by themselves; where there are none the keys in two halves."""
+        """Each suspect by itself; without suspects, the keys in two halves."""
         known = batch.lane.suspects
         suspects = [positions for name, positions in names.items() if name in known]
         others = [positions for name, positions in names.items() if name not in known]

@@ -1,4 +1,4 @@
-"""Refused records: how many, why, and the last of them by name until somebody is told."""
+"""Refused records: how many, why, and the last of them by name until they are reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adp_async.errors import AdpError
 
 #: Refused records that are kept by name, in all; their memory, error included (measured); and
-#: runs of which it is kept how many nobody was told of.
+#: runs whose unreported refusals are counted.
 KEPT_REJECTIONS = 1000
 REJECTION_COST = 1024
 KEPT_RUNS = 10_000
@@ -31,7 +31,7 @@ class Rejections:
     kept: int = KEPT_REJECTIONS
     #: How many records were refused, by the class of the error.
     by_error: Counter[str] = field(factory=Counter, init=False)
-    #: The last refused records that nobody was told of, and how many there are of each run.
+    #: The last unreported refused records, and how many there are of each run.
     last: deque[Rejection] = field(init=False)
     unreported: Counter[str] = field(factory=Counter, init=False)
 
@@ -68,7 +68,7 @@ class Rejections:
         return [each for each in self.last if each.run_id == run_id], self.unreported[run_id]
 
     def take(self, run_id: str | None = None) -> tuple[list[Rejection], int]:
-        """What was refused since somebody was last told, of one run or of all; and how many."""
+        """What was refused and not yet reported, of one run or of all; and how many."""
         if run_id is None:
             rejections, count = list(self.last), self.unreported.total()
             self.last.clear()

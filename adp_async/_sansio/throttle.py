@@ -7,19 +7,24 @@ The law is CUBIC's (RFC 9438, section 4), with a rate in place of a window and a
 lost packet.  A 429 takes the rate back to `DECREASE` of what it was; that is the limit.  The rate
 resumes a little below the limit, follows a cubic curve back to it within a *plateau*, and grows
 beyond it: slowly at first, to twice the limit within a second plateau, then faster, until nothing
-bounds it any more.  A plateau lasts `PLATEAU_REQUESTS` requests, and longer after a
-``Retry-After``, which costs the requests of its time.  The first limit is what the service took
-within the last second.  If that was a single request, the limit is searched for: the rate begins
-with one request a second (or one in `RetryPolicy.first_backoff`, if that is shorter), and a plateau
-lasts one request.
+bounds it any more.  A plateau lasts a hundred requests, and longer after a ``Retry-After``, which
+costs the requests of its time.
 
-A hold is what the service asks for, and a random number of turns on top: at most two, and twice as
-many with each further 429 in a row.  Before the first 429 there is no rate and nothing is paced.
+The first limit is what the service took within the last second.  A few requests may be all of a
+slow quota, or the beginning of a fast one: that limit is tried out for a shorter plateau, and the
+429 behind it cuts twice.  A single request is no limit; it is searched for.  The rate begins with
+one request a second (or one in `RetryPolicy.first_backoff`, if that is shorter), a plateau lasts
+one request, and the limit is the rate that last got through.
+
+A hold is what the service asks for, and a random number of turns on top: at most two, after a
+second 429 in a row four, and then eight.  That second one tells that the hold was too short, and
+costs no rate.  Before the first 429 there is no rate and nothing is paced.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from enum import IntEnum
 
 from attrs import define, field
 
@@ -28,16 +33,29 @@ from adp_async._sansio.retry import RetryPolicy
 #: Of a rate that was refused this share is the limit, and of the limit it is the rate to resume
 #: with.  Less leaves a quota unused; more is refused again at once by one that saves nothing up.
 DECREASE = 0.95
-#: The goal is that at most 2 % of the requests are refused.  One in 50 would do, were it not for
-#: the first ones, and for those that show that a limit is still too high.
-PLATEAU_REQUESTS = 80.0
-#: Quotas are counted in seconds: seconds that a plateau lasts at least.  Two of them are the time
-#: in which a quota that was lifted is noticed.
-SHORTEST_PLATEAU = 2.5
-#: A rate this many times the limit is no bound any more; a search for a fast quota is over before.
+#: So many requests that got through within a second are a limit that need not be tried out.
+ENOUGH = 4
+#: Seconds that a plateau lasts at least: two of the shortest are the time in which a fast quota
+#: that was lifted is noticed.  And at most: 100 requests at two a second.  A slower rate is most
+#: often a share of a quota, and a client with a small one must not wait for minutes to get more.
+SHORTEST_PLATEAU, LONGEST_PLATEAU = 2.5, 50.0
+#: A rate this many times the limit bounds nothing any more.  A search ends before, with a quota of
+#: at most a hundred requests a second.
 LIFTED = 100.0
 #: Up to this share of an interval a request that leaves late is made up for by the next.
 SLACK = 0.05
+
+
+class Stage(IntEnum):
+    """How well the limit is known, and how many requests a plateau lasts.
+
+    The goal is that at most 2 % of the requests are refused.  One in 50 would do, were it not for
+    the first ones, and for those that show that a limit is still too high.
+    """
+
+    SEARCHES = 1
+    TRIES = 20
+    KNOWS = 100
 
 
 @define(eq=False, repr=False)
@@ -61,8 +79,7 @@ class Throttle:
     _limit: float | None = field(default=None, init=False)
     #: Seconds from the end of a hold until the rate grows beyond the limit.
     _plateau: float = field(default=0.0, init=False)
-    #: Whether the limit is not known yet, but only where the search for it began.
-    _searches: bool = field(default=False, init=False)
+    _stage: Stage = field(default=Stage.SEARCHES, init=False)
     #: The rate when a request was last taken.
     _proven: float = field(default=0.0, init=False)
     #: The end of the last hold.
@@ -128,7 +145,7 @@ class Throttle:
         self._in_a_row += 1
         limit = self._limit = self._learned(departed, now)
         self._plateau = self._plateau_of(limit, asked)
-        turns = jitter * 2.0 ** min(self._in_a_row, 32)
+        turns = jitter * 2.0 ** min(self._in_a_row, 3)
         until = now + asked + min(self.policy.max_backoff, turns / limit)
         # No growth while holding.
         self.held_until = self._resumed_at = max(self.held_until, until)
@@ -137,17 +154,27 @@ class Throttle:
     def _learned(self, departed: float, now: float) -> float:
         """The limit, as this 429 tells it."""
         rate = self.rate(departed)
-        if rate is None:
+        if self._limit is None or rate is None:
             burst = sum(time > now - 1.0 for time in self._taken)
-            self._searches = burst <= 1
+            self._stage = Stage.TRIES if burst > 1 else Stage.SEARCHES
+            if burst >= ENOUGH:
+                self._stage = Stage.KNOWS
             return max(1.0 / min(1.0, self.policy.first_backoff), float(burst))
-        if self._searches and self._in_a_row == 1 and self._growth(departed) > 1.0:
-            self._searches = False
-            rate = min(rate, self._proven)
+        if self._in_a_row == 2:
+            return self._limit
+        if self._in_a_row == 1 and self._growth(departed) > 1.0:
+            rate = self._confirmed(rate)
         return max(1.0 / self.policy.max_backoff, DECREASE * rate)
 
+    def _confirmed(self, rate: float) -> float:
+        """What is true of a *rate* that was refused beyond the limit."""
+        stage, self._stage = self._stage, Stage.KNOWS
+        if stage is Stage.SEARCHES:
+            return min(rate, self._proven)
+        return DECREASE * rate if stage is Stage.TRIES else rate
+
     def _plateau_of(self, limit: float, asked: float) -> float:
-        if self._searches:
+        if self._stage is Stage.SEARCHES:
             return 1.0 / limit
-        requests = PLATEAU_REQUESTS * (1.0 / limit + asked)
-        return max(SHORTEST_PLATEAU, min(requests, self.policy.max_backoff))
+        seconds = self._stage * (1.0 / limit + asked)
+        return max(SHORTEST_PLATEAU, min(seconds, LONGEST_PLATEAU))

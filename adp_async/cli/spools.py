@@ -125,7 +125,7 @@ def look_at(path: Path) -> Contents:
     except SpoolError as error:
         return Contents(path, None, trouble=str(error))
     finally:
-        spool.let_go()
+        spool.release()
 
 
 def in_use(path: Path, error: SpoolBusy) -> str:
@@ -266,7 +266,7 @@ def _export(path: Path, file: TextIO) -> int:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
     finally:
-        spool.let_go()
+        spool.release()
     return count
 
 
@@ -312,7 +312,7 @@ def discard(path: Path | None, *, is_sure: bool) -> int:
 
 def _may_go(console: Console, contents: Contents) -> bool:
     try:
-        Spool.open(contents.path, limit=NO_LIMIT).let_go()
+        Spool.open(contents.path, limit=NO_LIMIT).release()
     except (SpoolBusy, SpoolForeign) as error:
         say(console, f"kept: {error}")
         return False

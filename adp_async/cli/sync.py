@@ -135,7 +135,7 @@ class Place:
         try:
             identity = spool.identity
         finally:
-            spool.let_go()
+            spool.release()
         if self.endpoint is None:
             return f"its endpoint is {identity.endpoint}, and the settings do not name one"
         for what, here, there in (
@@ -173,7 +173,7 @@ async def _deliver(orphan: Orphan, given: CommandLine, reporter: Reporter) -> No
             with reporter.spool(orphan) as on_progress:
                 await _until_hopeless(session, orphan, on_progress)
     finally:
-        orphan.spool.let_go()
+        orphan.spool.release()
 
 
 def _session_for(identity: Identity, auth: Auth) -> Session:

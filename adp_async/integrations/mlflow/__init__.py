@@ -18,10 +18,11 @@ whenever it is imported, and would report an ImportError as an unknown URI schem
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adp_async.integrations.mlflow.registry import RegistryStore
+    from adp_async.integrations.mlflow.repository import PlatformArtifacts
     from adp_async.integrations.mlflow.request_auth import SignedByOci
     from adp_async.integrations.mlflow.tracking import TrackingStore
 
@@ -45,11 +46,18 @@ def registry_store(store_uri: str, **_: Any) -> RegistryStore:
     return RegistryStore(store_uri)
 
 
-def artifact_repository(artifact_uri: str, *_: Any, **__: Any) -> NoReturn:
-    """Refuses an artifact location that cannot be reached from here, and says what to do."""
-    from adp_async.integrations.mlflow.artifacts import refuse
+def artifact_repository(
+    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> PlatformArtifacts:
+    """The repository of artifacts in Object Storage (``oci:``) or in a volume.
 
-    refuse(artifact_uri)
+    Raises MlflowException for a location that cannot be reached from here, and says what to do.
+    """
+    from adp_async.integrations.mlflow.artifacts import check_reachable
+    from adp_async.integrations.mlflow.repository import PlatformArtifacts
+
+    check_reachable(artifact_uri)
+    return PlatformArtifacts(artifact_uri, tracking_uri, registry_uri)
 
 
 class RequestAuth:

@@ -2,14 +2,15 @@
 
 MLflow copies files to the location itself.  A location ``/Volumes/...`` it takes for a folder of
 this machine, and ``mlflow-artifacts:`` for a path of an ``https`` tracking server; other schemes
-need a package that knows them.  Locations that cannot be reached get the scheme
-``aidp-artifact:`` in front, for which MLflow asks us, and we say what to do.
+need a package that knows them.  Locations that it would get wrong have the scheme
+``aidp-artifact:`` in front, for which MLflow asks us: volumes are ours (`repository`), and of
+others we say what to do.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException
@@ -31,13 +32,13 @@ def reachable_uri(uri: str) -> str:
     >>> reachable_uri("file:///tmp/artifacts"), reachable_uri("mlflow-artifacts:/1/artifacts")
     ('file:///tmp/artifacts', 'aidp-artifact:mlflow-artifacts:/1/artifacts')
     """
-    return f"{SCHEME}{uri}" if _problem_of(uri) else uri
+    is_mounted = uri.startswith(_VOLUMES) and os.path.isdir(_volume_of(uri))
+    is_ours = uri.startswith(_VOLUMES) and not is_mounted
+    return f"{SCHEME}{uri}" if is_ours or _problem_of(uri) else uri
 
 
 def _problem_of(uri: str) -> str:
-    """Why MLflow cannot reach *uri* from here, or ""."""
-    if uri.startswith(_VOLUMES):
-        return "" if os.path.isdir(_volume_of(uri)) else "the volume is not mounted on this machine"
+    """Why neither MLflow nor we can reach *uri* from here, or ""."""
     if uri.startswith(_PROXIED):
         return "such locations need an https tracking URI"
     scheme = urlsplit(uri).scheme
@@ -55,12 +56,16 @@ def _volume_of(uri: str) -> str:
     return "/".join(uri.split("/")[: _VOLUME_DEPTH + 1])
 
 
-def refuse(uri: str) -> NoReturn:
-    """Raise what MLflow's user can do about artifacts at *uri*."""
+def check_reachable(uri: str) -> None:
+    """Raise what MLflow's user can do, when there is no way to the artifacts at *uri*."""
     where = published_uri(uri)
+    problem = _problem_of(where)
+    if not problem:
+        return
     message = (
-        f"artifacts cannot be read or written at {where!r:.300}: {_problem_of(where)}. "
+        f"artifacts cannot be read or written at {where!r:.300}: {problem}. "
         "Create the experiment with an artifact_location that is reachable from here, such as "
-        "file:///shared/artifacts: mlflow.create_experiment(name, artifact_location=...)"
+        "file:///shared/artifacts, oci://bucket@namespace/prefix or "
+        "/Volumes/catalog/schema/volume: mlflow.create_experiment(name, artifact_location=...)"
     )
     raise MlflowException(message, error_code=ErrorCode.Value("NOT_IMPLEMENTED"))

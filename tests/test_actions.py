@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adp_async import errors
-from adp_async._sansio.verdicts import Action, action_for, is_about_the_run
+from adp_async._sansio.actions import Action, action_for, is_about_the_run
 
 RUN = "0123456789abcdef"
 
@@ -83,7 +83,7 @@ def test_a_404_about_the_run(code: str, message: str, is_about_it: bool) -> None
 
 def test_the_table_is_complete() -> None:
     """Every error that a request can end with has its row."""
-    ours = {"DeliveryError", "BufferFull", "InvalidRecord", "Closed"}
+    ours = {"DeliveryError", "BufferFull", "InvalidRecord", "UploadError", "Closed"}
     classes = {
         name
         for name in errors.__all__
