@@ -108,7 +108,7 @@ def test_runs_in_trouble_slow_themselves(error: AdpError, count: int) -> None:
 
 @pytest.mark.parametrize("error", [HIDDEN, FORBIDDEN, FAULT, LOST], ids=name)
 def test_under_a_quota_as_well(error: AdpError) -> None:
-    """Two hundred runs in trouble and 5 requests/s: the good one waits 4 s at most."""
+    """Two hundred runs in trouble and 5 requests/s: the good one waits 3 s at most."""
     play = failing(error)
     play.quota = Quota(5.0)
     play.__attrs_post_init__()
@@ -118,7 +118,7 @@ def test_under_a_quota_as_well(error: AdpError) -> None:
         play.at(60.0, lambda number=number: play.log_points(f"bad-{number}", 10))
     play.run(600.0)
 
-    assert play.oldest["good"] < 4.0
+    assert play.oldest["good"] < 3.0
     assert sum(post.status == 429 for post in play.posts) < 0.05 * len(play.posts)
 
 
@@ -133,7 +133,7 @@ def test_when_all_begin_at_once(error: AdpError) -> None:
     play.every(0.1, lambda: play.log_points("good", 1), 300.0)
     play.run(300.0)
 
-    assert play.oldest["good"] < 4.0
+    assert play.oldest["good"] < 3.0
 
 
 @pytest.mark.parametrize("error", OF_ALL, ids=name)

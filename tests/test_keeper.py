@@ -86,7 +86,7 @@ class NoIntake:
 
     lock = nullcontext()
 
-    def pull(self, now: float) -> None:
+    def pull(self, now: float, *, leave_excess: bool = False) -> None:
         """Nothing comes."""
 
     def room_made(self) -> None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from attrs import define, field, frozen
 
 from adp_async._sansio.retry import RetryPolicy
-from adp_async._sansio.throttle import (
-    DECREASE,
-    LIFTED,
-    LONGEST_PLATEAU,
-    SHORTEST_PLATEAU,
-    Stage,
-    Throttle,
-)
-from tests.quotas import (
-    Bucket,
-    Changing,
-    Gaps,
-    PlainBackOff,
-    Service,
-    Simulation,
-    SlidingWindow,
-    Windows,
-    Workers,
-)
+from adp_async._sansio.throttle import DECREASE, HOLD_TURNS, LOWEST, RARE, Stage, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,17 +18,6 @@ if TYPE_CHECKING:
 
 def refuse(throttle: Throttle, now: float, retry_after: float | None = None) -> None:
     throttle.refused(departed=now, now=now, jitter=0.5, retry_after=retry_after)
-
-
-def after_burst(requests: int) -> Throttle:
-    """A throttle that got so many *requests* through at once, was refused, and resumes at 0."""
-    throttle = Throttle()
-    began = -1.0 / requests
-    for _ in range(requests):
-        throttle.succeeded(began)
-    refuse(throttle, began)
-    assert throttle.held_until == pytest.approx(0.0)
-    return throttle
 
 
 # The hold
@@ -63,47 +36,43 @@ def test_nothing_is_paced_before_the_first_429() -> None:
 
 
 def test_retry_after_is_kept_in_full_with_jitter_on_top() -> None:
-    """One that asks for 7 s gets them, and a turn: clients don't come back as one herd."""
-    throttle = Throttle()
+    """One that asks for 7 s gets them and half a second; the jitter is never most of the wait."""
+    throttle, hurried = Throttle(), Throttle()
 
     refuse(throttle, now=10.0, retry_after=7.0)
+    refuse(hurried, now=10.0, retry_after=1.0)
 
-    assert throttle.held_until == pytest.approx(18.0)
-    assert throttle.delay(now=12.0) == pytest.approx(6.0)
+    assert throttle.held_until == pytest.approx(17.5)
+    assert throttle.delay(now=12.0) == pytest.approx(5.5)
     assert throttle.delay(now=18.0) == 0.0
+    assert hurried.held_until == pytest.approx(11.25)
 
 
 def test_refusals_in_a_row_hold_longer() -> None:
-    """One that ends in another 429 has twice as many turns, up to eight; a success starts over."""
-    throttle = Throttle()
-    turns = []
+    """Each hold that ends in another 429 doubles; a success starts over."""
+    throttle = Throttle(RetryPolicy(first_backoff=8.0, max_backoff=60.0))
+    holds = []
     now = 0.0
-    for _ in range(4):
+    for _ in range(5):
         refuse(throttle, now)
-        turns.append(held_turns(throttle, now))
+        holds.append(throttle._hold)
         now = throttle.held_until
     throttle.succeeded(now)
     refuse(throttle, now)
 
-    assert turns == pytest.approx([1.0, 2.0, 4.0, 4.0])
-    assert held_turns(throttle, now) == pytest.approx(1.0)
+    assert holds == [0.5 * HOLD_TURNS, 8.0, 16.0, 30.0, 30.0]
+    assert throttle._hold == 4.0
 
 
-def held_turns(throttle: Throttle, now: float) -> float:
+def test_a_single_429_holds_for_a_few_turns() -> None:
+    """At 100/s a second would be a hundred requests; the rate makes room as well."""
+    throttle = known_limit(100.0)
+    throttle.succeeded(5.0)
+
+    refuse(throttle, now=5.0)
+
     assert throttle._limit is not None
-    return (throttle.held_until - now) * throttle._limit
-
-
-def test_no_hold_of_our_own_is_longer_than_the_longest_back_off() -> None:
-    """A Retry-After may be."""
-    throttle = Throttle(RetryPolicy(max_backoff=2.0))
-    for _ in range(20):
-        now = throttle.held_until
-        refuse(throttle, now)
-        assert throttle.held_until - now < 2.001
-
-    refuse(throttle, now=1000.0, retry_after=600.0)
-    assert throttle.held_until == pytest.approx(1602.0)
+    assert throttle._hold == pytest.approx(0.5 * HOLD_TURNS / throttle._limit)
 
 
 def test_requests_under_way_tell_nothing_new() -> None:
@@ -132,9 +101,19 @@ def test_the_rate_does_not_grow_while_holding() -> None:
 # The rate
 
 
+def known_limit(limit: float) -> Throttle:
+    """A throttle that knows *limit* and whose hold ends at 0."""
+    throttle = Throttle()
+    throttle.succeeded(-100.0)
+    refuse(throttle, now=-100.0)
+    throttle._limit, throttle._stage, throttle._hold = limit, Stage.KNOWS, 0.2
+    throttle.held_until = throttle._resumed_at = throttle._refused_at = 0.0
+    return throttle
+
+
 def test_turns_are_one_interval_apart() -> None:
     """Whoever leaves much too late is not made up for: two close together would be refused."""
-    throttle = after_burst(10)
+    throttle = known_limit(10.0)
     now = 3.0  # nothing to send for a while
     rate = throttle.rate(now)
     assert rate is not None
@@ -146,160 +125,47 @@ def test_turns_are_one_interval_apart() -> None:
 
 def test_a_late_timer_is_made_up_for() -> None:
     """A millisecond late with every turn would be a twentieth of 50 requests a second."""
-    throttle = after_burst(50)
+    throttle = known_limit(50.0)
     now, departures = 0.0, 0
-    while now < 2.0:
+    while now < 10.0:
         throttle.depart(now)
         departures += 1
         now += throttle.delay(now) + 0.0009
 
-    rate = throttle.rate(1.0)
+    rate = throttle.rate(5.0)
     assert rate is not None
-    assert departures == pytest.approx(2.0 * rate, rel=0.02)
+    assert departures == pytest.approx(10.0 * rate, rel=0.01)
 
 
-def test_the_first_limit_is_what_got_through_within_a_second() -> None:
-    """Ten requests of the last second count, three earlier ones don't."""
+def test_the_first_429_starts_with_what_got_through_within_a_second() -> None:
+    """Ten requests got through, so ten a second are tried out, a few requests long."""
     throttle = Throttle()
-    for now in (0.0, 0.1, 0.2, *(2.0 + n / 20 for n in range(10))):
-        throttle.succeeded(now)
+    for n in range(10):
+        throttle.depart(n / 20)
+        throttle.succeeded(n / 20)
 
-    refuse(throttle, now=2.5)
-
-    assert throttle._limit == 10.0
-
-
-@pytest.mark.parametrize(
-    ("now", "rate"),
-    [(0.0, 9.5), (5.0, 9.9375), (10.0, 10.0), (15.0, 11.25), (20.0, 20.0), (30.0, 90.0)],
-)
-def test_the_curve_between_two_429s(now: float, rate: float) -> None:
-    """Back to the limit in 100 requests, slow at first beyond it, and then faster and faster."""
-    assert after_burst(10).rate(now) == pytest.approx(rate)
-
-
-@pytest.mark.parametrize(
-    ("limit", "asked", "plateau"),
-    [
-        (10, None, Stage.KNOWS / 10),
-        (4, None, Stage.KNOWS / 4),
-        (100, None, SHORTEST_PLATEAU),
-        (10, 0.3, Stage.KNOWS * 0.4),  # each 429 costs three turns more
-        (10, 5.0, LONGEST_PLATEAU),
-    ],
-)
-def test_how_long_the_limit_is_kept_to(limit: int, asked: float | None, plateau: float) -> None:
-    """100 requests, and those that a Retry-After costs; within bounds."""
-    throttle = Throttle()
-    for _ in range(limit):
-        throttle.succeeded(0.0)
-    refuse(throttle, 0.0, asked)
+    refuse(throttle, now=0.5)
     resumed = throttle.held_until
 
-    assert throttle.rate(resumed + plateau) == pytest.approx(limit)
-    assert (throttle.rate(resumed + 0.9 * plateau) or 0.0) < limit
-    assert (throttle.rate(resumed + 1.2 * plateau) or 0.0) > limit
+    assert throttle.rate(resumed) == pytest.approx(10.0 * DECREASE)
+    assert throttle.rate(resumed + 2.0) == pytest.approx(10.0)
+    assert throttle.rate(resumed + 7.0) == pytest.approx(15.0)
 
 
-def test_a_lifted_quota_is_let_go() -> None:
-    """At a hundred times the limit nothing is paced any more."""
-    throttle = after_burst(10)
-    lifted = 10.0 * (1.0 + (LIFTED - 1.0) ** (1.0 / 3.0))
-
-    assert throttle.rate(lifted - 0.1) == pytest.approx(10.0 * LIFTED, rel=0.02)
-    assert throttle.rate(lifted + 0.1) is None
-    assert throttle.delay(lifted + 0.1) == 0.0
-    assert not throttle.is_paced
-
-
-@pytest.mark.parametrize("now", [0.0, 5.0, 10.0, 20.0])
-def test_a_429_takes_back_a_share_of_the_rate(now: float) -> None:
-    """Of the rate that was refused, wherever on the curve that was."""
-    throttle = after_burst(10)
-    rate = throttle.rate(now)
-    assert rate is not None
-    throttle.succeeded(now)
-
-    refuse(throttle, now)
-
-    assert throttle._limit == pytest.approx(DECREASE * rate)
-    assert throttle.rate(throttle.held_until) == pytest.approx(DECREASE**2 * rate)
-
-
-def test_the_rate_when_it_left_is_the_one_that_was_refused() -> None:
-    """By the time the 429 comes back the rate has grown."""
-    throttle = after_burst(10)
-    throttle.succeeded(10.0)
-
-    throttle.refused(departed=10.0, now=16.0, jitter=0.5)
-
-    assert throttle._limit == pytest.approx(DECREASE * 10.0)
-
-
-@pytest.mark.parametrize(
-    ("burst", "plateau", "share"), [(2, 10.0, DECREASE**2), (4, 25.0, DECREASE)]
-)
-def test_a_small_burst_is_tried_out(burst: int, plateau: float, share: float) -> None:
-    """For 20 requests; what was refused then is cut twice, and is known from then on."""
-    throttle = after_burst(burst)
-    rate = throttle.rate(2.0 * plateau)
-    assert rate == pytest.approx(2.0 * burst)
-    throttle.succeeded(2.0 * plateau)
-
-    refuse(throttle, 2.0 * plateau)
-
-    assert throttle._limit == pytest.approx(share * rate)
-    assert throttle._plateau == pytest.approx(min(LONGEST_PLATEAU, 100.0 / (share * rate)))
-
-
-def test_the_limit_of_a_single_request_is_searched_for() -> None:
-    """A strict service lets one request through at first; the rate doubles after two turns."""
+def test_it_searches_upwards_with_every_success() -> None:
+    """A strict service lets one request through at first; the rate climbs until the next 429."""
     throttle = Throttle()
     throttle.succeeded(0.0)
     refuse(throttle, now=0.0)
-    resumed = throttle.held_until
-
-    assert [throttle.rate(resumed + turns) for turns in (0.0, 1.0, 2.0, 3.0, 4.0)] == [
-        pytest.approx(rate) for rate in (0.95, 1.0, 2.0, 9.0, 28.0)
-    ]
-
-
-def test_a_search_ends_with_the_rate_that_last_got_through() -> None:
-    """It grows a good deal from one request to the next; what was refused tells little."""
-    throttle = Throttle()
-    refuse(throttle, now=0.0)
-    resumed = throttle.held_until
-    throttle.succeeded(resumed + 2.5)
-
-    refuse(throttle, resumed + 3.0)
-
-    assert throttle._limit == pytest.approx(DECREASE * (1.0 + 1.5**3))
-    assert throttle._plateau > SHORTEST_PLATEAU
-
-
-def test_a_search_that_gets_nothing_through_goes_on_from_below() -> None:
-    """As for the many clients of a slow service: when a longer hold doesn't help, a lower rate."""
-    throttle = Throttle()
+    now = throttle.held_until + 60.0
     rates = []
-    for _ in range(8):
-        refuse(throttle, throttle.held_until)
-        rates.append(throttle.rate(throttle.held_until) or 0.0)
+    for _ in range(7):
+        rates.append(throttle.rate(now))
+        throttle.succeeded(now)
 
-    powers = (1, 1, 3, 5, 7, 9, 11, 13)
-    assert rates == [pytest.approx(DECREASE**power) for power in powers]
-    assert throttle._plateau == pytest.approx(DECREASE / rates[-1])
-
-
-def test_a_hold_that_was_too_short_costs_no_rate() -> None:
-    """The second 429 in a row is most often the same hold-up; the third cuts the rate."""
-    throttle = after_burst(10)
-    throttle.succeeded(10.0)
-    limits = []
-    for n in range(3):
-        refuse(throttle, throttle.held_until if n else 10.0)
-        limits.append(throttle._limit)
-
-    assert limits == [9.5, 9.5, pytest.approx(9.5 * DECREASE**2)]
+    assert rates[0] == 1.0
+    assert rates[3] == pytest.approx(2.718, abs=0.001)
+    assert rates[6] == pytest.approx(7.389, abs=0.001)
 
 
 def test_a_short_first_backoff_searches_faster() -> None:
@@ -308,22 +174,290 @@ def test_a_short_first_backoff_searches_faster() -> None:
     hurried, patient = (Throttle(RetryPolicy(first_backoff=x)) for x in (0.001, 10.0))
     for throttle in (hurried, patient):
         refuse(throttle, now=0.0)
+        for _ in range(3):
+            throttle.succeeded(throttle.held_until)
 
-    assert hurried.rate(hurried.held_until + 0.002) == pytest.approx(2000.0)
-    assert patient.rate(patient.held_until + 2.0) == pytest.approx(2.0)
+    assert hurried.rate(hurried.held_until + 0.001) == pytest.approx(2718, abs=1)
+    assert patient.rate(patient.held_until + 1.0) == pytest.approx(2.718, abs=0.001)
+
+
+def test_a_search_ends_with_the_rate_that_last_got_through() -> None:
+    """One step back from the one refused."""
+    throttle = Throttle()
+    throttle.succeeded(0.0)
+    refuse(throttle, now=0.0)
+    now = throttle.held_until + 60.0
+    for _ in range(6):
+        throttle.succeeded(now)
+
+    refuse(throttle, now)
+
+    assert throttle._limit == pytest.approx(5.294, abs=0.001)
+    assert throttle._stage is Stage.TRIES
+
+
+@pytest.mark.parametrize(
+    ("now", "rate"),
+    [(0.0, 10 * DECREASE), (5.0, 9.95), (10.0, 10.0), (14.0, 10.625), (18.0, 15.0), (26.0, 50.0)],
+)
+def test_the_curve_between_two_429s(now: float, rate: float) -> None:
+    """Back to the limit in 100 requests, slow at first beyond it, and then faster and faster."""
+    assert known_limit(10.0).rate(now) == pytest.approx(rate)
+
+
+def test_a_lifted_quota_is_let_go() -> None:
+    """After half a minute beyond the limit nothing is paced any more."""
+    throttle = known_limit(10.0)
+
+    assert throttle.rate(45.0) is None
+    assert throttle.delay(45.0) == 0.0
+    assert not throttle.is_paced
+
+
+@pytest.mark.parametrize(
+    ("limit", "hold", "plateau"),
+    [(10.0, 0.2, 10.0), (5.0, 0.2, 20.0), (0.1, 0.2, 50.0), (50.0, 0.2, 10.0), (50.0, 1.0, 30.0)],
+)
+def test_how_long_the_limit_is_kept_to(limit: float, hold: float, plateau: float) -> None:
+    """100 requests, but 10 s at least and 50 s at most; and 30 holds."""
+    throttle = known_limit(limit)
+    throttle._hold = hold
+
+    assert throttle.rate(plateau) == pytest.approx(limit)
+    assert (throttle.rate(plateau * 0.99) or 0.0) < limit < (throttle.rate(plateau * 1.2) or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("now", "succeeded", "limit"),
+    [
+        # Beyond what we knew, at 15/s: most of what was found, or what got through if that's more.
+        (18.0, 180, 0.98 * 14.0),
+        (18.0, 260, 260 / 18),
+        # Hardly beyond, at 10.0/s.
+        (10.5, 105, 10.0),
+        # On the way back, at 9.95/s: seldom, some, few, hardly any.
+        (5.0, RARE, 10.0),
+        (5.0, RARE - 1, 9.8),
+        (5.0, 20, 0.95 * 9.95),
+        (5.0, 19, 0.85 * 9.95),
+        (5.0, 3, 0.6 * 9.95),
+        # Half of the time was spent holding: they are not seldom enough for that.
+        (0.4, RARE, 0.98 * 9.65),
+    ],
+)
+def test_what_a_429_teaches(now: float, succeeded: int, limit: float) -> None:
+    """The limit stays, or is cut to what got through, within bounds."""
+    throttle = known_limit(10.0)
+    for n in range(succeeded):
+        throttle.succeeded(n * now / succeeded)
+
+    refuse(throttle, now)
+
+    assert throttle._limit == pytest.approx(limit, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("burst", "hold", "limit"),
+    [
+        # 4 requests more than the limit of 4/s got through while the rate rose to 6/s.
+        (4, 0.2, 4.0),  # saved up, as the service has shown that it does
+        (3, 0.2, 0.98 * 5.6),  # more than it ever had
+        (1, 0.2, 0.98 * 5.6),  # it saves nothing up
+        (8, 0.2, 0.98 * 5.6),  # it may have been saved up, but a second 429 costs little
+        (8, 1.0, 4.0),  # here it costs a long hold
+    ],
+)
+def test_what_is_saved_up_is_no_limit(burst: int, hold: float, limit: float) -> None:
+    """A probe that got through what the service had saved up has found nothing."""
+    throttle = known_limit(4.0)
+    throttle._burst, throttle._hold = burst, hold
+    now = max(25.0, 30.0 * hold) + 8.0
+    assert throttle.rate(now) == pytest.approx(6.0)
+    for n in range(100):
+        throttle.succeeded(n * now / 100)
+
+    refuse(throttle, now)
+
+    assert throttle._limit == pytest.approx(limit)
+
+
+def test_a_hold_that_was_too_short_costs_no_rate() -> None:
+    """The second 429 in a row is most often the same hold-up; the third cuts the rate."""
+    throttle = known_limit(10.0)
+    for n in range(RARE):
+        throttle.succeeded(n / 10)
+    limits = []
+    now = 5.0
+    for _ in range(3):
+        refuse(throttle, now)
+        limits.append(throttle._limit)
+        now = throttle.held_until
+
+    assert limits == [10.0, 10.0, pytest.approx(0.5 * 10.0 * DECREASE)]
 
 
 def test_the_rate_never_reaches_zero() -> None:
-    """A service that refuses everything for a day is still asked once a minute."""
+    """A service that refuses everything for a day is still asked now and then."""
     throttle = Throttle()
     for _ in range(200):
         refuse(throttle, now=throttle.held_until)
 
-    assert throttle._limit == pytest.approx(1.0 / 60.0)
+    assert throttle._limit == LOWEST
     assert throttle.delay(throttle.held_until) == 0.0
 
 
 # Against services, in virtual time
+
+
+class Service(Protocol):
+    def takes(self, now: float) -> bool: ...
+
+
+@define
+class Bucket:
+    """*rate* a second, and up to *burst* saved up."""
+
+    rate: float
+    burst: float
+    tokens: float = field(init=False)
+    filled_at: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self.tokens = self.burst
+
+    def takes(self, now: float) -> bool:
+        grown = self.tokens + (now - self.filled_at) * self.rate
+        self.tokens, self.filled_at = min(self.burst, grown), now
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        return True
+
+
+@define
+class Windows:
+    """*rate* in every second of the clock."""
+
+    rate: float
+    second: int = -1
+    taken: int = 0
+
+    def takes(self, now: float) -> bool:
+        if int(now) != self.second:
+            self.second, self.taken = int(now), 0
+        self.taken += 1
+        return self.taken <= self.rate
+
+
+@frozen
+class Gaps:
+    """Refuses for 0.2 s in every *period*, whatever our rate."""
+
+    period: float
+
+    def takes(self, now: float) -> bool:
+        return now % self.period >= 0.2
+
+
+@frozen
+class Changing:
+    """One service before *at*, another (or no limit) from then on."""
+
+    at: float
+    before: Service
+    after: Service | None
+
+    def takes(self, now: float) -> bool:
+        service = self.before if now < self.at else self.after
+        return service is None or service.takes(now)
+
+
+@frozen
+class Outcome:
+    """When each request was taken, or refused."""
+
+    taken: list[float]
+    refused: list[float]
+
+    def rate(self, since: float, until: float) -> float:
+        return sum(since <= time < until for time in self.taken) / (until - since)
+
+    def refused_share(self, since: float = 0.0) -> float:
+        taken, refused = (sum(time >= since for time in x) for x in (self.taken, self.refused))
+        return refused / (taken + refused)
+
+
+@define(eq=False)
+class Client:
+    """Has always more to send: one request under way at first, one more with every one taken."""
+
+    throttle: Throttle = field(factory=Throttle)
+    most: int = 1
+    under_way: int = 0
+    has_timer: bool = False
+
+
+@define
+class Simulation:
+    """Clients that share a service; turns and requests come late by a millisecond or so."""
+
+    service: Service
+    clients: int = 1
+    retry_after: float | None = None
+    in_flight: int = 4
+    round_trip: float = 0.01
+    late: float = 0.001
+    chance: random.Random = field(factory=lambda: random.Random(1))
+    _events: list[tuple[float, int, Client, str, float]] = field(factory=list)
+    _number: int = 0
+
+    def run(self, seconds: float) -> Outcome:
+        outcome = Outcome([], [])
+        for _ in range(self.clients):
+            self._at(self.chance.random() / 100, Client(), "look")
+        while (event := heapq.heappop(self._events))[0] < seconds:
+            now, _, client, what, departed = event
+            if what == "arrive":
+                is_taken = self.service.takes(now)
+                (outcome.taken if is_taken else outcome.refused).append(now)
+                answer = "taken" if is_taken else "refused"
+                self._at(now + self.round_trip / 2, client, answer, departed)
+                continue
+            self._hear(client, what, now, departed)
+            self._send(client, now)
+        return outcome
+
+    def _hear(self, client: Client, what: str, now: float, departed: float) -> None:
+        if what == "look":
+            client.has_timer = False
+            return
+        client.under_way -= 1
+        if what == "taken":
+            client.throttle.succeeded(now)
+            client.most = min(client.most + 1, self.in_flight)
+            return
+        jitter = self.chance.random()
+        client.throttle.refused(
+            departed=departed, now=now, jitter=jitter, retry_after=self.retry_after
+        )
+
+    def _send(self, client: Client, now: float) -> None:
+        while client.under_way < client.most:
+            if delay := client.throttle.delay(now):
+                if not client.has_timer:
+                    client.has_timer = True
+                    self._at(now + delay + self._lateness(), client, "look")
+                return
+            client.throttle.depart(now)
+            client.under_way += 1
+            self._at(now + self.round_trip / 2 + self._lateness(), client, "arrive", now)
+
+    def _lateness(self) -> float:
+        return self.chance.expovariate(1.0 / self.late)
+
+    def _at(self, time: float, client: Client, what: str, departed: float = 0.0) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (time, self._number, client, what, departed))
 
 
 MINUTES = 300.0
@@ -331,8 +465,7 @@ MINUTES = 300.0
 QUOTAS = [
     pytest.param(lambda rate: Bucket(rate, rate), 0.95, 0.95, id="a second's burst"),
     pytest.param(lambda rate: Bucket(rate, 1.0), 0.75, 0.85, id="no burst"),
-    pytest.param(Windows, 0.8, 0.9, id="windows"),
-    pytest.param(SlidingWindow, 0.8, 0.9, id="sliding window"),
+    pytest.param(Windows, 0.9, 0.95, id="windows"),
 ]
 
 
@@ -359,88 +492,22 @@ def test_one_client_uses_what_it_may(
 def test_the_goal_against_a_bucket(rate: float, retry_after: float | None) -> None:
     """At least 0.95 of the quota and at most 2 % refused, the start included.
 
-    That start, of three 429s for two requests too many, takes minutes to be made up for at 2/s.
+    At 2/s that start, of three 429s for two requests too many, takes some time to be made up for.
     """
-    seconds = 400.0 if rate == 2.0 else 120.0
-    taken, refused = 0, 0
-    for seed in range(5):
-        chance = random.Random(seed)
-        outcome = Simulation(Bucket(rate, rate), retry_after=retry_after, chance=chance).run(
-            seconds
-        )
-        taken += len(outcome.taken)
-        refused += len(outcome.refused)
+    seconds = 200.0 if rate == 2.0 else 100.0
+    outcome = Simulation(Bucket(rate, rate), retry_after=retry_after).run(seconds)
 
-    assert taken >= 0.95 * rate * seconds * 5
-    assert refused <= 0.02 * (taken + refused)
-
-
-def test_a_strict_service_is_used_from_the_first_request_on() -> None:
-    """A request in 20 ms and none too early, with timers that are a millisecond late."""
-    outcome = Simulation(Bucket(50.0, 1.0)).run(60.0)
-
-    assert outcome.rate(0.0, 60.0) > 0.65 * 50.0
-    assert outcome.refused_share() < 0.02
-
-
-def test_so_many_requests_at_a_time() -> None:
-    """A service with two workers, and four requests under way: hardly any is refused for long."""
-    outcome = Simulation(Workers(2, seconds=0.1), round_trip=0.1).run(MINUTES)
-
-    assert outcome.rate(100.0, MINUTES) > 0.8 * 20.0
-    assert outcome.refused_share(100.0) < 0.02
-
-
-SHARED = [
-    pytest.param(lambda rate: Bucket(rate, rate), 10.0, 0.35, id="bucket 10/s"),
-    pytest.param(lambda rate: Bucket(rate, rate), 50.0, 0.25, id="bucket 50/s"),
-    pytest.param(lambda rate: Bucket(rate, rate), 2.0, 0.85, id="bucket 2/s"),
-    pytest.param(Windows, 2.0, 0.95, id="windows 2/s"),
-    pytest.param(lambda rate: Bucket(rate, 1.0), 2.0, 0.9, id="strict 2/s"),
-    pytest.param(lambda rate: Bucket(rate, 1.0), 10.0, 0.7, id="strict 10/s"),
-    pytest.param(lambda rate: Bucket(rate, 1.0), 50.0, 0.5, id="strict 50/s"),
-]
-
-
-@pytest.mark.parametrize("clients", [8, 16])
-@pytest.mark.parametrize(("quota", "rate", "refused"), SHARED)
-def test_clients_share_a_quota(
-    quota: Callable[[float], Service], rate: float, refused: float, clients: int
-) -> None:
-    """None knows of the others.  Next to plain back-off: most of its goodput, fewer refusals."""
-    ours = Simulation(quota(rate), clients=clients).run(120.0)
-    back_off = Simulation(quota(rate), clients=clients, law=PlainBackOff, in_flight=1)
-    plain = back_off.run(120.0)
-
-    assert ours.rate(0.0, 120.0) > 0.6 * plain.rate(0.0, 120.0)
-    assert ours.refused_share() < refused * plain.refused_share()
+    assert outcome.rate(0.0, seconds) >= 0.95 * rate
+    assert outcome.refused_share() <= 0.02
 
 
 @pytest.mark.parametrize("rate", [5.0, 10.0, 50.0])
-def test_eight_clients_settle(rate: float) -> None:
-    """The start's refusals don't go on."""
+def test_eight_clients_share_a_quota(rate: float) -> None:
+    """They know nothing of each other, and still settle: the start's refusals don't go on."""
     outcome = Simulation(Bucket(rate, rate), clients=8).run(600.0)
 
     assert outcome.rate(300.0, 600.0) > 0.95 * rate
     assert outcome.refused_share(300.0) < 0.08
-
-
-@pytest.mark.parametrize("clients", [8, 16])
-def test_shares_of_a_quota_are_fair(clients: int) -> None:
-    """The rate grows with time, not with requests: a client that has less catches up."""
-    outcome = Simulation(Bucket(10.0, 10.0), clients=clients).run(600.0)
-
-    assert outcome.fairness > 0.8
-
-
-@pytest.mark.parametrize(("rate", "median"), [(10.0, 1.5), (50.0, 1.0)])
-def test_processes_that_log_a_little(rate: float, median: float) -> None:
-    """Sixteen with five records a second each; a batch takes all that waited meanwhile."""
-    simulation = Simulation(Bucket(rate, rate), clients=16, pause=0.2, in_flight=1)
-    outcome = simulation.run(MINUTES)
-
-    assert outcome.latency(0.5) < median
-    assert len(outcome.latencies) > 0.95 * 16 * 5 * MINUTES
 
 
 def test_a_short_hold_up_costs_seconds_not_minutes() -> None:
@@ -471,14 +538,8 @@ def test_a_quota_that_grows_is_found_within_a_minute() -> None:
     assert outcome.rate(160.0, MINUTES) > 0.95 * 50.0
 
 
-@pytest.mark.parametrize("burst", [1.0, None], ids=["no burst", "a second's burst"])
-@pytest.mark.parametrize(("rate", "within"), [(2.0, 110.0), (10.0, 24.0), (50.0, 7.0)])
-def test_a_quota_that_is_lifted_is_found(rate: float, within: float, burst: float | None) -> None:
-    """Twice the quota gets through within two plateaus or so, whenever it was lifted.
+def test_a_quota_that_is_lifted_bounds_nothing_within_a_minute() -> None:
+    """The round trip alone does."""
+    outcome = Simulation(Changing(100.0, Bucket(5.0, 5.0), None), in_flight=1).run(170.0)
 
-    With one request in 50 to try a higher rate with, it can't be found much sooner.
-    """
-    for lifted in (100.0, 103.0, 107.0, 115.0):
-        quota = Bucket(rate, burst or rate)
-        outcome = Simulation(Changing(lifted, quota, None)).run(lifted + within)
-        assert outcome.rate(lifted + within - 1.0, lifted + within) >= 2.0 * rate, lifted
+    assert outcome.rate(160.0, 170.0) > 60.0

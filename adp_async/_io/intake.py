@@ -278,20 +278,34 @@ class Intake:
 
     # The delivery thread
 
-    def pull(self, now: float) -> None:
-        """Move records from the inbox into the lanes."""
+    def pull(self, now: float, *, leave_excess: bool = False) -> None:
+        """Move records from the inbox into the lanes.
+
+        *leave_excess*: not the last ones, when memory is full; their calls take them back.
+        """
         inbox, accumulator = self.inbox, self.accumulator
         with self.lock:
             # An append from here on wakes the sender, so that no record is overlooked.
             if self.lifetime.is_open:
                 inbox.gate = 0
-            if records := take_first(inbox, len(inbox)):
+            count = len(inbox) - (self._excess() if leave_excess else 0)
+            if records := take_first(inbox, count):
                 # While the gate was open they may have come at any time since the last pull.
                 accumulator.take_in(records, self._pulled_at)
-                self._text_cost = 0
+                self._text_cost = sum(map(cost_of, inbox)) - METRIC_COST * len(inbox)
         self._pulled_at = now
         if accumulator.unsettled:
             self._open_gate(accumulator.limits.entities - 1)
+
+    def _excess(self) -> int:
+        """How many records in the inbox memory has no room for.
+
+        0 where they must be pulled: a spool takes them, or they are all there is.
+        """
+        if self.spills() or not self.lifetime.is_open or not self.accumulator.unsettled:
+            return 0
+        beyond = self.used() - self.buffer_limit
+        return max(0, min(len(self.inbox), -(-beyond // METRIC_COST)))
 
     def room_made(self) -> None:
         """Records were settled, or moved to the disk: wake threads that wait for room."""

@@ -86,7 +86,7 @@ class Sender:
             while True:
                 self.state.sender_wakes.clear()
                 now = self.clock()
-                self.state.pull(now)
+                self.state.pull(now, leave_excess=True)
                 with self.state.intake.lock:
                     batches = self.dispatcher.drain(now)
                 self.state.hand_on()

@@ -37,9 +37,9 @@ class DeliveryState:
     sender_wakes: asyncio.Event = field(factory=asyncio.Event, init=False)
     keeper_wakes: asyncio.Event = field(factory=asyncio.Event, init=False)
 
-    def pull(self, now: float) -> None:
-        """Take in what callers have left since the last time."""
-        self.intake.pull(now)
+    def pull(self, now: float, *, leave_excess: bool = False) -> None:
+        """Take in what callers have left since the last time; see `Intake.pull`."""
+        self.intake.pull(now, leave_excess=leave_excess)
         self.hand_on()
 
     def urge(self, run_id: str | None, now: float) -> list[Lane]:

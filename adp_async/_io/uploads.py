@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from attrs import define, field
 
 from adp_async._io.lifetime import Why
-from adp_async._io.local_folders import LocalFolders
 from adp_async._io.log import logger
 from adp_async._io.streams import named
 from adp_async._io.worker import Worker
@@ -127,7 +126,7 @@ class Uploader:
     _caller: Caller | None = field(default=None, init=False)
     _worker: Worker | None = field(default=None, init=False)
     #: What was said in a WARNING, once a run.
-    _told: set[tuple[str, str]] = field(factory=set, init=False)
+    _told: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
 
     # ------------------------------------------------------------------ any thread
 
@@ -139,6 +138,7 @@ class Uploader:
         """Begin to upload *jobs*.  Raises `Closed`, and `BufferFull` when their memory is full."""
         self.lifetime.check()
         # Now, as the caller waits: a fork during an import leaves the module locked for good.
+        import adp_async._io.local_folders
         import adp_async._io.volumes
         import adp_async.entities.runs  # noqa: F401
 
@@ -289,6 +289,8 @@ class Uploader:
             uri = await self._artifact_uri(job.run_id)
         place = place_of(uri)
         if isinstance(place, LocalFolder):
+            from adp_async._io.local_folders import LocalFolders
+
             await LocalFolders(self._reader()).put(place, job.name, job.content)
         else:
             await (await self._storage_of(place)).put(place, job.name, job.content)
@@ -302,7 +304,8 @@ class Uploader:
             if error is not None and job.run_id:
                 self._failed.append((job, error))
         if error is not None:
-            reason = job.run_id, str(error)
+            # (A reply's message has its request id, and so is another one each time.)
+            reason = job.run_id, type(error), str(getattr(error, "code", error))
             log = logger.debug if reason in self._told else logger.warning
             self._told.add(reason)
             log("%s not uploaded: %s", _named([job]), error)

@@ -1,61 +1,94 @@
 """The hold and the rate that all calls of a session share.
 
-Limits are per user and service, so a 429 to one call is news for every call.  It starts a *hold*,
-during which nobody sends, and it teaches the *limit* that paces what follows.
+Limits are per user and service, so a 429 to one call is news for every call.  A 429 does two
+things.  It starts a *hold*: nobody sends until it is over.  And it teaches the *limit*: what
+follows is paced by it.
 
-The law is CUBIC's (RFC 9438, section 4), with a rate in place of a window and a 429 in place of a
-lost packet.  A 429 takes the rate back to `DECREASE` of what it was; that is the limit.  The rate
-resumes a little below the limit, follows a cubic curve back to it within a *plateau*, and grows
-beyond it: slowly at first, to twice the limit within a second plateau, then faster, until nothing
-bounds it any more.  A plateau lasts a hundred requests, and longer after a ``Retry-After``, which
-costs the requests of its time.
+How the rate grows between two 429s, with every *stage* closer to the limit and less often beyond
+it.  When nothing got through before the first 429, it `SEARCHES`: a little faster with every
+request that gets through.  When a burst did, that is a first idea of the limit, which a few
+requests `TRY` out.  Once the rate was refused on its way up, the limit is `KNOWN`, and the rate
+follows the window curve of CUBIC (RFC 9438, section 4.2): back to the limit within a *plateau*,
+then faster the longer no 429 comes, until nothing bounds it any more.  A plateau is long enough
+that one request in a hundred is refused, and that holds are a small part of the time.
 
-The first limit is what the service took within the last second.  A few requests may be all of a
-slow quota, or the beginning of a fast one: that limit is tried out for a shorter plateau, and the
-429 behind it cuts twice.  A single request is no limit; it is searched for.  The rate begins with
-one request a second (or one in `RetryPolicy.first_backoff`, if that is shorter), a plateau lasts
-one request, and the limit is the rate that last got through.
+What a 429 says about the limit depends on how many requests got through since the last one.
+Many: it is as seldom as it may be, or has nothing to do with our rate; the limit stays.  Few: the
+rate is too high.  How much too high?  A service that saves up what is not used (a token bucket)
+lets through more than its limit for a while, so the rate at the 429 is too high an estimate; but
+over the whole time since the last 429, exactly the limit got through.  One that saves nothing
+refuses as soon as the rate is too high; but of what a hold let pass it gives nothing back, so
+what got through is too low.  The truth is in between: the rate is cut to what got through, but
+never by more than a share that grows the fewer they were.  What a service saves up shows before
+the first 429, in how many requests it takes at once; a probe that got no more than that through
+beyond the limit has used up what was saved, and has not found a higher one.
 
-A hold is what the service asks for, and a random number of turns on top: at most two, after a
-second 429 in a row four, and then eight.  That second one tells that the hold was too short, and
-costs no rate.  Before the first 429 there is no rate and nothing is paced.
+Before the first 429 there is no rate and nothing is paced.
+
+The search begins with one request a second, and grows at that pace; where the first back-off
+(`RetryPolicy`) is shorter than a second, in that time.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum
+from math import exp
 
 from attrs import define, field
 
 from adp_async._sansio.retry import RetryPolicy
 
-#: Of a rate that was refused this share is the limit, and of the limit it is the rate to resume
-#: with.  Less leaves a quota unused; more is refused again at once by one that saves nothing up.
-DECREASE = 0.95
-#: So many requests that got through within a second are a limit that need not be tried out.
-ENOUGH = 4
-#: Seconds that a plateau lasts at least: two of the shortest are the time in which a fast quota
-#: that was lifted is noticed.  And at most: 100 requests at two a second.  A slower rate is most
-#: often a share of a quota, and a client with a small one must not wait for minutes to get more.
-SHORTEST_PLATEAU, LONGEST_PLATEAU = 2.5, 50.0
-#: A rate this many times the limit bounds nothing any more.  A search ends before, with a quota of
-#: at most a hundred requests a second.
-LIFTED = 100.0
+#: While it searches the rate grows e-fold in this many requests, but not within less time.
+SEARCH_REQUESTS = 3.0
+SEARCH = 1.0
+#: The rate of the request before, while it searches.
+SEARCH_STEP = exp(-1.0 / SEARCH_REQUESTS)
+#: Requests that a first idea of the limit is tried out with, and the seconds they take at least.
+TRIAL_REQUESTS = 10.0
+TRIAL = 2.0
+#: After a 429 the rate is this share of the limit.
+DECREASE = 0.96
+#: Requests (but no more than so many seconds), seconds and holds that the way back to a known
+#: limit takes: the longest of the three.
+PLATEAU_REQUESTS = 100.0
+LONGEST_PLATEAU = 50.0
+PLATEAU = 10.0
+PLATEAU_HOLDS = 30.0
+#: How boldly the rate grows behind the plateau: by this share within one unit of seconds.
+PROBE = 0.5
+SHORTEST_UNIT, LONGEST_UNIT = 5.0, 8.0
+#: Of what a probe found beyond the limit we knew, this share is believed.
+BELIEVED = 0.8
+#: A service that takes several requests at once saves up what is not used: a probe that got no more
+#: than this share of them through beyond the limit need not have found a higher one.  It is not
+#: believed where the 429 that would tell so is dear: with few requests at once, or long holds.
+SAVED = 1.25
+SMALL_BURST = 6
+LONG_HOLD = 1.0
+#: So many requests between two 429s make a 429 rare, when its hold took no more than this share.
+RARE = 50
+RARE_HOLD = 0.1
+#: Fewer than so many requests since the last 429: the rate falls to this share of it, at most.
+CUTS = ((1, 0.5), (4, 0.6), (20, 0.85), (RARE, 0.95))
+#: The lowest rate, as a share of the one it begins with.
+LOWEST = 0.1
+#: A rate this many times the limit is no bound any more.
+LIFTED = 32.0
+#: The hold of a single 429 is no longer than so many turns; when told how long to wait, this
+#: share of it is the most that goes on top.
+HOLD_TURNS = 4.0
+ON_TOP = 0.25
 #: Up to this share of an interval a request that leaves late is made up for by the next.
 SLACK = 0.05
 
 
 class Stage(IntEnum):
-    """How well the limit is known, and how many requests a plateau lasts.
+    """How well the limit is known."""
 
-    The goal is that at most 2 % of the requests are refused.  One in 50 would do, were it not for
-    the first ones, and for those that show that a limit is still too high.
-    """
-
-    SEARCHES = 1
-    TRIES = 20
-    KNOWS = 100
+    SEARCHES = 0
+    TRIES = 1
+    KNOWS = 2
 
 
 @define(eq=False, repr=False)
@@ -65,7 +98,7 @@ class Throttle:
     >>> throttle = Throttle()
     >>> throttle.delay(now=0.0)
     0.0
-    >>> throttle.refused(departed=0.0, now=0.1, jitter=0.25, retry_after=7.0)
+    >>> throttle.refused(departed=0.0, now=0.1, jitter=0.5, retry_after=7.0)
     >>> round(throttle.delay(now=1.1), 3)
     6.5
     """
@@ -77,17 +110,17 @@ class Throttle:
     _next_turn: float = field(default=0.0, init=False)
     #: The service's limit as far as known, in requests a second; None before the first 429.
     _limit: float | None = field(default=None, init=False)
-    #: Seconds from the end of a hold until the rate grows beyond the limit.
-    _plateau: float = field(default=0.0, init=False)
     _stage: Stage = field(default=Stage.SEARCHES, init=False)
-    #: The rate when a request was last taken.
-    _proven: float = field(default=0.0, init=False)
-    #: The end of the last hold.
+    #: When the last 429 came that told something new; its hold, and the end of that.
+    _refused_at: float = field(default=0.0, init=False)
+    _hold: float = field(default=0.0, init=False)
     _resumed_at: float = field(default=0.0, init=False)
-    #: 429s in a row, as far as they told something new.
+    #: 429s in a row, as far as they told something new, and replies since that were not 429s.
     _in_a_row: int = field(default=0, init=False)
-    #: When the last requests were taken.
-    _taken: deque[float] = field(factory=lambda: deque(maxlen=1024), init=False)
+    _succeeded: int = field(default=0, init=False)
+    #: Requests that the service took at once, or within a second, before the first 429.
+    _burst: int = field(default=0, init=False)
+    _recent: deque[float] = field(factory=lambda: deque(maxlen=1024), init=False)
 
     def delay(self, now: float) -> float:
         """Seconds until a request may leave; 0 when one may leave now."""
@@ -111,7 +144,7 @@ class Throttle:
         """Requests a second that may leave; None while nothing bounds it."""
         if self._limit is None:
             return None
-        factor = self._growth(now)
+        factor = self._growth(max(0.0, now - self._resumed_at), self._limit)
         if factor > LIFTED:
             self._limit = None
             return None
@@ -122,15 +155,35 @@ class Throttle:
         """Whether a rate bounds what leaves."""
         return self._limit is not None
 
-    def _growth(self, now: float) -> float:
-        beyond = max(0.0, now - self._resumed_at) / self._plateau - 1.0
-        return 1.0 + (beyond**3 if beyond > 0.0 else (1.0 - DECREASE) * beyond**3)
+    @property
+    def _search_time(self) -> float:
+        return min(SEARCH, self.policy.first_backoff)
+
+    def _growth(self, elapsed: float, limit: float) -> float:
+        if self._stage is Stage.SEARCHES:
+            steps = self._succeeded / SEARCH_REQUESTS
+            return exp(min(elapsed / self._search_time, steps, 10.0))
+        plateau = self._plateau(limit)
+        if elapsed < plateau:
+            return 1.0 - (1.0 - DECREASE) * (1.0 - elapsed / plateau) ** 3
+        unit = max(SHORTEST_UNIT, min(plateau, LONGEST_UNIT))
+        return 1.0 + PROBE * ((elapsed - plateau) / unit) ** 3
+
+    def _plateau(self, limit: float) -> float:
+        """Seconds from the end of a hold until the rate grows beyond *limit*."""
+        match self._stage:
+            case Stage.SEARCHES:
+                return 0.0
+            case Stage.TRIES:
+                return max(TRIAL, TRIAL_REQUESTS / limit)
+        requests = min(LONGEST_PLATEAU, PLATEAU_REQUESTS / limit)
+        return max(PLATEAU, requests, PLATEAU_HOLDS * self._hold)
 
     def succeeded(self, now: float) -> None:
         """A reply came that was not a 429."""
         self._in_a_row = 0
-        self._taken.append(now)
-        self._proven = self.rate(now) or 0.0
+        self._succeeded += 1
+        self._recent.append(now)
 
     def refused(
         self, *, departed: float, now: float, jitter: float, retry_after: float | None = None
@@ -140,41 +193,52 @@ class Throttle:
         asked = retry_after or 0.0
         if self._limit is not None and departed < self._resumed_at:
             # It was under way when the last 429 came: the same news, but for what it asks.
-            self.held_until = self._resumed_at = max(self.held_until, now + asked)
+            self.held_until = max(self.held_until, now + asked)
+            self._resumed_at = self.held_until
             return
         self._in_a_row += 1
-        limit = self._limit = self._learned(departed, now)
-        self._plateau = self._plateau_of(limit, asked)
-        turns = jitter * 2.0 ** min(self._in_a_row, 3)
-        until = now + asked + min(self.policy.max_backoff, turns / limit)
+        self._limit = max(LOWEST / self._search_time, self._learned(departed, now))
+        self._hold = self._hold_of(self._limit, asked, jitter)
+        until = now + max(self._hold, 1.0 / self._limit)
         # No growth while holding.
         self.held_until = self._resumed_at = max(self.held_until, until)
+        self._refused_at, self._succeeded = now, 0
         self._next_turn = 0.0
+
+    def _hold_of(self, limit: float, asked: float, jitter: float) -> float:
+        hold = self.policy.delay(self._in_a_row, jitter=jitter)
+        if asked:
+            return asked + min(hold, ON_TOP * asked)
+        return min(hold, jitter * HOLD_TURNS / limit) if self._in_a_row == 1 else hold
 
     def _learned(self, departed: float, now: float) -> float:
         """The limit, as this 429 tells it."""
-        rate = self.rate(departed)
-        if self._limit is None or rate is None:
-            burst = sum(time > now - 1.0 for time in self._taken)
-            self._stage = Stage.TRIES if burst > 1 else Stage.SEARCHES
-            if burst >= ENOUGH:
-                self._stage = Stage.KNOWS
-            return max(1.0 / min(1.0, self.policy.first_backoff), float(burst))
-        if self._in_a_row == 2:
-            return self._limit
-        if self._in_a_row == 1 and self._growth(departed) > 1.0:
-            rate = self._confirmed(rate)
-        return max(1.0 / self.policy.max_backoff, DECREASE * rate)
+        known, rate = self._limit, self.rate(departed)
+        if known is None or rate is None:
+            self._burst = sum(time > now - 1.0 for time in self._recent)
+            self._stage = Stage.TRIES if self._burst > 1 else Stage.SEARCHES
+            return max(1.0 / self._search_time, float(self._burst))
+        got_through = self._succeeded / (now - self._refused_at)
+        probed = departed - self._resumed_at - self._plateau(known)
+        if self._succeeded and probed >= 0.0:
+            return self._found(known, rate, got_through, probed)
+        is_rare = self._succeeded >= RARE and self._hold <= RARE_HOLD * (now - self._refused_at)
+        # A second one in a row is most often the same hold-up, which wants a longer hold.
+        if is_rare or (self._succeeded == 0 and self._in_a_row == 2):
+            return known
+        share = next((share for few, share in CUTS if self._succeeded < few), CUTS[-1][1])
+        if self._stage is Stage.TRIES:
+            share = max(share, SEARCH_STEP)  # one step back: the one before that got through
+        return max(min(0.98 * rate, got_through), share * rate)
 
-    def _confirmed(self, rate: float) -> float:
-        """What is true of a *rate* that was refused beyond the limit."""
-        stage, self._stage = self._stage, Stage.KNOWS
+    def _found(self, known: float, rate: float, got_through: float, probed: float) -> float:
+        """The limit after a way up that ended at *rate*, *probed* seconds behind the plateau."""
+        stage, self._stage = self._stage, Stage(min(self._stage + 1, Stage.KNOWS))
         if stage is Stage.SEARCHES:
-            return min(rate, self._proven)
-        return DECREASE * rate if stage is Stage.TRIES else rate
-
-    def _plateau_of(self, limit: float, asked: float) -> float:
-        if self._stage is Stage.SEARCHES:
-            return 1.0 / limit
-        seconds = self._stage * (1.0 / limit + asked)
-        return max(SHORTEST_PLATEAU, min(seconds, LONGEST_PLATEAU))
+            return max(known, rate * SEARCH_STEP)  # the rate that last got through
+        excess = (rate - known) * probed / 4.0  # the integral of a cubic
+        is_dear = self._burst <= SMALL_BURST or self._hold >= LONG_HOLD
+        if is_dear and self._burst > 1 and excess <= SAVED * self._burst:
+            return max(known, min(rate, got_through))
+        beyond = 0.98 * (known + BELIEVED * (rate - known))
+        return max(known, min(rate, got_through), beyond)

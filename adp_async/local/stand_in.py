@@ -244,26 +244,28 @@ def _check_count(what: str, count: int, limit: int) -> None:
 
 
 def _check_records(batch: _Batch) -> None:
-    for metric in batch.metrics:
-        _check_key(metric.key)
-        if metric.timestamp < 0 or (
-            isinstance(metric.value, str) and metric.value not in _NOT_FINITE
-        ):
-            raise _invalid(f"metric {metric.key!r} has an illegal value or timestamp")
-    _check_pairs("param", batch.params, _PARAM_VALUE)
-    _check_pairs("tag", batch.tags, _TAG_VALUE)
+    """As MLflow does, an error names the place of the record in the request."""
+    for at, metric in enumerate(batch.metrics):
+        place = f"metrics[{at}]"
+        _check_key(metric.key, f"{place}.name")
+        if isinstance(metric.value, str) and metric.value not in _NOT_FINITE:
+            raise _invalid(f"illegal value at {place}.value")
+        if metric.timestamp < 0:
+            raise _invalid(f"illegal timestamp at {place}.timestamp")
+    _check_pairs("params", batch.params, _PARAM_VALUE)
+    _check_pairs("tags", batch.tags, _TAG_VALUE)
 
 
 def _check_pairs(kind: str, pairs: Sequence[_Pair], limit: int) -> None:
-    for pair in pairs:
-        _check_key(pair.key)
+    for at, pair in enumerate(pairs):
+        _check_key(pair.key, f"{kind}[{at}].key")
         if len(pair.value) > limit:
-            raise _invalid(f"the value of {kind} {pair.key!r} is longer than {limit}")
+            raise _invalid(f"more than {limit} characters at {kind}[{at}].value")
 
 
-def _check_key(key: str) -> None:
+def _check_key(key: str, place: str) -> None:
     if not _is_legal(key):
-        raise _invalid(f"illegal key {key[:80]!r}")
+        raise _invalid(f"illegal key {key[:80]!r} at {place}")
 
 
 @lru_cache(maxsize=4096)
