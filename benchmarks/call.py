@@ -1,10 +1,10 @@
 """What a call of ``log_metric`` costs, against appending a tuple, and against MLflow's.
 
-The floor appends ``(key, value, step, milliseconds)`` to a deque.  The delivery thread encodes, signs
-and posts meanwhile.  So there are two figures: the CPU of the calling thread, which is what the
-call itself costs, and the time that each call takes by the clock, which now and then includes
-waiting for the interpreter while the delivery thread has it.  MLflow's asynchronous ``log_metric`` (through `MlflowClient`, its shortest
-way) runs in a process of its own, against the same server.
+The floor appends ``(key, value, step, milliseconds)`` to a deque.  The delivery thread encodes,
+signs and posts meanwhile.  So there are two figures: the CPU of the calling thread, which is what
+the call itself costs, and the time that each call takes by the clock, which now and then includes
+waiting for the interpreter while the delivery thread has it.  MLflow's asynchronous ``log_metric``
+(through `MlflowClient`, its shortest way) runs in a process of its own, against the same server.
 """
 
 from __future__ import annotations
