@@ -73,6 +73,11 @@ class Run(ArtifactWriter, RunWriter):
         """The status this handle has given the run, or None."""
         return self._run.status
 
+    @property
+    def url(self) -> str | None:
+        """The run's page, by the setting *page_url*; see `adp_async.Run.url`."""
+        return self._run.url
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the service has everything logged so far.
 

@@ -325,6 +325,9 @@ class Session:
     def __repr__(self) -> str:
         return f"<blocking {repr(self.session).strip('<>')}>"
 
+    def _repr_html_(self) -> str:
+        return self.session._repr_html_()
+
 
 async def _awaited(doing: Awaitable[T]) -> T:
     return await doing

@@ -126,6 +126,11 @@ class Session:
         state = repr(self.logger).strip("<>") if lifetime.is_open else f"closed: {lifetime}"
         return f"<Session {where} workspace {settings.workspace} | {state}>"
 
+    def _repr_html_(self) -> str:
+        from adp_async.display import session_page  # only a notebook asks
+
+        return session_page(self._delivery, self.settings)
+
     # ------------------------------------------------------------------ lifetime
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,6 +44,23 @@ class Stats:
     def undelivered(self) -> int:
         """Records that are still on their way."""
         return self.waiting + self.in_flight + self.spooled
+
+    def _repr_html_(self) -> str:
+        from adp_async._html import facts  # only a notebook asks
+
+        rejected = [f"{name}: {count:,}" for name, count in self.rejected.items()]
+        counts = {
+            name: f"{value:,}"
+            for name, value in asdict(self, recurse=False).items()
+            if isinstance(value, int)
+        }
+        return facts(
+            {
+                **counts,
+                "rejected": ", ".join(rejected) or "0",
+                "oldest": f"{self.oldest:.1f} s",
+            }
+        )
 
 
 def counted(delivery: Delivery, run_id: str | None = None) -> Stats:

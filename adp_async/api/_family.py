@@ -88,13 +88,23 @@ class Listing(Generic[Item, PageType]):
     up.  Every ``async for`` starts again.
     """
 
-    __slots__ = ("_fetch", "_start")
+    __slots__ = ("_fetch", "_operation", "_start")
 
     def __init__(
-        self, fetch: Callable[[str | None], Awaitable[PageType]], start: str | None
+        self,
+        fetch: Callable[[str | None], Awaitable[PageType]],
+        start: str | None,
+        operation: str = "",
     ) -> None:
         self._fetch = fetch
         self._start = start
+        self._operation = operation
+
+    def __repr__(self) -> str:
+        return f"<Listing of {self._operation} | async for item in it>"
+
+    def _repr_html_(self) -> str:
+        return _shown(self._operation, "async for item in listing", self._start)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         async for page in self.pages():
@@ -127,6 +137,12 @@ class BlockingListing(Generic[Item, PageType]):
         self._listing = listing
         self._wait = wait
 
+    def __repr__(self) -> str:
+        return f"<Listing of {self._listing._operation} | for item in it>"
+
+    def _repr_html_(self) -> str:
+        return _shown(self._listing._operation, "for item in listing", self._listing._start)
+
     def __iter__(self) -> Iterator[Item]:
         for page in self.pages():
             yield from page.items  # type: ignore[misc]
@@ -140,6 +156,13 @@ class BlockingListing(Generic[Item, PageType]):
             page = self._wait(self._listing._fetch(token))
             yield page
             more, token = _next(token, page.next_page_token)
+
+
+def _shown(operation: str, reading: str, start: str | None) -> str:
+    """A listing for a notebook; showing it asks the service for nothing."""
+    from adp_async._html import facts
+
+    return facts({"listing of": operation, "to read it": reading, "starts at": start})
 
 
 def _next(token: str | None, following: str | None) -> tuple[bool, str | None]:
@@ -202,7 +225,7 @@ class Family:
 
         # Report a wrong argument at the call, not at the first page.
         place(endpoint, {**arguments, "page_token": page_token})
-        return Listing(fetch, page_token)
+        return Listing(fetch, page_token, endpoint.operation)
 
 
 def keys(delete_tags: Sequence[str]) -> list[dict[str, str]]:

@@ -69,30 +69,37 @@ def _facts(platform: LocalPlatform) -> dict[str, str]:
 
 def python_lines(platform: LocalPlatform) -> list[str]:
     """Three lines that log a metric, wherever they are pasted."""
-    arguments = ", ".join(
-        (
-            f"platform_id={platform.platform_id!r}",
-            f"workspace={platform.workspace!r}",
-            f"endpoint={platform.endpoint!r}",
-            f"auth=adp_async.ApiKey({str(platform.config_file)!r})",
-        )
-    )
+    arguments = [
+        f"platform_id={platform.platform_id!r}",
+        f"workspace={platform.workspace!r}",
+        f"endpoint={platform.endpoint!r}",
+        f"auth=adp_async.ApiKey({str(platform.config_file)!r})",
+    ]
+    if platform.mlflow_url:
+        arguments.append(f"page_url={_page_url(platform)!r}")
     return [
         "import adp_async",
-        f"platform = dict({arguments})",
+        f"platform = dict({', '.join(arguments)})",
         "with adp_async.blocking.start_run('first', **platform) as run: run.log_metric('loss', .5)",
     ]
 
 
 def environment(platform: LocalPlatform) -> dict[str, str]:
     """The variables with which a session without arguments uses *platform*."""
+    page = {"ADP_ASYNC_PAGE_URL": _page_url(platform)} if platform.mlflow_url else {}
     return {
         "AIDP_ENDPOINT": platform.endpoint,
         "AIDP_INSTANCE_ID": platform.platform_id,
         "AIDP_WORKSPACE": platform.workspace,
         "OCI_CONFIG_FILE": str(platform.config_file),
         "OCI_CLI_PROFILE": platform.profile,
+        **page,
     }
+
+
+def _page_url(platform: LocalPlatform) -> str:
+    """Where MLflow shows a run."""
+    return f"{platform.mlflow_url}/#/experiments/{{experiment_id}}/runs/{{run_id}}"
 
 
 def _print_as_it_is(console: Console, lines: list[str]) -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from adp_async.entities._entity import Entity
 from adp_async.entities._tag import Tag
 
 ViewType = Literal["ACTIVE_ONLY", "DELETED_ONLY", "ALL"]
@@ -15,7 +16,7 @@ class ExperimentTag(Tag):
 
 
 @frozen
-class Experiment:
+class Experiment(Entity):
     """A named group of runs.  Times are Unix milliseconds."""
 
     experiment_id: str
@@ -28,7 +29,7 @@ class Experiment:
 
 
 @frozen
-class ExperimentPage:
+class ExperimentPage(Entity):
     """One page of a search for experiments."""
 
     experiments: tuple[Experiment, ...]

@@ -2,6 +2,7 @@
 
 from attrs import frozen
 
+from adp_async.entities._entity import Entity
 from adp_async.entities._tag import Tag
 
 
@@ -11,7 +12,7 @@ class LoggedModelTag(Tag):
 
 
 @frozen
-class LoggedModelInfo:
+class LoggedModelInfo(Entity):
     """Facts about a logged model.  Times are Unix milliseconds."""
 
     model_id: str = ""
@@ -27,7 +28,7 @@ class LoggedModelInfo:
 
 
 @frozen
-class LoggedModel:
+class LoggedModel(Entity):
     """A logged model; *data* is whatever JSON the service has for it."""
 
     info: LoggedModelInfo = LoggedModelInfo()
@@ -35,7 +36,7 @@ class LoggedModel:
 
 
 @frozen
-class LoggedModelOrder:
+class LoggedModelOrder(Entity):
     """One field to order logged models by."""
 
     field_name: str
@@ -43,7 +44,7 @@ class LoggedModelOrder:
 
 
 @frozen
-class LoggedModelPage:
+class LoggedModelPage(Entity):
     """One page of a search for logged models."""
 
     models: tuple[LoggedModel, ...] = ()

@@ -2,6 +2,7 @@
 
 from attrs import frozen
 
+from adp_async.entities._entity import Entity
 from adp_async.entities._tag import Tag
 from adp_async.entities.runs import Metric
 
@@ -12,7 +13,7 @@ class ModelVersionTag(Tag):
 
 
 @frozen
-class ModelParam:
+class ModelParam(Entity):
     """A parameter of the model behind a version."""
 
     name: str = ""
@@ -20,7 +21,7 @@ class ModelParam:
 
 
 @frozen
-class ModelVersionDeploymentJobState:
+class ModelVersionDeploymentJobState(Entity):
     """The state of a version's deployment job."""
 
     job_id: str | None = None
@@ -31,7 +32,7 @@ class ModelVersionDeploymentJobState:
 
 
 @frozen
-class ModelVersion:
+class ModelVersion(Entity):
     """One version of a registered model.  Times are Unix milliseconds."""
 
     name: str = ""
@@ -55,7 +56,7 @@ class ModelVersion:
 
 
 @frozen
-class ModelVersionPage:
+class ModelVersionPage(Entity):
     """One page of a search for model versions."""
 
     model_versions: tuple[ModelVersion, ...]

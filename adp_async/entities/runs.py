@@ -5,6 +5,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from adp_async.entities._entity import Entity
 from adp_async.entities._fields import absent
 from adp_async.entities._tag import Tag
 
@@ -12,7 +13,7 @@ RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED", "INT
 
 
 @frozen
-class Metric:
+class Metric(Entity):
     """One measured value of a run.
 
     *timestamp* is when it was measured, in Unix milliseconds.  NaN and the infinities are sent
@@ -26,7 +27,7 @@ class Metric:
 
 
 @frozen
-class Param:
+class Param(Entity):
     """A parameter of a run: written once, always text."""
 
     key: str = field(metadata=absent(""))
@@ -44,7 +45,7 @@ class InputTag(Tag):
 
 
 @frozen
-class Dataset:
+class Dataset(Entity):
     """A reference to data: *digest* identifies the content, *source* says where it is.
 
     *schema* and *profile* are text, usually JSON.
@@ -59,7 +60,7 @@ class Dataset:
 
 
 @frozen
-class DatasetInput:
+class DatasetInput(Entity):
     """A dataset that a run read."""
 
     dataset: Dataset
@@ -67,14 +68,14 @@ class DatasetInput:
 
 
 @frozen
-class ModelInput:
+class ModelInput(Entity):
     """A logged model that a run read."""
 
     model_id: str
 
 
 @frozen
-class ModelOutput:
+class ModelOutput(Entity):
     """A logged model that a run wrote, and at which step."""
 
     model_id: str
@@ -82,7 +83,7 @@ class ModelOutput:
 
 
 @frozen
-class RunInfo:
+class RunInfo(Entity):
     """Facts about a run, without what was logged.  Times are Unix milliseconds."""
 
     run_id: str = ""
@@ -98,7 +99,7 @@ class RunInfo:
 
 
 @frozen
-class RunData:
+class RunData(Entity):
     """What was logged into a run: the last value of each metric, the params, the tags."""
 
     metrics: tuple[Metric, ...] = ()
@@ -107,7 +108,7 @@ class RunData:
 
 
 @frozen
-class RunInputs:
+class RunInputs(Entity):
     """What a run read."""
 
     dataset_inputs: tuple[DatasetInput, ...] = ()
@@ -115,14 +116,14 @@ class RunInputs:
 
 
 @frozen
-class RunOutputs:
+class RunOutputs(Entity):
     """What a run wrote."""
 
     model_outputs: tuple[ModelOutput, ...] = ()
 
 
 @frozen
-class Run:
+class Run(Entity):
     """A run as the service has it."""
 
     info: RunInfo = RunInfo()
@@ -130,9 +131,13 @@ class Run:
     inputs: RunInputs = RunInputs()
     outputs: RunOutputs = RunOutputs()
 
+    def _row(self) -> dict[str, object]:
+        """Facts by their own names, then ``metrics.loss``, ``params.lr`` and ``tags.team``."""
+        return {**self.info._row(), **self.data._row()}
+
 
 @frozen
-class RunPage:
+class RunPage(Entity):
     """One page of a search for runs."""
 
     runs: tuple[Run, ...]
@@ -144,7 +149,7 @@ class RunPage:
 
 
 @frozen
-class MetricPage:
+class MetricPage(Entity):
     """One page of a metric's history."""
 
     metrics: tuple[Metric, ...] = ()
@@ -156,7 +161,7 @@ class MetricPage:
 
 
 @frozen
-class FileInfo:
+class FileInfo(Entity):
     """An artifact: a file of *file_size* bytes, or a directory."""
 
     path: str = ""
@@ -165,7 +170,7 @@ class FileInfo:
 
 
 @frozen
-class ArtifactPage:
+class ArtifactPage(Entity):
     """One page of a run's artifacts; *root_uri* is the directory their paths start from."""
 
     root_uri: str | None = None
