@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.loop_thread import LoopThread
     from adp_async._sansio.statuses import EndStatus
+    from adp_async.display import Picture
     from adp_async.entities.runs import DatasetInput
     from adp_async.run import Run as AsyncRun
     from adp_async.settings import Settings
@@ -77,6 +78,10 @@ class Run(ArtifactWriter, RunWriter):
     def url(self) -> str | None:
         """The run's page, by the setting *page_url*; see `adp_async.Run.url`."""
         return self._run.url
+
+    def plot(self, *keys: str) -> Picture:
+        """The metrics called *keys* as this session delivered them; see `adp_async.Run.plot`."""
+        return self._run.plot(*keys)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the service has everything logged so far.

@@ -1,4 +1,4 @@
-"""What a notebook shows of a session and a run: tables with what is known now.
+"""What a session and a run show of themselves: tables for a notebook, and charts.
 
 Nothing is asked of the service for it.  `_html` makes the tables; entities, listings and counts
 use that themselves.
@@ -6,20 +6,31 @@ use that themselves.
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from io import BytesIO, TextIOWrapper
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
 
 from adp_async._html import facts as table_of
 from adp_async._html import link, sparkline
+from adp_async.errors import shown
 from adp_async.stats import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from adp_async._io.delivery import Delivery
     from adp_async._sansio.lane import Lane
     from adp_async.settings import Settings
 
-__all__ = ["run_page", "session_page"]
+__all__ = ["Picture", "picture_of_run", "run_page", "session_page"]
+
+#: Of lines in a terminal.
+COLOURS: Final = ("cyan", "yellow", "green", "magenta", "red", "blue")
 
 
 def run_page(
@@ -89,3 +100,56 @@ def _held_until(delivery: Delivery) -> str | None:
         return None
     until = datetime.now(UTC) + timedelta(seconds=left)
     return f"{until:%H:%M:%S} UTC, for {left:,.0f} s (too many requests)"
+
+
+@frozen(repr=False)
+class Picture:
+    """What `Run.plot` draws: SVG in a notebook; text for `print` and the interactive interpreter.
+
+    *charts* are drawn one below the other; each is its lines by their names, and a line is its
+    points by step and value.
+    """
+
+    charts: Sequence[Mapping[str, Sequence[tuple[float, float]]]]
+
+    def _repr_html_(self) -> str:
+        from adp_async._svg_chart import chart
+
+        return "".join(f"<div>{chart(lines)}</div>" for lines in self.charts) or "no points yet"
+
+    def __repr__(self) -> str:
+        """The charts as wide as the terminal, in colours if it has them."""
+        from rich.console import Console
+
+        from adp_async._line_chart import Line, Plot
+
+        # What standard output cannot encode is drawn in other characters.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        drawn = TextIOWrapper(BytesIO(), encoding=encoding, errors="replace", newline="\n")
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        console = Console(file=drawn, force_terminal=is_terminal, width=get_terminal_size().columns)
+        for lines in self.charts:
+            each = [
+                Line(name, points, COLOURS[number % len(COLOURS)])
+                for number, (name, points) in enumerate(lines.items())
+            ]
+            console.print(Plot(each))
+        drawn.flush()
+        text = drawn.buffer.getvalue().decode(encoding)
+        return text.rstrip("\n") or "no points yet"
+
+
+def picture_of_run(delivery: Delivery, run_id: str, keys: Sequence[str]) -> Picture:
+    """The metrics called *keys* in one chart; without keys, each in a chart of its own."""
+    points = delivery.state.samples.of(run_id)
+    if not keys:
+        return Picture([{key: drawn} for key, drawn in points.items()])
+    for key in keys:
+        if key not in points:
+            known = ", ".join(map(shown, list(points)[:10])) or "none yet"
+            message = (
+                f"run {run_id}: no point of {shown(key)} was delivered by this session, or too "
+                f"many other metrics and runs were drawn before it; it can plot: {known}"
+            )
+            raise ValueError(message)
+    return Picture([{key: points[key] for key in keys}])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adp_async._io.uploads import Uploader
     from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api.runs import Runs
+    from adp_async.display import Picture
     from adp_async.entities.runs import DatasetInput
     from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
@@ -245,6 +246,18 @@ class Run(ArtifactWriter, RunWriter):
             workspace=settings.workspace,
             platform_id=settings.platform_id,
         )
+
+    def plot(self, *keys: str) -> Picture:
+        """The metrics called *keys* in one chart; without keys, each in a chart of its own.
+
+        A notebook shows what this returns as a picture, ``print`` and the interactive interpreter
+        draw it in the terminal.  It has what this session delivered so far: up to 128 points of
+        each of a run's first 32 metrics.  Nothing is asked of the service.  Raises ValueError for
+        a key of which no point was delivered.
+        """
+        from adp_async.display import picture_of_run
+
+        return picture_of_run(self._session.logger._delivery, self.run_id, keys)
 
     def _status(self) -> str:
         """The status as far as this session knows it."""

@@ -6,16 +6,19 @@ import asyncio
 import math
 import re
 import sys
+from io import BytesIO, TextIOWrapper
 from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from adp_async import ConfigurationError, Settings, Stats, _html
+from adp_async import ConfigurationError, Settings, Stats, _html, _svg_chart
 from adp_async._sansio import samples
 from adp_async._sansio.records import DELIVERED, Metric
 from adp_async._sansio.samples import Samples
+from adp_async._svg_chart import chart
+from adp_async.display import Picture
 from adp_async.entities import Experiment, Param, Run, RunData, RunInfo, RunTag
 from adp_async.entities import Metric as MetricEntity
 from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
@@ -227,8 +230,8 @@ def test_a_sparkline_without_a_finite_value() -> None:
 def test_a_long_series_is_thinned_out_evenly() -> None:
     """Whatever its length, at most so many points are kept, spread over all of it."""
     kept = Samples()
-    for start in range(0, 100_000, 100):
-        batch = [Metric("loss", float(n), 7, n, DELIVERED) for n in range(start, start + 100)]
+    for start in range(0, 100_000, 50):
+        batch = [Metric("loss", float(n), 7, n, DELIVERED) for n in range(start, start + 50)]
         kept.take("run", batch, now=0.0)
 
     points = kept.of("run")["loss"]
@@ -242,13 +245,25 @@ def test_a_long_series_is_thinned_out_evenly() -> None:
 def test_large_batches_are_looked_at_in_stretches() -> None:
     """Every metric of a step is seen, the last values among them, in a bounded number of looks."""
     kept = Samples()
+    kept.take("run", delivered("first", *range(samples.WHOLE)), now=0.0)
+    before = len(kept.of("run")["first"])
     batch = [Metric(f"m{n % 20}", float(n), 7, n // 20, DELIVERED) for n in range(1000)]
     kept.take("run", batch, now=0.0)
 
     found = kept.of("run")
-    assert sorted(found) == sorted(f"m{n}" for n in range(20))
+    assert sorted(found) == sorted(["first", *(f"m{n}" for n in range(20))])
     assert found["m19"][-1] == (49.0, 999.0)
-    assert sum(map(len, found.values())) <= samples.STRETCHES * samples.STRETCH
+    assert sum(map(len, found.values())) - before <= samples.STRETCHES * samples.STRETCH
+
+
+def test_of_a_short_run_nothing_is_missed() -> None:
+    """As long as a metric has few points, each of them is there, however large the batch."""
+    kept = Samples()
+    kept.take("run", [each for n in range(10) for each in delivered(f"m{n}", *range(100))], 0.0)
+
+    assert all(
+        points == [(float(n), float(n)) for n in range(100)] for points in kept.of("run").values()
+    )
 
 
 def test_keys_and_runs_are_bounded() -> None:
@@ -339,3 +354,106 @@ async def test_urls() -> None:
         assert session.attach_run("a b/c").url == "https://h/a%20b%2Fc"
     async with FakeSession() as session:
         assert session.attach_run("7").url is None
+
+
+# Charts
+
+
+def svg_of(page: str) -> ElementTree.Element:
+    return ElementTree.fromstring(page)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_a_chart_of_a_run() -> None:
+    """The keys that are named are lines of one chart, in their order."""
+    with FakeBlockingSession() as session, session.start_run() as run:
+        for step in range(50):
+            run.log_metrics({"loss": 1.0 / (step + 1), "acc": step / 50}, step=step)
+        run.flush()
+        picture = run.plot("acc", "loss")
+        svg = svg_of(picture._repr_html_())[0]
+        lines = list(svg.iter(f"{SVG}polyline"))
+        assert [line.get("points", "").count(",") for line in lines] == [50, 50]
+        names = [each.text for each in svg.iter(f"{SVG}text")]
+        assert names[:2] == ["acc", "loss"]
+        assert names[-6:] == ["0", "10", "20", "30", "40", "step"]
+        assert "acc" in str(picture)
+        assert any(0x2800 < ord(each) < 0x2900 for each in repr(picture))
+
+
+def test_without_keys_each_metric_has_a_chart() -> None:
+    """Their values need not have anything in common."""
+    with FakeBlockingSession() as session, session.start_run() as run:
+        assert repr(run.plot()) == run.plot()._repr_html_() == "no points yet"
+        run.log_metrics({"loss": 0.5, "tokens": 1e9})
+        run.flush()
+        assert run.plot()._repr_html_().count("<svg") == 2
+        assert repr(run.plot()).count("step") == 2
+
+
+def test_a_key_without_points() -> None:
+    """The error names it, and what there is."""
+    with FakeBlockingSession() as session, session.start_run() as run:
+        run.log_metric("loss", 0.5)
+        run.flush()
+        with pytest.raises(ValueError, match=r"'lost' .* it can plot: 'loss'"):
+            run.plot("loss", "lost")
+
+
+def test_a_terminal_without_braille(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn can be printed where standard output is ASCII."""
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(BytesIO(), encoding="ascii"))
+    text = repr(Picture([{"loss": [(0, 1.0), (9, 2.0)]}]))
+
+    assert text.isascii()
+    assert "*" in text
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0],
+        [0.0, 0.0, 0.0],
+        [-1.7e308, 1.7e308],
+        [0.0, 5e-324],
+        [5e-324, 1.7e308],
+        [1.0, math.nextafter(1.0, 2.0)],
+        [1e16, 1e16 + 2.0],
+        [math.nan, 1.0, -math.inf],
+        [0.001, 1.0, 1000.0],
+    ],
+)
+def test_charts_of_any_values(values: list[float]) -> None:
+    """Lines and marks are finite and stay within the picture."""
+    svg = svg_of(chart({"any": list(enumerate(values))}))
+
+    height = float(svg.get("height", "0"))
+    for line in svg.iter(f"{SVG}polyline"):
+        for pair in line.get("points", "").split():
+            x, y = map(float, pair.split(","))
+            assert 0 <= x <= _svg_chart.WIDTH
+            assert 0 <= y <= height
+    marks = list(svg.iter(f"{SVG}text"))
+    assert 2 <= len(marks) <= 24
+    for mark in marks:
+        assert 0 <= float(mark.get("x", "-1")) <= _svg_chart.WIDTH
+        assert 0 <= float(mark.get("y", "-1")) <= height
+
+
+def test_a_chart_of_nothing() -> None:
+    """It says so, with the names escaped."""
+    assert chart({"<b>": [(0, math.nan)]}) == "<p>&lt;b&gt;: no finite value</p>"
+
+
+def test_legends_wrap() -> None:
+    """Many long names take several rows, and the picture grows."""
+    lines = {f"validation/metric of head {n}": [(0.0, 1.0), (1.0, 2.0)] for n in range(14)}
+    svg = svg_of(chart(lines))
+
+    assert float(svg.get("height", "0")) > _svg_chart.HEIGHT + 3 * _svg_chart.ROW
+    strokes = {
+        (each.get("stroke"), each.get("stroke-dasharray")) for each in svg.iter(f"{SVG}polyline")
+    }
+    assert len(strokes) == 14

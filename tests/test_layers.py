@@ -30,7 +30,11 @@ LAYERS = {
     "_io": {"settings", "auth", "_knobs", "_sansio", "entities", "errors"},
     "api": {"_html", "_sansio", "entities", "errors"},
     "stats": {"_html", "_io", "_sansio"},
-    "display": {"_html", "stats", "settings", "_io", "_sansio"},
+    "_line_chart": {"_sansio"},
+    "_svg_chart": {"_html"},
+    "display": {
+        "_html", "_line_chart", "_svg_chart", "stats", "settings", "_io", "_sansio", "errors",
+    },
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
     "artifacts": {"_io", "_sansio", "errors"},
@@ -46,8 +50,8 @@ LAYERS = {
     },
     "_shared_sessions": {"settings"},
     "_blocking_runs": {
-        "artifacts", "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities",
-        "errors",
+        "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "_io", "_sansio",
+        "entities", "errors",
     },
     "blocking": {
         "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",

@@ -1,8 +1,9 @@
 """Some points of each metric that was delivered, to draw it: bounded, however much is logged.
 
-Points are taken from batches when they are settled, never in the call that logs them.  Of a large
-batch a few stretches are looked at; and when a series is full, every second point is left out and
-only every second of those to come is taken, so that it spans the whole time at an even density.
+Points are taken from batches when they are settled, never in the call that logs them.  Of a run's
+first two thousand records each is looked at, then a few stretches of every large batch.  When a
+series is full, every second point is left out, and only every second of those to come is taken, so
+that it spans the whole time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from adp_async._sansio.records import DELIVERED, Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from adp_async._sansio.records import AnyRecord
 
@@ -23,7 +24,8 @@ MOST_KEYS: Final = 32
 MOST_POINTS: Final = 128
 #: A run without points for so many seconds makes room for another.
 IDLE: Final = 60.0
-#: Of a batch of more records than both together, so many stretches of so many are looked at.
+#: So many records of a run are all looked at; then of each batch so many stretches of so many.
+WHOLE: Final = 2000
 STRETCHES: Final = 4
 STRETCH: Final = 16
 
@@ -63,17 +65,21 @@ class Series:
 class RunSamples:
     """Points of one run's metrics."""
 
-    __slots__ = ("_series", "taken_at")
+    __slots__ = ("_looked_at", "_series", "taken_at")
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}
+        self._looked_at = 0
         self.taken_at = 0.0
 
     def take(self, records: Sequence[AnyRecord], now: float) -> None:
         """Take points of *records*, which are settled."""
         self.taken_at = now
         series = self._series
-        for record in _some_of(records):
+        if self._looked_at >= WHOLE:
+            records = _some_of(records)
+        self._looked_at += len(records)
+        for record in records:
             if type(record) is Metric and record.place is DELIVERED:
                 found = series.get(record.key)
                 if found is None:
@@ -120,11 +126,10 @@ class Samples:
         return {} if run is None else run.points()
 
 
-def _some_of(records: Sequence[AnyRecord]) -> Iterator[AnyRecord]:
+def _some_of(records: Sequence[AnyRecord]) -> Sequence[AnyRecord]:
     # Stretches, not every tenth: the metrics of a step lie side by side, and would be missed.
     if len(records) <= STRETCHES * STRETCH:
-        yield from records
-        return
-    for stretch in range(STRETCHES):
-        start = stretch * (len(records) - STRETCH) // (STRETCHES - 1)
-        yield from records[start : start + STRETCH]
+        return records
+    last = len(records) - STRETCH
+    starts = [stretch * last // (STRETCHES - 1) for stretch in range(STRETCHES)]
+    return [record for start in starts for record in records[start : start + STRETCH]]
