@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.uploads import Uploader
     from adp_async.api._experiment_names import ExperimentNames
+    from adp_async.api._family import Listing
     from adp_async.api.runs import Runs
     from adp_async.display import Picture
-    from adp_async.entities.runs import DatasetInput
+    from adp_async.entities.runs import DatasetInput, Metric, MetricPage
     from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
     from adp_async.stats import Stats
@@ -246,6 +247,14 @@ class Run(ArtifactWriter, RunWriter):
             workspace=settings.workspace,
             platform_id=settings.platform_id,
         )
+
+    def history(self, key: str, *, limit: int | None = None) -> Listing[Metric, MetricPage]:
+        """Every point of the metric *key* that the service has: ``async for point in ...``.
+
+        At most *limit* of them.  ``await run.history("loss").to_list()`` and ``.to_pandas()`` read
+        it at once.  What still waits here is not in it: `flush` first.
+        """
+        return self._session.runs.metric_history(self.run_id, key, limit=limit)
 
     def plot(self, *keys: str) -> Picture:
         """The metrics called *keys* in one chart; without keys, each in a chart of its own.

@@ -50,8 +50,8 @@ LAYERS = {
     },
     "_shared_sessions": {"settings"},
     "_blocking_runs": {
-        "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "_io", "_sansio",
-        "entities", "errors",
+        "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "api", "_io",
+        "_sansio", "entities", "errors",
     },
     "blocking": {
         "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Self, overload
 
 import attrs
 
@@ -26,6 +26,23 @@ def moment(milliseconds: int | None) -> datetime | None:
         return _EPOCH + timedelta(milliseconds=milliseconds)
     except OverflowError:
         return None
+
+
+class Moment:
+    """The time in the field called *name*, Unix milliseconds, as an aware datetime in UTC."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.__doc__ = f"*{name}* as an aware datetime in UTC, or None."
+
+    @overload
+    def __get__(self, entity: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, entity: object, owner: type) -> datetime | None: ...
+
+    def __get__(self, entity: object | None, owner: type) -> Self | datetime | None:
+        return self if entity is None else moment(getattr(entity, self._name))
 
 
 class Entity:

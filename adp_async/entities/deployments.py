@@ -6,7 +6,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from adp_async.entities._entity import Entity
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 
 ActivityStatus = Literal["SUCCESS", "FAILURE"]
@@ -61,6 +61,8 @@ class ModelDeployment(Entity):
     auth_type: str | None = None
     auth_details: DeploymentOAuthDetails | None = None
 
+    activated_datetime = Moment("activated_time")
+
 
 @frozen
 class ModelDeploymentSummary(Entity):
@@ -78,6 +80,8 @@ class ModelDeploymentSummary(Entity):
     activated_time: int | None = None
     activated_by: str | None = None
     serving_uri: str | None = None
+
+    activated_datetime = Moment("activated_time")
 
 
 @frozen

@@ -4,7 +4,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from adp_async.entities._entity import Entity
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 
 ViewType = Literal["ACTIVE_ONLY", "DELETED_ONLY", "ALL"]
@@ -26,6 +26,9 @@ class Experiment(Entity):
     creation_time: int | None = None
     last_update_time: int | None = None
     tags: tuple[ExperimentTag, ...] = ()
+
+    creation_datetime = Moment("creation_time")
+    last_update_datetime = Moment("last_update_time")
 
 
 @frozen

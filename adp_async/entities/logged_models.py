@@ -2,7 +2,7 @@
 
 from attrs import frozen
 
-from adp_async.entities._entity import Entity
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 
 
@@ -25,6 +25,9 @@ class LoggedModelInfo(Entity):
     model_type: str | None = None
     source_run_id: str | None = None
     tags: tuple[LoggedModelTag, ...] = ()
+
+    creation_datetime = Moment("creation_timestamp_ms")
+    last_updated_datetime = Moment("last_updated_timestamp_ms")
 
 
 @frozen

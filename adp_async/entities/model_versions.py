@@ -2,7 +2,7 @@
 
 from attrs import frozen
 
-from adp_async.entities._entity import Entity
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 from adp_async.entities.runs import Metric
 
@@ -53,6 +53,9 @@ class ModelVersion(Entity):
     model_metrics: tuple[Metric, ...] = ()
     model_params: tuple[ModelParam, ...] = ()
     deployment_job_state: ModelVersionDeploymentJobState | None = None
+
+    creation_datetime = Moment("creation_timestamp")
+    last_updated_datetime = Moment("last_updated_timestamp")
 
 
 @frozen

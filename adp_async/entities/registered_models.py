@@ -4,7 +4,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from adp_async.entities._entity import Entity
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 from adp_async.entities.model_versions import ModelVersion
 
@@ -52,6 +52,9 @@ class RegisteredModel(Entity):
     deployment_job_state: str | None = None
     tags: tuple[RegisteredModelTag, ...] = ()
     deployment_summary: DeploymentSummary | None = None
+
+    creation_datetime = Moment("creation_timestamp")
+    last_updated_datetime = Moment("last_updated_timestamp")
 
 
 @frozen

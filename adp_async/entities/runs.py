@@ -5,8 +5,9 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from adp_async.entities._entity import Entity
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._fields import absent
+from adp_async.entities._keyed import Keyed
 from adp_async.entities._tag import Tag
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED", "INTERNAL_ERROR"]
@@ -24,6 +25,8 @@ class Metric(Entity):
     value: float = field(converter=float, metadata=absent(math.nan))
     timestamp: int = field(metadata=absent(0))
     step: int = 0
+
+    datetime = Moment("timestamp")
 
 
 @frozen
@@ -97,14 +100,20 @@ class RunInfo(Entity):
     run_uuid: str | None = None
     user_id: str | None = None
 
+    start_datetime = Moment("start_time")
+    end_datetime = Moment("end_time")
+
 
 @frozen
 class RunData(Entity):
-    """What was logged into a run: the last value of each metric, the params, the tags."""
+    """What was logged into a run: the last value of each metric, the params, the tags.
 
-    metrics: tuple[Metric, ...] = ()
-    params: tuple[Param, ...] = ()
-    tags: tuple[RunTag, ...] = ()
+    ``run.data.params["lr"]`` is a value; iteration gives `Metric`, `Param` and `RunTag`.
+    """
+
+    metrics: Keyed[Metric, float] = field(default=(), converter=Keyed[Metric, float])
+    params: Keyed[Param, str] = field(default=(), converter=Keyed[Param, str])
+    tags: Keyed[RunTag, str] = field(default=(), converter=Keyed[RunTag, str])
 
 
 @frozen
