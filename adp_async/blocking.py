@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from adp_async.run import Run as AsyncRun
     from adp_async.settings import Knobs
     from adp_async.starting import BegunRun
+    from adp_async.stats import Health
     from adp_async.writer import RunWriter
 
 T = TypeVar("T")
@@ -316,6 +317,10 @@ class Session:
             if error is None:
                 raise
             attach_note(error, failure)
+
+    def health(self) -> Health:
+        """Whether delivery works; see `adp_async.Session.health`."""
+        return self.session.health()
 
     @property
     def is_open(self) -> bool:

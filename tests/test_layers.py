@@ -45,7 +45,7 @@ LAYERS = {
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "display", "starting", "run", "logger", "writer", "settings", "api", "_io", "auth",
+        "display", "stats", "starting", "run", "logger", "writer", "settings", "api", "_io", "auth",
         "_sansio", "entities", "errors",
     },
     "_shared_sessions": {"settings"},
