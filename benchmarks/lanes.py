@@ -7,6 +7,10 @@ Part of that no library can help: with many runs the records of one request lie 
 How much it is shows the floor, which does nothing but append to a list for each run, and encode.
 With one record of a run in a row, every record is a visit to another lane besides, where a visit
 is otherwise shared by a step's records, or by all that came since the last look.
+
+The last table is the call alone, ``session.logger.log_metric(run_id, ...)`` from an event loop that
+gets a turn every 500 calls, while every run has something waiting: the first call for a run makes
+its lane, and the later ones must not cost more the more runs there are.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import statistics
 import sys
 import time
 import tracemalloc
@@ -25,6 +30,7 @@ from adp_async._io.delivery import Delivery
 from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.records import Metric, encode_records
 from adp_async._sansio.throttle import Throttle
+from adp_async.logger import BatchLogger
 from adp_async.writer import RunWriter
 from benchmarks._harness import (
     Contender,
@@ -45,6 +51,8 @@ if TYPE_CHECKING:
 PER_REQUEST = 50
 #: Records of one run in a row: what a training loop logs in one step.
 STEP = PER_REQUEST // 2
+#: Calls between two turns of the event loop.
+CALLS_A_TURN = 500
 
 
 class _Service:
@@ -131,6 +139,60 @@ def _runs(lanes: int) -> str:
     return f"{lanes:,} run{'s' if lanes > 1 else ''}"
 
 
+async def _call_costs(lanes: int, calls: int) -> tuple[float, float]:
+    """Nanoseconds of this thread for a run's first call, and for each of the *calls* after it."""
+    run_ids = [f"run-{number}" for number in range(lanes)]
+    async with _Delivery() as delivery:
+        logger = BatchLogger(delivery)
+        first = await _round(logger, run_ids)
+        rounds = [await _round(logger, run_ids) for _ in range(calls)]
+        assert delivery.accumulator.delivered == 0
+    return first, statistics.median(rounds)
+
+
+async def _round(logger: BatchLogger, run_ids: Sequence[str]) -> float:
+    spent = 0
+    for first in range(0, len(run_ids), CALLS_A_TURN):
+        began = time.thread_time_ns()
+        for run_id in run_ids[first : first + CALLS_A_TURN]:
+            logger.log_metric(run_id, "loss", 0.5)
+        spent += time.thread_time_ns() - began
+        await asyncio.sleep(0)
+    return spent / len(run_ids)
+
+
+def _bare_call_costs(lanes: int, calls: int) -> tuple[float, float]:
+    """The same with a dictionary of lists."""
+    run_ids = [f"run-{number}" for number in range(lanes)]
+    queues: dict[str, list[Metric]] = {}
+    rounds = []
+    for _ in range(1 + calls):
+        began = time.thread_time_ns()
+        for run_id in run_ids:
+            if (queue := queues.get(run_id)) is None:
+                queue = queues[run_id] = []
+            queue.append(Metric("loss", 0.5, time_ns() // 1_000_000, 0))
+        rounds.append((time.thread_time_ns() - began) / lanes)
+    return rounds[0], statistics.median(rounds[1:])
+
+
+def _call_table(counts: Sequence[int], rounds: int) -> tuple[Table, Goal]:
+    columns = ("runs", "first call, ns", "later, ns", "bare, first", "bare, later")
+    table = Table("A call while every run has something waiting", columns)
+    later: dict[int, float] = {}
+    measured: dict[int, list[tuple[float, ...]]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            ours = asyncio.run(_call_costs(count, 5))
+            measured[count].append((*ours, *_bare_call_costs(count, 5)))
+    for count, results in measured.items():
+        medians = [statistics.median(column) for column in zip(*results, strict=True)]
+        later[count] = medians[1]
+        table.add(_runs(count), *medians)
+    what = f"a later call with {counts[-1]:,} runs / with {counts[0]:,}"
+    return table, Goal.at_most(what, 2.0, later[counts[-1]] / later[counts[0]])
+
+
 async def _memory(lanes: int) -> tuple[float, float]:
     """Bytes of a run that has a record waiting, and of one whose records are delivered."""
     tracemalloc.start()
@@ -172,6 +234,9 @@ def measure(options: Options) -> Report:
     memory.add("one record waiting", waiting)
     memory.add("everything delivered, handle kept", idle)
     report.tables.append(memory)
+    table, goal = _call_table(options.size((1_000, 4_000, 20_000), (5, 50)), rounds)
+    report.tables.append(table)
+    report.goals.append(goal)
     for in_a_row, (one, *_, many, bare_one, bare_many) in found.items():
         what = f"{counts[-1]:,} runs / 1 run, cost per record, {in_a_row} of a run in a row"
         report.goals.append(Goal.at_most(what, 1.3, many.over(one)))

@@ -220,6 +220,20 @@ def test_what_invisible_runs_cost(count: int, first_hour: int, later_hours: int)
     assert play.accumulator.unsettled >= count
 
 
+@pytest.mark.parametrize("latency", [0.01, 0.1, 0.5])
+def test_a_run_that_was_delivered_is_ahead_of_new_ones(latency: float) -> None:
+    """Also what it logged while its first batch was in flight, when it was new itself."""
+    play = failing(HIDDEN)
+    play.latency, play.watched = latency, "good"
+    play.log_points("good", 1)
+    for number in range(200):
+        play.log_points(f"bad-{number}", 2)
+    play.every(0.1, lambda: play.log_points("good", 1), 20.0)
+    play.run(20.0)
+
+    assert play.oldest["good"] <= 1.0 + 3 * latency + 0.1
+
+
 def test_runs_that_are_all_invisible() -> None:
     """Where nobody gets through, two hundred of them cost one request a second together."""
     play = failing(HIDDEN)

@@ -80,7 +80,6 @@ class Lane:
         "has_gap",
         "held",
         "in_flight",
-        "is_troubled",
         "last_refused",
         "left_at",
         "next_seq",
@@ -93,6 +92,7 @@ class Lane:
         "sealed",
         "spans",
         "spilled",
+        "stands_in",
         "suspects",
         "tail",
         "told",
@@ -146,7 +146,7 @@ class Lane:
         self.discarded_until = first_seq
         #: When it is ready, in which of the two lines it stands, and its last place there.
         self.ready_at: float | None = None
-        self.is_troubled = False
+        self.stands_in: list[Any] | None = None
         self.entry = 0
         #: When its last batch left: it is not ready before that, however old its records are.
         self.left_at = float("-inf")

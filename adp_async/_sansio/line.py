@@ -49,14 +49,15 @@ class Line:
     def put(self, lane: Lane, ready_at: float | None) -> None:
         """*lane* is ready at that time, or has nothing that may leave (None)."""
         lane.ready_at = ready_at
-        lane.is_troubled = lane.failures > 0
+        lane.stands_in = self.entries_for(lane)
         self._entries += 1
         lane.entry = self._entries
         if ready_at is not None:
-            heappush(self._entries_for(lane), (ready_at, self._entries, lane))
+            heappush(lane.stands_in, (ready_at, self._entries, lane))
 
-    def _entries_for(self, lane: Lane) -> list[_Entry]:
-        if lane.is_troubled:
+    def entries_for(self, lane: Lane) -> list[_Entry]:
+        """Which of the lines is that of *lane* now."""
+        if lane.failures:
             is_passing = lane.delivered and lane.failures <= LASTING
             return self._troubled if is_passing else self._lasting
         return self._proven if lane.delivered else self._new

@@ -31,7 +31,7 @@ class Schedule:
     def put(self, lane: Lane, limits: BatchLimits, now: float) -> None:
         """Give *lane* its place, after anything of it has changed."""
         ready_at = self._ready_at(lane, limits, now)
-        if ready_at != lane.ready_at or lane.is_troubled != (lane.failures > 0):
+        if ready_at != lane.ready_at or lane.stands_in is not self.line.entries_for(lane):
             self.line.put(lane, ready_at)
 
     def _ready_at(self, lane: Lane, limits: BatchLimits, now: float) -> float | None:
