@@ -44,7 +44,7 @@ from adp_async.logger import BatchLogger
 from adp_async.run import Run
 from adp_async.session import Session
 from adp_async.settings import Settings
-from adp_async.stats import Stats
+from adp_async.stats import Health, Stats
 from adp_async.writer import Receipt, Receipts
 
 __version__ = "0.1.0"
@@ -67,6 +67,7 @@ __all__ = [
     "EndStatus",
     "Endpoint",
     "Forbidden",
+    "Health",
     "InstancePrincipal",
     "InvalidRecord",
     "NotAuthenticated",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.uploads import Uploader
     from adp_async._sansio.statuses import EndStatus
-    from adp_async.entities.runs import DatasetInput
+    from adp_async.api._family import BlockingListing
+    from adp_async.display import Picture
+    from adp_async.entities.runs import DatasetInput, Metric, MetricPage
     from adp_async.run import Run as AsyncRun
     from adp_async.settings import Settings
     from adp_async.stats import Stats
@@ -76,6 +78,24 @@ class Run(ArtifactWriter, RunWriter):
     def status(self) -> EndStatus | None:
         """The status this handle has given the run, or None."""
         return self._run.status
+
+    @property
+    def url(self) -> str | None:
+        """The run's page, by the setting *page_url*; see `adp_async.Run.url`."""
+        return self._run.url
+
+    def history(self, key: str, *, limit: int | None = None) -> BlockingListing[Metric, MetricPage]:
+        """Every point of the metric *key* that the service has: ``for point in ...``.
+
+        At most *limit* of them; see `adp_async.Run.history`.
+        """
+        from adp_async.api._family import BlockingListing
+
+        return BlockingListing(self._run.history(key, limit=limit), self._session.call)
+
+    def plot(self, *keys: str) -> Picture:
+        """The metrics called *keys* as this session delivered them; see `adp_async.Run.plot`."""
+        return self._run.plot(*keys)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the service has everything logged so far.

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from adp_async.run import Run as AsyncRun
     from adp_async.settings import Knobs
     from adp_async.starting import BegunRun
+    from adp_async.stats import Health
     from adp_async.writer import RunWriter
 
 T = TypeVar("T")
@@ -317,6 +318,10 @@ class Session:
                 raise
             attach_note(error, failure)
 
+    def health(self) -> Health:
+        """Whether delivery works; see `adp_async.Session.health`."""
+        return self.session.health()
+
     @property
     def is_open(self) -> bool:
         """Whether the session accepts calls and records."""
@@ -324,6 +329,9 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<blocking {repr(self.session).strip('<>')}>"
+
+    def _repr_html_(self) -> str:
+        return self.session._repr_html_()
 
 
 async def _awaited(doing: Awaitable[T]) -> T:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 from adp_async._sansio.rejections import delivery_error
 from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError
-from adp_async.stats import Stats, counted
+from adp_async.stats import Health, Stats, counted, examined
 from adp_async.writer import Receipt, Receipts, RunWriter
 
 if TYPE_CHECKING:
     from adp_async._io.delivery import Delivery
     from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
-__all__ = ["BatchLogger", "Receipt", "Receipts", "Stats"]
+__all__ = ["BatchLogger", "Health", "Receipt", "Receipts", "Stats"]
 
 #: Idle runs whose writers are kept.
 KEPT_WRITERS: Final = 4096
@@ -83,6 +83,10 @@ class LoggerFace:
     def stats(self, run_id: str | None = None) -> Stats:
         """Counts as of now, of one run or of all."""
         return counted(self._delivery, None if run_id is None else valid_run_id(run_id))
+
+    def health(self) -> Health:
+        """Whether delivery works, since when, its last error, and how much waits."""
+        return examined(self._delivery)
 
     def __repr__(self) -> str:
         accumulator = self._delivery.accumulator

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import anyio
 
 from adp_async._io.log import logger
+from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError, DeliveryError
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.uploads import Uploader
     from adp_async.api._experiment_names import ExperimentNames
+    from adp_async.api._family import Listing
     from adp_async.api.runs import Runs
-    from adp_async.entities.runs import DatasetInput
+    from adp_async.display import Picture
+    from adp_async.entities.runs import DatasetInput, Metric, MetricPage
     from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
     from adp_async.stats import Stats
@@ -70,6 +73,8 @@ class Run(ArtifactWriter, RunWriter):
 
     *run_id*; *run_name* and *experiment_id* are None for an attached run, which sends no request.
     *status* is the one that this handle has given the run, or None.
+
+    A notebook shows it as a table, with a line for each metric of this process.
     """
 
     def __init__(
@@ -230,24 +235,55 @@ class Run(ArtifactWriter, RunWriter):
             f"{stats.undelivered} waiting | {sum(stats.rejected.values())} rejected>"
         )
 
-    def _repr_html_(self) -> str:
-        import html  # only a notebook asks
+    @property
+    def url(self) -> str | None:
+        """The run's page, by the setting *page_url*.
 
-        stats = self.stats()
-        rows = {
-            "run": self.run_id,
-            "name": self.run_name or "",
-            "status": self.status or "RUNNING",
-            "delivered": stats.delivered,
-            "waiting": stats.undelivered,
-            "rejected": sum(stats.rejected.values()),
-        }
-        cells = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td style='text-align:left'>{html.escape(str(value))}</td></tr>"
-            for name, value in rows.items()
+        None without that setting, and when the page needs the experiment, which an attached run
+        does not know.
+        """
+        settings = self._session.settings
+        if settings.page_url is None:
+            return None
+        return page_of_run(
+            settings.page_url,
+            run_id=self.run_id,
+            experiment_id=self.experiment_id,
+            workspace=settings.workspace,
+            platform_id=settings.platform_id,
         )
-        return f"<table>{cells}</table>"
+
+    def history(self, key: str, *, limit: int | None = None) -> Listing[Metric, MetricPage]:
+        """Every point of the metric *key* that the service has: ``async for point in ...``.
+
+        At most *limit* of them.  ``await run.history("loss").to_list()`` and ``.to_pandas()`` read
+        it at once.  What still waits here is not in it: `flush` first.
+        """
+        return self._session.runs.metric_history(self.run_id, key, limit=limit)
+
+    def plot(self, *keys: str) -> Picture:
+        """The metrics called *keys* in one chart; without keys, each in a chart of its own.
+
+        A notebook shows what this returns as a picture, ``print`` and the interactive interpreter
+        draw it in the terminal.  It has what this session delivered so far: up to 128 points of
+        each of a run's first 32 metrics.  Nothing is asked of the service.  Raises ValueError for
+        a key of which no point was delivered.
+        """
+        from adp_async.display import picture_of_run
+
+        return picture_of_run(self._session.logger._delivery, self.run_id, keys)
+
+    def _status(self) -> str:
+        """The status as far as this session knows it."""
+        is_open = self.run_id in self._session._open_runs
+        return "RUNNING" if is_open else self.status or "unknown"
+
+    def _repr_html_(self) -> str:
+        from adp_async.display import run_page  # only a notebook asks
+
+        facts: dict[str, object] = {"experiment": self.experiment_id, "status": self._status()}
+        delivery = self._session.logger._delivery
+        return run_page(delivery, self.run_id, name=self.run_name, facts=facts, url=self.url)
 
 
 class LenientRun(LenientWriter, LenientArtifactWriter, Run):

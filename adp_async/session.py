@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from adp_async.api.registered_models import RegisteredModels
     from adp_async.api.runs import Runs
     from adp_async.settings import Knobs
+    from adp_async.stats import Health
     from adp_async.writer import RunWriter
 
 T = TypeVar("T")
@@ -129,12 +130,24 @@ class Session:
         state = repr(self.logger).strip("<>") if lifetime.is_open else f"closed: {lifetime}"
         return f"<Session {where} workspace {settings.workspace} | {state}>"
 
+    def _repr_html_(self) -> str:
+        from adp_async.display import session_page  # only a notebook asks
+
+        return session_page(self._delivery, self.settings)
+
     # ------------------------------------------------------------------ lifetime
 
     @property
     def is_open(self) -> bool:
         """Whether the session accepts calls and records."""
         return self._engine.lifetime.is_open
+
+    def health(self) -> Health:
+        """Whether delivery works: ``ok``, ``holding`` or ``failing``; see `adp_async.Health`.
+
+        It asks the service for nothing, raises nothing, and is for any thread.
+        """
+        return self.logger.health()
 
     async def open(self) -> Self:
         """Load the signer, open the pool and start the delivery thread; what entering does.

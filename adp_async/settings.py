@@ -60,6 +60,7 @@ class Knobs(TypedDict, total=False):
     endpoint: str | None
     path_prefix: str
     object_storage_endpoint: str | None
+    page_url: str | None
     region: str | None
     auth: Auth | Signer | str | None
     linger: float
@@ -95,6 +96,9 @@ class Settings:
     *path_prefix*: what some gateways expect before ``/20260430``, such as ``/api``.  Default none.
     *object_storage_endpoint*: where artifacts with ``oci:`` go; default the region's Object
     Storage.
+    *page_url*: where a run's page is, for `Run.url`: a template such as
+    ``https://host/#/experiments/{experiment_id}/runs/{run_id}``; ``{workspace}`` and
+    ``{platform_id}`` may be in it, too.  Default none.
     *region*: in place of an endpoint, ``us-ashburn-1`` or ``iad``; default that of the
     credentials.  ``OCI_REGION``, then ``OCI_CLI_REGION``.
     *auth*: how to sign, see `adp_async.auth`.  Default an API key.  ``OCI_CLI_AUTH``.
@@ -167,6 +171,7 @@ class Settings:
         fix="Leave it out, or give a URL such as "
         "https://objectstorage.us-ashburn-1.oraclecloud.com.",
     )
+    page_url: str | None = knob(None, Kind(service_address.page_url))
     region: str | None = knob(
         None, Kind(service_address.region), variable="OCI_REGION", also="OCI_CLI_REGION"
     )

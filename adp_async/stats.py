@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from adp_async._io.delivery import Delivery
     from adp_async._sansio.lane import Lane
 
-__all__ = ["Stats"]
+__all__ = ["Health", "Stats"]
+
+HealthStatus = Literal["ok", "holding", "failing"]
 
 
 @frozen
@@ -44,6 +47,84 @@ class Stats:
     def undelivered(self) -> int:
         """Records that are still on their way."""
         return self.waiting + self.in_flight + self.spooled
+
+    def _repr_html_(self) -> str:
+        from adp_async._html import facts  # only a notebook asks
+
+        rejected = [f"{name}: {count:,}" for name, count in self.rejected.items()]
+        counts = {
+            name: f"{value:,}"
+            for name, value in asdict(self, recurse=False).items()
+            if isinstance(value, int)
+        }
+        return facts(
+            {
+                **counts,
+                "rejected": ", ".join(rejected) or "0",
+                "oldest": f"{self.oldest:.1f} s",
+            }
+        )
+
+
+@frozen
+class Health:
+    """Whether delivery works, for a probe or a person.
+
+    *status*: ``"ok"``; ``"holding"`` when records wait although the service answers, for it asked
+    for that (429) or does not take those of some run; ``"failing"`` when nobody gets through, or
+    the session can deliver no more.  *since*: since when, an aware datetime in UTC.  *last_error*:
+    the last error that a log-batch got, also when all is well again; None when there was none.
+    *waiting*: records that are still on their way.
+    """
+
+    status: HealthStatus
+    since: datetime
+    last_error: BaseException | None = None
+    waiting: int = 0
+
+    def _repr_html_(self) -> str:
+        from adp_async._html import facts  # only a notebook asks
+
+        last = self.last_error
+        error = None if last is None else f"{type(last).__name__}: {last}"
+        since = f"{self.since:%Y-%m-%d %H:%M:%S} UTC"
+        return facts(
+            {
+                "delivery": self.status,
+                "since": since,
+                "last error": error,
+                "waiting": f"{self.waiting:,}",
+            }
+        )
+
+
+def examined(delivery: Delivery) -> Health:
+    """How delivery fares as of now.  From any thread."""
+    now = time.monotonic()
+    with delivery.intake.lock:
+        status, since = _status(delivery, now)
+        waiting = _of_all(delivery).undelivered
+    return Health(
+        status,
+        datetime.now(UTC) - timedelta(seconds=max(0.0, now - since)),
+        delivery.crash or delivery.state.dispatcher.last_error,
+        waiting,
+    )
+
+
+def _status(delivery: Delivery, now: float) -> tuple[HealthStatus, float]:
+    dispatcher = delivery.state.dispatcher
+    if delivery.crash is not None:
+        return "failing", delivery.crashed_at
+    if dispatcher.failing_since is not None:
+        return "failing", dispatcher.failing_since
+    if (held := delivery.throttle.held_since(now)) is not None:
+        return "holding", held
+    lanes = list(delivery.accumulator.lanes.values())
+    if troubled := [since for lane in lanes if lane.failures and (since := lane.since())]:
+        return "holding", min(troubled)
+    ended = min(now, delivery.throttle.held_until)
+    return "ok", max(delivery.made_at, dispatcher.recovered_at, ended)
 
 
 def counted(delivery: Delivery, run_id: str | None = None) -> Stats:

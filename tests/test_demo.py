@@ -14,9 +14,9 @@ import attrs
 import pytest
 from rich.console import Console
 
+from adp_async._line_chart import Line, Plot
 from adp_async.cli import demo
 from adp_async.cli.demo import TAGS, Bounds, Ledger, ServerRun, differences
-from adp_async.cli.plot import Line, Plot
 from adp_async.entities import runs
 from adp_async.errors import ConfigurationError
 from adp_async.testing import FakeBlockingSession

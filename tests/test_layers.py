@@ -19,7 +19,8 @@ ROOT = Path(adp_async.__file__).parent
 #: A layer (a folder or a module of the root) and those below it that it may import.
 LAYERS = {
     "errors": set(),
-    "entities": {"errors"},
+    "_html": set(),
+    "entities": {"_html", "errors"},
     "_sansio": {"entities", "errors"},
     "_credential_files": {"_sansio", "errors"},
     "_oci_config": {"_credential_files", "_sansio", "errors"},
@@ -27,25 +28,30 @@ LAYERS = {
     "_knobs": {"_sansio", "errors"},
     "settings": {"auth", "_knobs", "_sansio", "errors"},
     "_io": {"settings", "auth", "_knobs", "_sansio", "entities", "errors"},
-    "api": {"_sansio", "entities", "errors"},
-    "stats": {"_io", "_sansio"},
+    "api": {"_html", "_sansio", "entities", "errors"},
+    "stats": {"_html", "_io", "_sansio"},
+    "_line_chart": {"_sansio"},
+    "_svg_chart": {"_html"},
+    "display": {
+        "_html", "_line_chart", "_svg_chart", "stats", "settings", "_io", "_sansio", "errors",
+    },
     "writer": {"_io", "_sansio", "errors"},
     "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "artifacts", "lenient", "logger", "writer", "stats", "settings", "api", "_io", "_sansio",
-        "entities", "errors",
+        "display", "artifacts", "lenient", "logger", "writer", "stats", "settings", "api", "_io",
+        "_sansio", "entities", "errors",
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "starting", "run", "logger", "writer", "settings", "api", "_io", "auth", "_sansio",
-        "entities", "errors",
+        "display", "stats", "starting", "run", "logger", "writer", "settings", "api", "_io", "auth",
+        "_sansio", "entities", "errors",
     },
     "_shared_sessions": {"settings"},
     "_blocking_runs": {
-        "artifacts", "lenient", "run", "writer", "stats", "settings", "_io", "_sansio", "entities",
-        "errors",
+        "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "api", "_io",
+        "_sansio", "entities", "errors",
     },
     "blocking": {
         "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger", "writer",

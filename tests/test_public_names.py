@@ -23,16 +23,16 @@ LOGGING: Final = {
 }  # fmt: skip
 SESSION: Final = FAMILIES | {
     "open", "close", "is_open", "settings", "spool_folder", "logger", "call", "fetch",
-    "start_run", "attach_run", "on_close",
+    "start_run", "attach_run", "on_close", "health",
 }  # fmt: skip
 ARTIFACTS: Final = {
     "log_artifact", "log_artifacts", "log_text", "log_dict", "log_figure",
 }  # fmt: skip
 RUN: Final = LOGGING | ARTIFACTS | {
     "run_id", "run_name", "experiment_id", "status", "settings", "flush", "try_flush", "drain",
-    "finish", "log_inputs", "discard", "stats",
+    "finish", "log_inputs", "discard", "stats", "url", "history", "plot",
 }  # fmt: skip
-LOGGER: Final = LOGGING | {"flush", "try_flush", "drain", "discard", "stats"}
+LOGGER: Final = LOGGING | {"flush", "try_flush", "drain", "discard", "stats", "health"}
 FAKE: Final = {"service", "requests", "received", "add_run", "answer"}
 
 FACES: Final = {

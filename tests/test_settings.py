@@ -36,6 +36,7 @@ def test_defaults():
         "endpoint": None,
         "path_prefix": "",
         "object_storage_endpoint": None,
+        "page_url": None,
         "region": None,
         "auth": ApiKey(),
         "linger": 1.0,

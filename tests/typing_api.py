@@ -69,6 +69,7 @@ from adp_async.entities import (
     RunPage,
     RunTag,
 )
+from adp_async.entities._keyed import Keyed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -260,7 +261,14 @@ async def runs(session: Session) -> None:
     )
     assert_type(run, Run)
     assert_type(run.info.run_id, str)
-    assert_type(run.data.metrics, tuple[Metric, ...])
+    assert_type(run.data.metrics, Keyed[Metric, float])
+    assert_type(run.data.metrics["loss"], float)
+    assert_type(run.data.metrics[0], Metric)
+    assert_type(run.data.params.get("lr"), str | None)
+    assert_type(list(run.data.tags), list[RunTag])
+    assert_type(run.info.start_datetime, datetime | None)
+    assert_type(await session.runs.search(limit=7).to_list(), list[Run])
+    assert_type(await session.runs.search(experiment_names=["digits"]).first(), Run | None)
     assert_type(await session.runs.get("7"), Run)
     assert_type(await session.runs.update("7", status="FINISHED", end_time=7), RunInfo)
     await session.runs.update("7", status="DONE")  # type: ignore[arg-type]

@@ -106,7 +106,10 @@ class Delivery:
         self._task: asyncio.Task[None] | None = None
         #: Whether the supervisor is cancelled by us, not by code that cancels all tasks.
         self._is_over = False
-        self._crash: BaseException | None = None
+        #: What ended delivery for good, and when.
+        self.crash: BaseException | None = None
+        self.crashed_at = 0.0
+        self.made_at = time.monotonic()
 
     # ------------------------------------------------------------------ any thread, any event loop
 
@@ -260,7 +263,7 @@ class Delivery:
             if len(crashes) > MOST_CRASHES:
                 break
             logger.error("delivery ended unexpectedly and starts again: %s", _named(ended))
-        self._crash = ended
+        self.crash, self.crashed_at = ended, now
         self._shut(Why.CRASHED, f" with {type(ended).__name__}")
         await self._abandon(LAST_COMMIT)
         self._waiters.nothing_left()
@@ -297,7 +300,7 @@ class Delivery:
     async def _deliver_all(self) -> None:
         self.state.urge(None, time.monotonic())
         self.sender.wake()
-        if self.accumulator.unsettled and self._crash is None:
+        if self.accumulator.unsettled and self.crash is None:
             await self._waiters.all_settled()
 
     def _raise_end(self, left: int) -> None:
@@ -313,7 +316,7 @@ class Delivery:
             raise delivery_error([], undelivered=left) from self._cause()
 
     def _cause(self) -> BaseException | None:
-        return self._crash or self.sender.trouble
+        return self.crash or self.sender.trouble
 
     async def _abandon(self, seconds: float) -> None:
         """Deliver nothing more: write down the undelivered records, and wake the waiters."""

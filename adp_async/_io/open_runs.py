@@ -33,6 +33,9 @@ class OpenRuns:
     def __bool__(self) -> bool:
         return bool(self._run_ids)
 
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._run_ids
+
     def started(self, run_id: str) -> None:
         watch()
         self._run_ids[run_id] = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from adp_async._io.waiters import Waiters
 from adp_async._sansio.events import Settled
+from adp_async._sansio.samples import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +34,8 @@ class DeliveryState:
     dispatcher: Dispatcher
     intake: Intake
     waiters: Waiters = field(factory=Waiters)
+    #: What runs draw of their metrics.
+    samples: Samples = field(factory=Samples, init=False)
     #: None without a spool.
     journal: Journal | None = None
     sender_wakes: asyncio.Event = field(factory=asyncio.Event, init=False)
@@ -61,6 +65,7 @@ class DeliveryState:
         settled = [event for event in events if type(event) is Settled]
         for event in settled:
             self.waiters.resolve(event.lane, event.records)
+            self.samples.take(event.lane.run_id, event.records, time.monotonic())
         if self.journal is not None:
             self._write_down(self.journal, events, is_settled=bool(settled))
         if settled:

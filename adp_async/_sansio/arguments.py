@@ -31,6 +31,7 @@ _SORTS: Final[dict[str, Sort]] = {
     "deployment_targets": "entities",
     "end_time": "integer",
     "experiment_ids": "texts",
+    "experiment_names": "texts",
     "filters": "entity",
     "is_deployment_summary_enabled": "flag",
     "is_overwrite": "flag",

@@ -29,6 +29,7 @@ from adp_async._sansio.replies import answered, unreadable
 from adp_async._sansio.texts import first_words, printable
 from adp_async._sansio.wire_names import wire_name
 from adp_async.entities._fields import ABSENT
+from adp_async.entities._keyed import Keyed
 
 T = TypeVar("T")
 
@@ -155,16 +156,17 @@ def _is_as_it_comes(type_: Any) -> bool:
 
 
 def _is_sequence(type_: Any) -> bool:
-    return get_origin(type_) is tuple
+    return get_origin(type_) in (tuple, Keyed)
 
 
 def _sequence_reader(converter: Converter) -> Callable[[Any], _Hook]:
     def reader_of(type_: Any) -> _Hook:
         item_list: Any = GenericAlias(list, get_args(type_)[:1])
         read_items = converter.get_structure_hook(item_list)
+        kind: Callable[[Any], Any] = get_origin(type_)
 
         def read(raw: Any, _: Any) -> Any:
-            return () if raw is None else tuple(read_items(_checked(raw, list), item_list))
+            return kind(() if raw is None else read_items(_checked(raw, list), item_list))
 
         return read
 

@@ -146,6 +146,11 @@ class Dispatcher:
     pulse: Pulse = field(factory=Pulse)
     #: Why the last batch without a verdict has none; None when all is well.
     trouble: AdpError | None = field(default=None, init=False)
+    #: The last answer that was an error, of whatever kind.
+    last_error: AdpError | None = field(default=None, init=False)
+    #: Since when nobody gets through; None while somebody does.  When that last ended.
+    failing_since: float | None = field(default=None, init=False)
+    recovered_at: float = field(default=float("-inf"), init=False)
     retries: int = field(default=0, init=False)
     #: Failures in a row, of all runs, that may be everybody's; those of runs that had not failed.
     _failures: int = field(default=0, init=False)
@@ -246,6 +251,7 @@ class Dispatcher:
         if error is None:
             self._delivered(batch, now)
             return None
+        self.last_error = error
         if batch.span.first < lane.discarded_until:
             drop(accumulator, batch, discarded(lane.run_id, len(batch.records)), now)
             return None
@@ -259,16 +265,16 @@ class Dispatcher:
                 self.retries += 1
                 accumulator.renew(batch, now)
             case Action.HALVE if len(batch.records) > 1:
-                self._judged()
+                self._judged(now)
                 accumulator.too_large(batch, error, now)
             case Action.HALVE if not getattr(error, "code", ""):
                 # Something on the way refuses a record of that size; the service has not.
                 return self._failed(batch, error, now, jitter, is_visible=is_visible)
             case Action.SPLIT:
-                self._judged()
+                self._judged(now)
                 accumulator.refuse(batch, error, now)
             case _:
-                self._judged()
+                self._judged(now)
                 accumulator.give_up(batch, error, now)
         return None
 
@@ -280,14 +286,16 @@ class Dispatcher:
     def _delivered(self, batch: RecordBatch, now: float) -> None:
         self.pulse.got_through(batch.run_id, batch.departed_at, now)
         self.trouble = None
-        self._judged()
+        self._judged(now)
         stricken, self._stricken = self._stricken, set()
         self.accumulator.succeed(batch, now)
         for lane in stricken:
             self.accumulator.hurry(lane, now)
 
-    def _judged(self) -> None:
+    def _judged(self, now: float) -> None:
         """A verdict is an answer too: the service is there."""
+        if self.failing_since is not None:
+            self.failing_since, self.recovered_at = None, now
         self._failures = self._probes = 0
         self._probe_at = 0.0
 
@@ -317,6 +325,8 @@ class Dispatcher:
     def _may_be_down(self, fault: Fault, now: float, jitter: float, *, is_news: bool) -> None:
         """Nobody gets through: how long until the next run is tried, or one that failed before."""
         self._failures += 1
+        if self.failing_since is None:
+            self.failing_since = now
         # One failure may be that batch's own; a second tells that others would fail as well.
         if self._failures > 1:
             pause = self.policy.delay(self._failures - 1, jitter=jitter)

@@ -6,13 +6,23 @@ Each returns the plain value, or raises ValueError with what it must be; see `ru
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from adp_async._sansio import rules
 from adp_async._sansio.rules import shown
 
-__all__ = ["endpoint", "is_loopback", "path_prefix", "platform_id", "region", "workspace"]
+__all__ = [
+    "endpoint",
+    "is_loopback",
+    "page_of_run",
+    "page_url",
+    "path_prefix",
+    "platform_id",
+    "region",
+    "workspace",
+]
 
 _REGION: Final = r"(?i:[a-z]{3}|[a-z]{2,}(?:-[a-z]+)+-[0-9]+)"
 _WORKSPACE: Final = r"[^\x00-\x20\x7f]+"
@@ -22,6 +32,8 @@ _URL: Final = (
     rf"(?i:https?)://(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::[^/]*)?(?:/(?:{_PATH})?)?"
 )
 _A_URL: Final = "https://aidp.us-ashburn-1.oci.oraclecloud.com"
+#: What the template of a run's page may ask for.
+PAGE_FIELDS: Final = ("run_id", "experiment_id", "workspace", "platform_id")
 
 
 def platform_id(value: Any) -> str:
@@ -63,6 +75,39 @@ def endpoint(value: Any) -> str | None:
         message = f"must be a URL such as {_A_URL}, without a query or a fragment"
         raise ValueError(message)
     return _checked_url(rules.text(url, f"a URL such as {_A_URL}", pattern=_URL, most=2000))
+
+
+def page_url(value: Any) -> str | None:
+    """A template of the page of a run: a URL with the names of `PAGE_FIELDS` in braces."""
+    if value is None:
+        return None
+    rule = "a URL such as https://host/#/experiments/{experiment_id}/runs/{run_id}"
+    found = rules.text(value, rule, pattern=r"(?i:https?)://[^\s/?#@]+(?:[/?#]\S*)?", most=2000)
+    rules.require(found.isprintable(), rule, value)
+    names = re.findall(r"\{([^{}]*)\}", found)
+    if unknown := [name for name in names if name not in PAGE_FIELDS]:
+        known = ", ".join(f"{{{name}}}" for name in PAGE_FIELDS)
+        message = f"has the field {{{unknown[0]:.40}}}; those of a run's page are {known}"
+        raise ValueError(message)
+    if "{run_id}" not in found or "{" in (rest := re.sub(r"\{[^{}]*\}", "", found)) or "}" in rest:
+        message = f"must be {rule}, with {{run_id}} in it, not {shown(found)}"
+        raise ValueError(message)
+    return found
+
+
+def page_of_run(template: str, **known: str | None) -> str | None:
+    """The URL that *template* makes of what is *known* of a run; None if it needs something else.
+
+    >>> page_of_run("https://host/runs/{run_id}", run_id="a b")
+    'https://host/runs/a%20b'
+    """
+    url = template
+    for name in re.findall(r"\{([^{}]*)\}", template):
+        value = known.get(name)
+        if value is None:
+            return None
+        url = url.replace(f"{{{name}}}", quote(value, safe=""))
+    return url
 
 
 def _checked_url(url: str) -> str:

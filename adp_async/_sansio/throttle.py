@@ -150,6 +150,10 @@ class Throttle:
             return None
         return self._limit * factor
 
+    def held_since(self, now: float) -> float | None:
+        """When the 429 came for which nobody sends now; None when there is no hold."""
+        return self._refused_at if self.held_until > now else None
+
     @property
     def is_paced(self) -> bool:
         """Whether a rate bounds what leaves."""

@@ -7,10 +7,24 @@ which argument goes where.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from adp_async._sansio.arguments import checked_texts
+from adp_async._sansio.rules import count
 from adp_async._sansio.urls import place
+from adp_async.api._reading import Found, frame
 from adp_async.errors import UnreadableReply
 
 if TYPE_CHECKING:
@@ -19,10 +33,16 @@ if TYPE_CHECKING:
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
 
+#: Of pandas, which need not be here.
+DataFrame: TypeAlias = Any
+
 T = TypeVar("T")
 Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
 PageType = TypeVar("PageType", bound="Page[object]")
+
+#: Items of a page that is asked for when only some are wanted.
+PAGE: Final = 1000
 
 
 class CallOptions(TypedDict, total=False):
@@ -86,23 +106,61 @@ class Listing(Generic[Item, PageType]):
 
     Nothing is requested before the first item; a page is fetched when the one before it is used
     up.  Every ``async for`` starts again.
+
+    ``await listing.to_list()``, `first` and `to_pandas` read it at once.
     """
 
-    __slots__ = ("_fetch", "_start")
+    __slots__ = ("_fetch", "_most", "_operation", "_start")
 
     def __init__(
-        self, fetch: Callable[[str | None], Awaitable[PageType]], start: str | None
+        self,
+        fetch: Callable[[str | None], Awaitable[PageType]],
+        start: str | None,
+        operation: str = "",
+        most: int | None = None,
     ) -> None:
         self._fetch = fetch
         self._start = start
+        self._operation = operation
+        self._most = most
+
+    def __repr__(self) -> str:
+        return f"<Listing of {self._operation} | async for item in it>"
+
+    def _repr_html_(self) -> str:
+        return _shown(self._operation, "async for item in listing", self._start)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
-        async for page in self.pages():
-            for item in page.items:
+        token, more, left = self._start, self._most != 0, self._most
+        while more:
+            page = await self._fetch(token)
+            for item in page.items[:left]:
                 yield item  # type: ignore[misc]
+            more, token = _next(token, page.next_page_token)
+            left, more = _less(left, page, more=more)
+
+    async def to_list(self) -> list[Item]:
+        """All of it as a list, which a notebook shows as a table."""
+        return Found([item async for item in self])
+
+    async def first(self) -> Item | None:
+        """The first item, or None when there is none; sends one request, as a rule."""
+        found = await self._first().to_list()
+        return found[0] if found else None
+
+    async def to_pandas(self) -> DataFrame:
+        """All of it as a `pandas.DataFrame`, a row for each item; ImportError without pandas.
+
+        Parts are columns of their own (``metrics.loss``, ``params.lr``), times are datetimes.
+        """
+        return frame(await self.to_list())
+
+    def _first(self) -> Self:
+        most = 1 if self._most is None else min(1, self._most)
+        return type(self)(self._fetch, self._start, self._operation, most)
 
     async def pages(self) -> AsyncIterator[PageType]:
-        """The pages themselves, with ``items``, ``next_page_token`` and their other fields."""
+        """All pages themselves, with ``items``, ``next_page_token`` and their other fields."""
         token, more = self._start, True
         while more:
             page = await self._fetch(token)
@@ -127,12 +185,36 @@ class BlockingListing(Generic[Item, PageType]):
         self._listing = listing
         self._wait = wait
 
+    def __repr__(self) -> str:
+        return f"<Listing of {self._listing._operation} | for item in it>"
+
+    def _repr_html_(self) -> str:
+        return _shown(self._listing._operation, "for item in listing", self._listing._start)
+
     def __iter__(self) -> Iterator[Item]:
+        left = self._listing._most
+        if left == 0:
+            return
         for page in self.pages():
-            yield from page.items  # type: ignore[misc]
+            yield from page.items[:left]  # type: ignore[misc]
+            left, more = _less(left, page, more=True)
+            if not more:
+                return
+
+    def to_list(self) -> list[Item]:
+        """All of it as a list, which a notebook shows as a table."""
+        return Found(self)
+
+    def first(self) -> Item | None:
+        """The first item, or None when there is none; sends one request, as a rule."""
+        return next(iter(BlockingListing(self._listing._first(), self._wait)), None)
+
+    def to_pandas(self) -> DataFrame:
+        """All of it as a `pandas.DataFrame`; see the asynchronous `Listing.to_pandas`."""
+        return frame(self.to_list())
 
     def pages(self) -> Iterator[PageType]:
-        """The pages themselves, with ``items``, ``next_page_token`` and their other fields."""
+        """All pages themselves, with ``items``, ``next_page_token`` and their other fields."""
         # One coroutine a page: an asynchronous generator that is left early would have to be
         # closed on the event loop.
         token, more = self._listing._start, True
@@ -140,6 +222,21 @@ class BlockingListing(Generic[Item, PageType]):
             page = self._wait(self._listing._fetch(token))
             yield page
             more, token = _next(token, page.next_page_token)
+
+
+def _less(left: int | None, page: Page[object], *, more: bool) -> tuple[int | None, bool]:
+    """How many items may still come after *page*, and whether there are *more* to ask for."""
+    if left is None:
+        return None, more
+    left = max(0, left - len(page.items))
+    return left, more and left > 0
+
+
+def _shown(operation: str, reading: str, start: str | None) -> str:
+    """A listing for a notebook; showing it asks the service for nothing."""
+    from adp_async._html import facts
+
+    return facts({"listing of": operation, "to read it": reading, "starts at": start})
 
 
 def _next(token: str | None, following: str | None) -> tuple[bool, str | None]:
@@ -193,16 +290,38 @@ class Family:
         /,
         *,
         page_token: str | None,
+        most: int | None = None,
+        late: Callable[[], Awaitable[dict[str, object]]] | None = None,
         **arguments: object,
     ) -> Listing[Item, PageType]:
-        """An operation that pages by ``page_token`` and ``next_page_token``."""
+        """An operation that pages by ``page_token`` and ``next_page_token``.
 
-        def fetch(token: str | None) -> Awaitable[PageType]:
-            return self._call(endpoint, page_type, options, **arguments, page_token=token)
+        Of all pages together, *most* items are given.  *late* finds more arguments, once, when the
+        first page is asked for.
+        """
+        if most is not None:
+            most = _count(most)
+            if "max_results" in arguments and arguments["max_results"] is None:
+                arguments["max_results"] = max(1, min(most, PAGE))  # no larger page than needed
+
+        async def fetch(token: str | None) -> PageType:
+            nonlocal late
+            if late is not None:
+                arguments.update(await late())
+                late = None
+            return await self._call(endpoint, page_type, options, **arguments, page_token=token)
 
         # Report a wrong argument at the call, not at the first page.
         place(endpoint, {**arguments, "page_token": page_token})
-        return Listing(fetch, page_token)
+        return Listing(fetch, page_token, endpoint.operation, most)
+
+
+def _count(limit: object) -> int:
+    try:
+        return count(limit, least=0)
+    except ValueError as error:
+        message = f"limit {error}"
+        raise ValueError(message) from None
 
 
 def keys(delete_tags: Sequence[str]) -> list[dict[str, str]]:

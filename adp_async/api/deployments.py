@@ -121,12 +121,13 @@ class Deployments(Monitoring):
         status: DeploymentStatus | None = None,
         order_by: Sequence[str] = (),
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[ModelDeploymentSummary, ModelDeploymentPage]:
         """All deployments of a model: ``async for deployment in ...``.
 
-        *max_results* is the size of a page, not a limit on all of them.
+        At most *limit* of them; *max_results* is the size of a page.
 
         Operation: search_model_deployments, POST .../model-deployments/search
         """
@@ -135,6 +136,7 @@ class Deployments(Monitoring):
             ModelDeploymentPage,
             options,
             page_token=page_token,
+            most=limit,
             model_name=model_name,
             status=status,
             order_by=order_by,

@@ -116,13 +116,14 @@ class Experiments(Family):
         view_type: ViewType | None = None,
         order_by: Sequence[str] = (),
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[Experiment, ExperimentPage]:
         """All experiments that match: ``async for experiment in ...``.
 
-        *filter_string* as in MLflow: ``name LIKE 'digits%'``.  *max_results* is the size of a
-        page, not a limit on all of them.
+        *filter_string* as in MLflow: ``name LIKE 'digits%'``.  At most *limit* of them;
+        *max_results* is the size of a page.
 
         Operation: list_experiments, POST .../mlflow/experiments/search
         """
@@ -131,6 +132,7 @@ class Experiments(Family):
             ExperimentPage,
             options,
             page_token=page_token,
+            most=limit,
             filter=filter_string,
             view_type=view_type,
             order_by=order_by,

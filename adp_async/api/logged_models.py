@@ -26,12 +26,13 @@ class LoggedModels(Family):
         filter_string: str | None = None,
         order_by: Sequence[LoggedModelOrder] = (),
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[LoggedModel, LoggedModelPage]:
         """All logged models that match: ``async for model in ...``.
 
-        *max_results* is the size of a page, not a limit on all of them.
+        At most *limit* of them; *max_results* is the size of a page.
 
         Operation: list_logged_models, POST .../mlflow/logged-models/search
         """
@@ -40,6 +41,7 @@ class LoggedModels(Family):
             LoggedModelPage,
             options,
             page_token=page_token,
+            most=limit,
             experiment_ids=experiment_ids,
             filter=filter_string,
             order_by=order_by,

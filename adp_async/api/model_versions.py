@@ -124,13 +124,14 @@ class ModelVersions(Family):
         filter_string: str | None = None,
         order_by: str | None = None,
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[ModelVersion, ModelVersionPage]:
         """All model versions that match: ``async for version in ...``.
 
-        *filter_string* as in MLflow: ``name = 'digits'``.  *max_results* is the size of a page,
-        not a limit on all of them.
+        *filter_string* as in MLflow: ``name = 'digits'``.  At most *limit* of them;
+        *max_results* is the size of a page.
 
         Operation: list_model_versions, GET .../mlflow/model-versions/search
         """
@@ -139,6 +140,7 @@ class ModelVersions(Family):
             ModelVersionPage,
             options,
             page_token=page_token,
+            most=limit,
             filter=filter_string,
             order_by=order_by,
             max_results=max_results,

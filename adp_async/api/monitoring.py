@@ -56,12 +56,13 @@ class Monitoring(Family):
         status: ActivityStatus | None = None,
         order_by: Sequence[str] = (),
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[DeploymentActivitySummary, DeploymentActivityPage]:
         """What was done to a deployment: ``async for activity in ...``.
 
-        *max_results* is the size of a page, not a limit on all of them.
+        At most *limit* of them; *max_results* is the size of a page.
 
         Operation: list_model_deployment_activities,
         POST .../model-deployments/activities/search
@@ -71,6 +72,7 @@ class Monitoring(Family):
             DeploymentActivityPage,
             options,
             page_token=page_token,
+            most=limit,
             deployment_id=deployment_id,
             status=status,
             order_by=order_by,
@@ -142,6 +144,7 @@ class Monitoring(Family):
         status: InferenceStatus | None = None,
         model_version: str | None = None,
         request_uri: str | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[InferenceInvocationSummary, InferenceInvocationPage]:
@@ -155,6 +158,7 @@ class Monitoring(Family):
             InferenceInvocationPage,
             options,
             page_token=page_token,
+            most=limit,
             deployment_id=deployment_id,
             time_start=time_start,
             time_end=time_end,

@@ -121,13 +121,14 @@ class RegisteredModels(Family):
         order_by: str | None = None,
         is_deployment_summary_enabled: bool | None = None,
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[RegisteredModel, RegisteredModelPage]:
         """All registered models that match: ``async for model in ...``.
 
-        *filter_string* as in MLflow: ``name LIKE 'digits%'``.  *max_results* is the size of a
-        page, not a limit on all of them.
+        *filter_string* as in MLflow: ``name LIKE 'digits%'``.  At most *limit* of them;
+        *max_results* is the size of a page.
 
         Operation: list_registered_models, GET .../mlflow/registered-models/search
         """
@@ -136,6 +137,7 @@ class RegisteredModels(Family):
             RegisteredModelPage,
             options,
             page_token=page_token,
+            most=limit,
             filter=filter_string,
             order_by=order_by,
             is_deployment_summary_enabled=is_deployment_summary_enabled,

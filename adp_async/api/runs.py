@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from adp_async._sansio import endpoints
+from adp_async._sansio.arguments import checked_texts
 from adp_async.api._family import CallOptions, Family, Listing, keys
+from adp_async.entities.experiments import ExperimentReply
 from adp_async.entities.runs import (
     ArtifactPage,
     FileInfo,
@@ -117,31 +119,48 @@ class Runs(Family):
         self,
         *,
         experiment_ids: Sequence[str] = (),
+        experiment_names: Sequence[str] = (),
         filter_string: str | None = None,
         run_view_type: ViewType | None = None,
         order_by: Sequence[str] = (),
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[Run, RunPage]:
         """All runs that match: ``async for run in session.runs.search(...)``.
 
+        They are those of the experiments with *experiment_ids*, and with *experiment_names*, whose
+        ids are looked up before the first page (`NotFound` for a name that none has).
         *filter_string* as in MLflow: ``metrics.loss < 0.1 and tags.team = 'vision'``.
-        *max_results* is the size of a page, not a limit on all of them.
+        At most *limit* of them; *max_results* is the size of a page.
 
         Operation: list_experiment_runs, POST .../mlflow/runs/search
         """
+        names = checked_texts(experiment_names, "search: experiment_names")
+
+        async def named_ids() -> dict[str, object]:
+            found = [await self._experiment_id(name) for name in names]
+            return {"experiment_ids": [*experiment_ids, *found]}
+
         return self._listing(
             endpoints.SEARCH_RUNS,
             RunPage,
             options,
             page_token=page_token,
+            most=limit,
+            late=named_ids if names else None,
             experiment_ids=experiment_ids,
             filter=filter_string,
             run_view_type=run_view_type,
             order_by=order_by,
             max_results=max_results,
         )
+
+    async def _experiment_id(self, name: str) -> str:
+        endpoint = endpoints.GET_EXPERIMENT_BY_NAME
+        reply = await self._call(endpoint, ExperimentReply, {}, experiment_name=name)
+        return reply.experiment.experiment_id
 
     async def log_batch(
         self,
@@ -263,12 +282,13 @@ class Runs(Family):
         metric_key: str,
         *,
         max_results: int | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[Metric, MetricPage]:
         """Every value ever logged of one metric: ``async for point in ...``.
 
-        *max_results* is the size of a page, not a limit on all of them.
+        At most *limit* of them; *max_results* is the size of a page.
 
         Operation: get_experiment_run_metric_history, GET .../mlflow/metrics/get-history
         """
@@ -277,6 +297,7 @@ class Runs(Family):
             MetricPage,
             options,
             page_token=page_token,
+            most=limit,
             run_id=run_id,
             metric_key=metric_key,
             max_results=max_results,
@@ -287,10 +308,11 @@ class Runs(Family):
         run_id: str,
         *,
         path: str | None = None,
+        limit: int | None = None,
         page_token: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Listing[FileInfo, ArtifactPage]:
-        """The files and directories directly below *path*; the root when it isn't given.
+        """At most *limit* files and directories directly below *path*, or the root.
 
         Operation: list_artifacts, GET .../mlflow/artifacts/list
         """
@@ -299,6 +321,7 @@ class Runs(Family):
             ArtifactPage,
             options,
             page_token=page_token,
+            most=limit,
             run_id=run_id,
             path=path,
         )

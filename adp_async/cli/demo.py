@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from adp_async import ApiKey, __version__, blocking
+from adp_async._line_chart import Line, Plot
 from adp_async._sansio.texts import printable
 from adp_async.cli.background import running_platform
-from adp_async.cli.plot import Line, Plot
 from adp_async.cli.serve import wait_for_the_end
 from adp_async.errors import ConfigurationError, DeliveryError
 

@@ -122,6 +122,8 @@ def python_lines(platform: LocalPlatform) -> list[str]:
         "endpoint": repr(platform.endpoint),
         "auth": f"adp_async.ApiKey({str(platform.config_file)!r})",
     }
+    if platform.mlflow_url:
+        given["page_url"] = repr(_page_url(platform))
     if platform.ca_bundle is not None:
         given["ca_bundle"] = repr(str(platform.ca_bundle))
     arguments = ", ".join(f"{name}={value}" for name, value in given.items())
@@ -144,6 +146,8 @@ def environment(platform: LocalPlatform) -> dict[str, str]:
         "OCI_CONFIG_FILE": str(platform.config_file),
         "OCI_CLI_PROFILE": platform.profile,
     }
+    if platform.mlflow_url:
+        variables["ADP_ASYNC_PAGE_URL"] = _page_url(platform)
     if platform.ca_bundle is not None:
         variables |= {
             "ADP_ASYNC_CA_BUNDLE": str(platform.ca_bundle),
@@ -156,6 +160,11 @@ def environment(platform: LocalPlatform) -> dict[str, str]:
 
 def _exports(platform: LocalPlatform) -> list[str]:
     return [f"export {name}={shlex.quote(text)}" for name, text in environment(platform).items()]
+
+
+def _page_url(platform: LocalPlatform) -> str:
+    """Where MLflow shows a run."""
+    return f"{platform.mlflow_url}/#/experiments/{{experiment_id}}/runs/{{run_id}}"
 
 
 def _print_as_it_is(console: Console, lines: list[str]) -> None:

@@ -2,11 +2,12 @@
 
 from attrs import field, frozen
 
+from adp_async.entities._entity import Entity
 from adp_async.entities._fields import absent
 
 
 @frozen
-class Tag:
+class Tag(Entity):
     """A key and a value, both text."""
 
     key: str = field(metadata=absent(""))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 
 ActivityStatus = Literal["SUCCESS", "FAILURE"]
@@ -20,7 +21,7 @@ class ModelDeploymentTag(Tag):
 
 
 @frozen
-class DeploymentTarget:
+class DeploymentTarget(Entity):
     """A model version and its share of the traffic, in percent."""
 
     model_version: str
@@ -28,7 +29,7 @@ class DeploymentTarget:
 
 
 @frozen
-class DeploymentOAuthDetails:
+class DeploymentOAuthDetails(Entity):
     """The issuer whose tokens a deployment accepts."""
 
     issuer_claim: str
@@ -37,7 +38,7 @@ class DeploymentOAuthDetails:
 
 
 @frozen
-class ModelDeployment:
+class ModelDeployment(Entity):
     """A deployment of a model.  *activated_time* is in Unix milliseconds, other times are text."""
 
     deployment_id: str
@@ -60,9 +61,11 @@ class ModelDeployment:
     auth_type: str | None = None
     auth_details: DeploymentOAuthDetails | None = None
 
+    activated_datetime = Moment("activated_time")
+
 
 @frozen
-class ModelDeploymentSummary:
+class ModelDeploymentSummary(Entity):
     """A deployment as a search shows it; times as in `ModelDeployment`."""
 
     deployment_id: str
@@ -78,9 +81,11 @@ class ModelDeploymentSummary:
     activated_by: str | None = None
     serving_uri: str | None = None
 
+    activated_datetime = Moment("activated_time")
+
 
 @frozen
-class ModelDeploymentPage:
+class ModelDeploymentPage(Entity):
     """One page of a search for deployments."""
 
     deployments: tuple[ModelDeploymentSummary, ...]
@@ -92,7 +97,7 @@ class ModelDeploymentPage:
 
 
 @frozen
-class DeploymentContract:
+class DeploymentContract(Entity):
     """Inputs, outputs and an example of a deployed model, each as JSON text."""
 
     input_contract: str | None = None
@@ -101,7 +106,7 @@ class DeploymentContract:
 
 
 @frozen
-class DeploymentDetails:
+class DeploymentDetails(Entity):
     """A deployment as it was when an activity touched it."""
 
     name: str | None = None
@@ -132,7 +137,7 @@ class DeploymentDetails:
 
 
 @frozen
-class DeploymentDetailsSummary:
+class DeploymentDetailsSummary(Entity):
     """The few fields of a deployment that a list of activities shows."""
 
     model_name: str | None = None
@@ -140,7 +145,7 @@ class DeploymentDetailsSummary:
 
 
 @frozen
-class DeploymentActivity:
+class DeploymentActivity(Entity):
     """Something done to a deployment; times are text."""
 
     activity_id: str
@@ -155,7 +160,7 @@ class DeploymentActivity:
 
 
 @frozen
-class DeploymentActivitySummary:
+class DeploymentActivitySummary(Entity):
     """An activity as a search shows it; times are text."""
 
     activity_id: str
@@ -168,7 +173,7 @@ class DeploymentActivitySummary:
 
 
 @frozen
-class DeploymentActivityPage:
+class DeploymentActivityPage(Entity):
     """One page of a search for activities."""
 
     activities: tuple[DeploymentActivitySummary, ...]
@@ -180,7 +185,7 @@ class DeploymentActivityPage:
 
 
 @frozen
-class DeploymentLogMessage:
+class DeploymentLogMessage(Entity):
     """The text of a log record, or, by *state*, why there is none."""
 
     state: str
@@ -189,7 +194,7 @@ class DeploymentLogMessage:
 
 
 @frozen
-class DeploymentLogMetadata:
+class DeploymentLogMetadata(Entity):
     """Where a log record comes from."""
 
     replica_id: str | None = None
@@ -200,7 +205,7 @@ class DeploymentLogMetadata:
 
 
 @frozen
-class DeploymentLogDetail:
+class DeploymentLogDetail(Entity):
     """One log record with its message."""
 
     deployment_id: str
@@ -214,7 +219,7 @@ class DeploymentLogDetail:
 
 
 @frozen
-class DeploymentLogSummary:
+class DeploymentLogSummary(Entity):
     """One log record as a search shows it."""
 
     record_id: str
@@ -229,7 +234,7 @@ class DeploymentLogSummary:
 
 
 @frozen
-class DeploymentLogRecords:
+class DeploymentLogRecords(Entity):
     """The records of one page of a log."""
 
     items: tuple[DeploymentLogSummary, ...]
@@ -237,7 +242,7 @@ class DeploymentLogRecords:
 
 
 @frozen
-class DeploymentLogQuery:
+class DeploymentLogQuery(Entity):
     """The query as the service understood it, and when it was answered."""
 
     time_start: datetime
@@ -249,7 +254,7 @@ class DeploymentLogQuery:
 
 
 @frozen
-class DeploymentLogCoverage:
+class DeploymentLogCoverage(Entity):
     """How much of the requested time the log still covers."""
 
     state: str
@@ -258,7 +263,7 @@ class DeploymentLogCoverage:
 
 
 @frozen
-class DeploymentLogPage:
+class DeploymentLogPage(Entity):
     """One page of a deployment's log, with the query and how much of it the log covers."""
 
     deployment_id: str
@@ -276,7 +281,7 @@ class DeploymentLogPage:
 
 
 @frozen
-class InferenceInvocationMetadata:
+class InferenceInvocationMetadata(Entity):
     """Where an inference ran, and for whom."""
 
     region: str | None = None
@@ -285,7 +290,7 @@ class InferenceInvocationMetadata:
 
 
 @frozen
-class InferenceInvocationDetails:
+class InferenceInvocationDetails(Entity):
     """One inference with its payloads, which may be any JSON."""
 
     request_timestamp: datetime
@@ -300,7 +305,7 @@ class InferenceInvocationDetails:
 
 
 @frozen
-class InferenceInvocationSummary:
+class InferenceInvocationSummary(Entity):
     """One inference as a search shows it."""
 
     request_timestamp: datetime
@@ -312,7 +317,7 @@ class InferenceInvocationSummary:
 
 
 @frozen
-class InferenceInvocationPage:
+class InferenceInvocationPage(Entity):
     """One page of a search for inferences, and the values it can be filtered by."""
 
     time_start: datetime
@@ -325,7 +330,7 @@ class InferenceInvocationPage:
 
 
 @frozen
-class InferenceInvocationCounts:
+class InferenceInvocationCounts(Entity):
     """How many inferences there were, and their outcomes; the average is in milliseconds."""
 
     total_requests: int
@@ -337,7 +342,7 @@ class InferenceInvocationCounts:
 
 
 @frozen
-class InferenceInvocationTotals:
+class InferenceInvocationTotals(Entity):
     """The counts of a span of time."""
 
     time_start: datetime
@@ -346,7 +351,7 @@ class InferenceInvocationTotals:
 
 
 @frozen
-class InferenceFilters:
+class InferenceFilters(Entity):
     """Which inferences to export."""
 
     status: InferenceStatus | None = None

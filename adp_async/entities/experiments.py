@@ -4,6 +4,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 
 ViewType = Literal["ACTIVE_ONLY", "DELETED_ONLY", "ALL"]
@@ -15,7 +16,7 @@ class ExperimentTag(Tag):
 
 
 @frozen
-class Experiment:
+class Experiment(Entity):
     """A named group of runs.  Times are Unix milliseconds."""
 
     experiment_id: str
@@ -26,9 +27,12 @@ class Experiment:
     last_update_time: int | None = None
     tags: tuple[ExperimentTag, ...] = ()
 
+    creation_datetime = Moment("creation_time")
+    last_update_datetime = Moment("last_update_time")
+
 
 @frozen
-class ExperimentPage:
+class ExperimentPage(Entity):
     """One page of a search for experiments."""
 
     experiments: tuple[Experiment, ...]

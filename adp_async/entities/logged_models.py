@@ -2,6 +2,7 @@
 
 from attrs import frozen
 
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 
 
@@ -11,7 +12,7 @@ class LoggedModelTag(Tag):
 
 
 @frozen
-class LoggedModelInfo:
+class LoggedModelInfo(Entity):
     """Facts about a logged model.  Times are Unix milliseconds."""
 
     model_id: str = ""
@@ -25,9 +26,12 @@ class LoggedModelInfo:
     source_run_id: str | None = None
     tags: tuple[LoggedModelTag, ...] = ()
 
+    creation_datetime = Moment("creation_timestamp_ms")
+    last_updated_datetime = Moment("last_updated_timestamp_ms")
+
 
 @frozen
-class LoggedModel:
+class LoggedModel(Entity):
     """A logged model; *data* is whatever JSON the service has for it."""
 
     info: LoggedModelInfo = LoggedModelInfo()
@@ -35,7 +39,7 @@ class LoggedModel:
 
 
 @frozen
-class LoggedModelOrder:
+class LoggedModelOrder(Entity):
     """One field to order logged models by."""
 
     field_name: str
@@ -43,7 +47,7 @@ class LoggedModelOrder:
 
 
 @frozen
-class LoggedModelPage:
+class LoggedModelPage(Entity):
     """One page of a search for logged models."""
 
     models: tuple[LoggedModel, ...] = ()

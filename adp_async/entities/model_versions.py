@@ -2,6 +2,7 @@
 
 from attrs import frozen
 
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 from adp_async.entities.runs import Metric
 
@@ -12,7 +13,7 @@ class ModelVersionTag(Tag):
 
 
 @frozen
-class ModelParam:
+class ModelParam(Entity):
     """A parameter of the model behind a version."""
 
     name: str = ""
@@ -20,7 +21,7 @@ class ModelParam:
 
 
 @frozen
-class ModelVersionDeploymentJobState:
+class ModelVersionDeploymentJobState(Entity):
     """The state of a version's deployment job."""
 
     job_id: str | None = None
@@ -31,7 +32,7 @@ class ModelVersionDeploymentJobState:
 
 
 @frozen
-class ModelVersion:
+class ModelVersion(Entity):
     """One version of a registered model.  Times are Unix milliseconds."""
 
     name: str = ""
@@ -53,9 +54,12 @@ class ModelVersion:
     model_params: tuple[ModelParam, ...] = ()
     deployment_job_state: ModelVersionDeploymentJobState | None = None
 
+    creation_datetime = Moment("creation_timestamp")
+    last_updated_datetime = Moment("last_updated_timestamp")
+
 
 @frozen
-class ModelVersionPage:
+class ModelVersionPage(Entity):
     """One page of a search for model versions."""
 
     model_versions: tuple[ModelVersion, ...]

@@ -4,6 +4,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._tag import Tag
 from adp_async.entities.model_versions import ModelVersion
 
@@ -19,7 +20,7 @@ class RegisteredModelTag(Tag):
 
 
 @frozen
-class RegisteredModelAlias:
+class RegisteredModelAlias(Entity):
     """A name, such as ``champion``, that points to one version."""
 
     alias: str = ""
@@ -27,7 +28,7 @@ class RegisteredModelAlias:
 
 
 @frozen
-class DeploymentSummary:
+class DeploymentSummary(Entity):
     """How many deployments a model has."""
 
     total_deployment: int
@@ -35,7 +36,7 @@ class DeploymentSummary:
 
 
 @frozen
-class RegisteredModel:
+class RegisteredModel(Entity):
     """A named model with its versions.  Times are Unix milliseconds.
 
     *latest_versions* holds the newest version of each stage.
@@ -52,9 +53,12 @@ class RegisteredModel:
     tags: tuple[RegisteredModelTag, ...] = ()
     deployment_summary: DeploymentSummary | None = None
 
+    creation_datetime = Moment("creation_timestamp")
+    last_updated_datetime = Moment("last_updated_timestamp")
+
 
 @frozen
-class RegisteredModelPage:
+class RegisteredModelPage(Entity):
     """One page of a search for registered models."""
 
     registered_models: tuple[RegisteredModel, ...]
@@ -66,7 +70,7 @@ class RegisteredModelPage:
 
 
 @frozen
-class RegisteredModelSummary:
+class RegisteredModelSummary(Entity):
     """Counts of a schema of the catalog: models, versions, deployments."""
 
     registered_models_count: int
@@ -76,7 +80,7 @@ class RegisteredModelSummary:
 
 
 @frozen
-class PermissionAssignees:
+class PermissionAssignees(Entity):
     """To whom a change of permissions applies: users, roles or groups, by name."""
 
     type: AssigneeType
@@ -84,7 +88,7 @@ class PermissionAssignees:
 
 
 @frozen
-class PermissionChange:
+class PermissionChange(Entity):
     """Permissions to assign to, or to revoke from, some assignees."""
 
     assignees: PermissionAssignees
@@ -92,7 +96,7 @@ class PermissionChange:
 
 
 @frozen
-class RegisteredModelPermission:
+class RegisteredModelPermission(Entity):
     """One grantee's permissions on a model, direct or inherited from *resource_name*."""
 
     grantee: str
@@ -104,7 +108,7 @@ class RegisteredModelPermission:
 
 
 @frozen
-class PermissionPage:
+class PermissionPage(Entity):
     """One page of a model's permissions; the token comes from the reply's ``opc-next-page``."""
 
     items: tuple[RegisteredModelPermission, ...]

@@ -5,14 +5,16 @@ from typing import Literal
 
 from attrs import field, frozen
 
+from adp_async.entities._entity import Entity, Moment
 from adp_async.entities._fields import absent
+from adp_async.entities._keyed import Keyed
 from adp_async.entities._tag import Tag
 
 RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED", "INTERNAL_ERROR"]
 
 
 @frozen
-class Metric:
+class Metric(Entity):
     """One measured value of a run.
 
     *timestamp* is when it was measured, in Unix milliseconds.  NaN and the infinities are sent
@@ -24,9 +26,11 @@ class Metric:
     timestamp: int = field(metadata=absent(0))
     step: int = 0
 
+    datetime = Moment("timestamp")
+
 
 @frozen
-class Param:
+class Param(Entity):
     """A parameter of a run: written once, always text."""
 
     key: str = field(metadata=absent(""))
@@ -44,7 +48,7 @@ class InputTag(Tag):
 
 
 @frozen
-class Dataset:
+class Dataset(Entity):
     """A reference to data: *digest* identifies the content, *source* says where it is.
 
     *schema* and *profile* are text, usually JSON.
@@ -59,7 +63,7 @@ class Dataset:
 
 
 @frozen
-class DatasetInput:
+class DatasetInput(Entity):
     """A dataset that a run read."""
 
     dataset: Dataset
@@ -67,14 +71,14 @@ class DatasetInput:
 
 
 @frozen
-class ModelInput:
+class ModelInput(Entity):
     """A logged model that a run read."""
 
     model_id: str
 
 
 @frozen
-class ModelOutput:
+class ModelOutput(Entity):
     """A logged model that a run wrote, and at which step."""
 
     model_id: str
@@ -82,7 +86,7 @@ class ModelOutput:
 
 
 @frozen
-class RunInfo:
+class RunInfo(Entity):
     """Facts about a run, without what was logged.  Times are Unix milliseconds."""
 
     run_id: str = ""
@@ -96,18 +100,24 @@ class RunInfo:
     run_uuid: str | None = None
     user_id: str | None = None
 
-
-@frozen
-class RunData:
-    """What was logged into a run: the last value of each metric, the params, the tags."""
-
-    metrics: tuple[Metric, ...] = ()
-    params: tuple[Param, ...] = ()
-    tags: tuple[RunTag, ...] = ()
+    start_datetime = Moment("start_time")
+    end_datetime = Moment("end_time")
 
 
 @frozen
-class RunInputs:
+class RunData(Entity):
+    """What was logged into a run: the last value of each metric, the params, the tags.
+
+    ``run.data.params["lr"]`` is a value; iteration gives `Metric`, `Param` and `RunTag`.
+    """
+
+    metrics: Keyed[Metric, float] = field(default=(), converter=Keyed[Metric, float])
+    params: Keyed[Param, str] = field(default=(), converter=Keyed[Param, str])
+    tags: Keyed[RunTag, str] = field(default=(), converter=Keyed[RunTag, str])
+
+
+@frozen
+class RunInputs(Entity):
     """What a run read."""
 
     dataset_inputs: tuple[DatasetInput, ...] = ()
@@ -115,14 +125,14 @@ class RunInputs:
 
 
 @frozen
-class RunOutputs:
+class RunOutputs(Entity):
     """What a run wrote."""
 
     model_outputs: tuple[ModelOutput, ...] = ()
 
 
 @frozen
-class Run:
+class Run(Entity):
     """A run as the service has it."""
 
     info: RunInfo = RunInfo()
@@ -130,9 +140,13 @@ class Run:
     inputs: RunInputs = RunInputs()
     outputs: RunOutputs = RunOutputs()
 
+    def _row(self) -> dict[str, object]:
+        """Facts by their own names, then ``metrics.loss``, ``params.lr`` and ``tags.team``."""
+        return {**self.info._row(), **self.data._row()}
+
 
 @frozen
-class RunPage:
+class RunPage(Entity):
     """One page of a search for runs."""
 
     runs: tuple[Run, ...]
@@ -144,7 +158,7 @@ class RunPage:
 
 
 @frozen
-class MetricPage:
+class MetricPage(Entity):
     """One page of a metric's history."""
 
     metrics: tuple[Metric, ...] = ()
@@ -156,7 +170,7 @@ class MetricPage:
 
 
 @frozen
-class FileInfo:
+class FileInfo(Entity):
     """An artifact: a file of *file_size* bytes, or a directory."""
 
     path: str = ""
@@ -165,7 +179,7 @@ class FileInfo:
 
 
 @frozen
-class ArtifactPage:
+class ArtifactPage(Entity):
     """One page of a run's artifacts; *root_uri* is the directory their paths start from."""
 
     root_uri: str | None = None

@@ -1,0 +1,108 @@
+"""HTML for notebooks: tables and small pictures, escaped, in the colours of the page around them.
+
+Nothing here sets a background or a colour of text, so that dark themes and light ones show it
+alike.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["Markup", "facts", "link", "sparkline", "table"]
+
+#: Characters of a value that are shown, and rows of a table.
+LONGEST: Final = 300
+MOST_ROWS: Final = 100
+_LEFT: Final = "text-align:left"
+#: Of a sparkline, in pixels.
+WIDTH: Final = 180
+HEIGHT: Final = 24
+
+
+class Markup(str):
+    """HTML that is shown as it is; any other text is escaped."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> str:
+    """*value* for a page: escaped, printable, and cut when it is long."""
+    if isinstance(value, Markup):
+        return value
+    shown = str(value)
+    shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
+    return html.escape("".join(each if each.isprintable() else " " for each in shown))
+
+
+def facts(rows: Mapping[str, object]) -> str:
+    """A table of names and values; values that are None are left out."""
+    cells = "".join(
+        f"<tr><th style='{_LEFT}'>{text(name)}</th><td style='{_LEFT}'>{text(value)}</td></tr>"
+        for name, value in rows.items()
+        if value is not None
+    )
+    return f"<table>{cells}</table>"
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A table with a line for each of *rows*, of which the first hundred are shown."""
+    columns = list(dict.fromkeys(name for row in rows[:MOST_ROWS] for name in row))
+    head = "".join(f"<th style='{_LEFT}'>{text(name)}</th>" for name in columns)
+    lines = "".join(
+        f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows[:MOST_ROWS]
+    )
+    left = len(rows) - MOST_ROWS
+    more = f"<p>and {left:,} more</p>" if left > 0 else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>{more}"
+
+
+def _cell(value: object) -> str:
+    return f"<td style='{_LEFT}'>{'' if value is None else text(value)}</td>"
+
+
+def link(url: str) -> Markup:
+    """A link to *url*, shown as it is.  Only for the web: not a script, nor a file."""
+    if not url.startswith(("https://", "http://")):
+        return Markup(text(url))
+    escaped = html.escape(url)
+    return Markup(f"<a href='{escaped}' target='_blank' rel='noopener'>{escaped}</a>")
+
+
+def sparkline(points: Iterable[tuple[float, float]]) -> Markup:
+    """A small line without axes, and the last value beside it; points that aren't finite are left
+    out."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not finite:
+        return Markup("no finite value")
+    across = scale([x for x, _ in finite], 2.0, WIDTH - 2.0)
+    up = scale([y for _, y in finite], HEIGHT - 3.0, 3.0)
+    at = [(across(x), up(y)) for x, y in finite]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    x, y = at[-1]
+    return Markup(
+        f"<svg width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}' role='img' "
+        "style='vertical-align:middle' xmlns='http://www.w3.org/2000/svg'>"
+        f"<polyline points='{line}' fill='none' stroke='currentColor' stroke-width='1.2'/>"
+        f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2' fill='currentColor'/></svg> {finite[-1][1]:.5g}"
+    )
+
+
+class scale:  # noqa: N801 - called like the function that it is
+    """From the range of some values to pixels; a range of nothing leads to the middle."""
+
+    __slots__ = ("_first", "_low", "_span", "_width")
+
+    def __init__(self, values: Sequence[float], first: float, last: float) -> None:
+        # Halved, since the distance of two doubles may be more than a double holds.
+        low, high = min(values) / 2.0, max(values) / 2.0
+        self._low, self._span = low, high - low
+        self._first, self._width = first, last - first
+
+    def __call__(self, value: float) -> float:
+        share = (value / 2.0 - self._low) / self._span if self._span else 0.5
+        return self._first + share * self._width
