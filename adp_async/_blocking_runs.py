@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from adp_async._io.loop_thread import LoopThread
+    from adp_async._io.uploads import Uploader
     from adp_async._sansio.statuses import EndStatus
     from adp_async.entities.runs import DatasetInput
     from adp_async.run import Run as AsyncRun
@@ -48,10 +49,13 @@ class Run(ArtifactWriter, RunWriter):
 
     def __init__(self, run: AsyncRun, session: Host) -> None:
         super().__init__(run.run_id, run._intake)
-        self._uploader = run._uploader
         self._artifact_uri = run._artifact_uri
         self._run = run
         self._session = session
+
+    @property
+    def _uploader(self) -> Uploader:
+        return self._run._uploader
 
     @property
     def run_name(self) -> str | None:

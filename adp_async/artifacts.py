@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from attrs import frozen
 
 from adp_async._io.streams import BytesContent, FileContent, named
-from adp_async._io.uploads import Job
 from adp_async._sansio.artifact_uris import artifact_name, folder_name
 from adp_async._sansio.values import is_unicode
 from adp_async.errors import AdpError, shown, type_name
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from adp_async._io.streams import Content
-    from adp_async._io.uploads import Uploader
+    from adp_async._io.uploads import Job, Uploader
 
 T = TypeVar("T")
 
@@ -119,8 +118,12 @@ class Uploads(tuple[Upload, ...]):
 class ArtifactWriter:
     """``log_artifact`` of one run and what belongs to it.  From any thread."""
 
+    if TYPE_CHECKING:
+
+        @property
+        def _uploader(self) -> Uploader: ...
+
     _run_id: str
-    _uploader: Uploader
     #: Where they go; None when the platform has to be asked.
     _artifact_uri: str | None
 
@@ -187,6 +190,8 @@ class ArtifactWriter:
         return self._upload([(artifact_name(to), BytesContent(data))])[0]
 
     def _upload(self, contents: Sequence[tuple[str, Content]]) -> Uploads:
+        from adp_async._io.uploads import Job
+
         jobs = [
             Job(
                 self._run_id,
@@ -243,6 +248,8 @@ class LenientArtifactWriter(ArtifactWriter):
         return begun if isinstance(begun, Uploads) else Uploads([begun])
 
     def _failed(self, name: str, error: AdpError) -> Upload:
+        from adp_async._io.uploads import Job
+
         job = Job(self._run_id, name, BytesContent(b""), self._artifact_uri)
         job.future.set_result(error)
         return Upload(job, self._uploader)
@@ -284,7 +291,11 @@ class ArtifactFolder(ArtifactWriter):
         self.uri = uri
         self._artifact_uri = uri
         self._session = session
-        self._uploader = session.session._uploader
+
+    @property
+    def _uploader(self) -> Uploader:
+        uploader: Uploader = self._session.session._uploader
+        return uploader
 
     def entries(self, folder: str = "") -> list[ArtifactInfo]:
         """What *folder* holds; nothing when there is none.  Raises an `AdpError`."""

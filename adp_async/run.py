@@ -45,6 +45,8 @@ class Host(Protocol):
     @property
     def _uploader(self) -> Uploader: ...
 
+    def _has_uploads(self, run_id: str) -> bool: ...
+
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
 
@@ -81,11 +83,14 @@ class Run(ArtifactWriter, RunWriter):
     ) -> None:
         super().__init__(run_id, session._intake)
         self._session = session
-        self._uploader = session._uploader
         self._artifact_uri = artifact_uri
         self.run_name = run_name
         self.experiment_id = experiment_id
         self.status: EndStatus | None = None
+
+    @property
+    def _uploader(self) -> Uploader:
+        return self._session._uploader
 
     @property
     def settings(self) -> Settings:
@@ -126,7 +131,7 @@ class Run(ArtifactWriter, RunWriter):
 
     async def _finish_uploads(self, timeout: float) -> None:
         """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
-        if self._uploader.has_any(self.run_id):
+        if self._session._has_uploads(self.run_id):
             await self._uploader.all_settled(self.run_id, timeout)
 
     async def _end(self, status: EndStatus) -> None:

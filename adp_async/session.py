@@ -116,6 +116,9 @@ class Session:
     def _uploader(self) -> Uploader:
         return self._engine.uploader
 
+    def _has_uploads(self, run_id: str) -> bool:
+        return self._engine.has_uploads(run_id)
+
     @property
     def _intake(self) -> Intake:
         return self._delivery.intake

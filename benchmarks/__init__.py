@@ -7,6 +7,9 @@ runs one alone and prints its table.  ``--smoke`` makes it tiny, ``--json FILE``
 ``'adp-async[peers]'`` for the other trackers of ``step``; nginx is used when it is there
 (``apt-get install nginx-light``).
 
+``python -m benchmarks.integrations_lightning`` stands apart: it needs
+``pip install 'adp-async[test-frameworks]'``, over a gigabyte.
+
 Every comparison is made in one run: the contenders take turns in every round, and a ratio is the
 median of the rounds' ratios, so that a machine that gets slower meanwhile cancels out.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 from benchmarks._harness import percentile
@@ -16,12 +16,12 @@ VALUE = 0.123456789
 
 
 def mean_cost(log_metric: LogMetric, keys: Sequence[str]) -> float:
-    """Nanoseconds a call, the loop around it included."""
+    """Nanoseconds of this thread's CPU a call, the loop around it included."""
     value = VALUE
-    began = perf_counter_ns()
+    began = thread_time_ns()
     for step, key in enumerate(keys):
         log_metric(key, value, step)
-    return (perf_counter_ns() - began) / len(keys)
+    return (thread_time_ns() - began) / len(keys)
 
 
 def each_cost(log_metric: LogMetric, keys: Sequence[str]) -> list[int]:

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=10, help="of test_kill: rounds")
     parser.addoption("--points", type=int, default=100_000, help="of test_disk: while it is down")
     parser.addoption("--minutes", type=float, default=0.08, help="of test_soak: its length")
+    parser.addoption("--storm", type=float, default=3.0, help="of test_storm: its seconds")
     parser.addoption("--inputs", type=int, default=500, help="of the fuzz tests: inputs each")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from trainings import keys, needs, steps, train
+from children import ROOT
+from trainings import LONGEST, keys, needs, steps, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -517,3 +521,29 @@ async def test_a_wrong_log_freq(bare_platform: LocalPlatform, tmp_path: Path) ->
     """It is told when the callback is made."""
     trained = await train(bare_platform, tmp_path, KERAS, "AdpCallback(log_freq='step')\n")
     assert "log_freq is 'epoch', 'batch' or a number of batches, not 'step'" in trained.errors
+
+
+# What it costs ------------------------------------------------------------------------------------
+
+
+@needs("lightning")
+@pytest.mark.mlflow
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    """It trains with each logger on each road, and every point arrives."""
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-m", "benchmarks.integrations_lightning", "--smoke", "--no-peers"]
+    ran = subprocess.run(
+        [*command, "--json", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=LONGEST
+    )
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(file.read_text())
+    assert [table["title"] for table in report["tables"]] == [
+        "The service: on this machine",
+        "The service: 50 ms of latency",
+        "The service: a quota of 5 requests/s",
+    ]
+    for table in report["tables"]:
+        assert [row[0] for row in table["rows"]] == [
+            "no logger", "a logger that drops everything", "MLFlowLogger, aidp://", "AdpLogger",
+        ]  # fmt: skip
+    assert len(report["goals"]) == 2

@@ -53,7 +53,8 @@ def watch() -> None:
     _remember_exits()
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None:
-        # It ends without printing through the interpreter; this is called on its way out.
+        # It ends without printing through the interpreter; up to Python 3.12 this is called on its
+        # way out, later ones only tell its exit code.
         from multiprocessing.util import Finalize
 
         Finalize(None, _child_ends, exitpriority=0)
@@ -70,6 +71,8 @@ def how_it_ends() -> EndStatus:
         return "FINISHED"
     if _ending.childs_error is not None:
         return _status_of(_ending.childs_error)
+    if _ending.exit == "FINISHED" and (code := _childs_exit_code()):
+        return _status_of(SystemExit(code))
     printed = _printed()
     if printed is not None and printed is not _ending.printed_before:
         return _status_of(printed)
@@ -90,6 +93,16 @@ def _is_interactive() -> bool:
 
 def _child_ends() -> None:
     _ending.childs_error = sys.exception()
+
+
+def _childs_exit_code() -> object:
+    """What a child of `multiprocessing` that is ending will return; None elsewhere."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "multiprocessing.process":
+            return frame.f_locals.get("exitcode")
+        frame = frame.f_back
+    return None
 
 
 @cache
@@ -121,11 +134,11 @@ def _is_in_handler() -> bool:
     codes = {getattr(getattr(each, "__func__", each), "__code__", None) for each in handlers}
     # The one that raises KeyboardInterrupt has no code.
     codes.discard(None)
-    frame = sys._getframe()
+    frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code in codes:
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 

@@ -7,6 +7,7 @@ are handled here as well.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ from adp_async._io.spool_folder import SpoolFolder
 from adp_async._io.tidying import ended
 from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
-from adp_async._io.uploads import Uploader
 from adp_async._sansio.dispatch import Pulse
 from adp_async.errors import AdpError, Closed
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.recovery import Orphan, Recoveries, Recovery
     from adp_async._io.spool import Spool
+    from adp_async._io.uploads import Uploader
     from adp_async._sansio.statuses import EndStatus
     from adp_async.settings import Settings
 
@@ -75,16 +76,9 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
-        self.uploader = Uploader(
-            self.lifetime,
-            self.batches,
-            self.auth,
-            # Other servers have other limits, and so their own throttle.
-            make_caller=lambda: self._caller(
-                transport(self.settings), SharedThrottle(settings.retry)
-            ),
-            find_endpoint=self._object_storage_endpoint,
-        )
+        self._transport = transport
+        self._uploader: Uploader | None = None
+        self._making = threading.Lock()
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
         self.open_runs = OpenRuns()
@@ -114,6 +108,32 @@ class Engine:
             tokens=self._new_token,
             pulse=self._pulse,
         )
+
+    @property
+    def uploader(self) -> Uploader:
+        """Who uploads artifacts, made when first asked for; from any thread."""
+        from adp_async._io.uploads import Uploader
+
+        with self._making:
+            if self._uploader is None:
+                self._uploader = Uploader(
+                    self.lifetime,
+                    self.batches,
+                    self.auth,
+                    make_caller=self._caller_of_other_servers,
+                    find_endpoint=self._object_storage_endpoint,
+                )
+            if self.thread is not None:
+                self._uploader.open(self.thread)
+            return self._uploader
+
+    def has_uploads(self, run_id: str) -> bool:
+        """Whether an artifact of the run is in flight, or has failed without being reported."""
+        return self._uploader is not None and self._uploader.has_any(run_id)
+
+    def _caller_of_other_servers(self) -> Caller:
+        """They have other limits, and so a throttle of their own."""
+        return self._caller(self._transport(self.settings), SharedThrottle(self.settings.retry))
 
     @property
     def lifetime(self) -> Lifetime:
@@ -209,7 +229,6 @@ class Engine:
         if does_recover:
             self.delivery.bar(None)
         await self.delivery.open(thread, spool)
-        self.uploader.open(thread)
         if does_recover:
             self.recoveries = self._make_recoveries(thread)
             recovering = self.recoveries.run()
@@ -263,7 +282,9 @@ class Engine:
 
     async def _close_both(self, seconds: float, why: Why) -> None:
         """Records and uploads have the same time; the first failure is raised, the other noted."""
-        closing = self.delivery.close(seconds, why), self.uploader.close(seconds)
+        closing = [self.delivery.close(seconds, why)]
+        if self._uploader is not None:
+            closing.append(self._uploader.close(seconds))
         ends = await asyncio.gather(*closing, return_exceptions=True)
         failures = [end for end in ends if end is not None]
         for other in failures[1:]:
@@ -272,6 +293,7 @@ class Engine:
             raise failures[0]
 
     def _forked(self) -> None:
+        self._making = threading.Lock()  # a thread of the parent may hold the other
         self.delivery.forked()
         self.open_runs.forked()
         self.close_hooks.forked()
