@@ -22,7 +22,7 @@ from play import Play
 from test_dispatch import BUSY, FAULT, HOUR, poisoned
 from test_sender import DOWN, Scribe, Stage, run_virtually
 
-from adp_async._io.recovery import Found, Recoveries
+from adp_async._io.recovery import Found, Recoveries, open_orphans
 from adp_async._io.sender import NotYet
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.actions import Action
@@ -834,6 +834,20 @@ async def test_a_search_that_ends_early_holds_nobody(tmp_path: Path) -> None:
     await asyncio.wait([searching])
 
     assert barred[-1] == frozenset()
+
+
+def test_a_file_that_is_no_spool_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session searches every minute as long as it lives, and reports it the first time."""
+    path = tmp_path / "old.spool"
+    path.write_bytes(b"a letter to somebody" * 100)
+    os.utime(path, (0.0, 0.0))
+    seen: set[Path] = set()
+    for _ in range(3):
+        assert open_orphans(tmp_path, identity=None, limit=10**6, but_not=seen) == Found()
+
+    assert len([each for each in caplog.messages if str(path) in each]) == 1
 
 
 # Forks
