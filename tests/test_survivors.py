@@ -22,6 +22,7 @@ from play import Play
 from test_dispatch import BUSY, FAULT, HOUR, poisoned
 from test_sender import DOWN, Scribe, Stage, run_virtually
 
+from adp_async._io.recovery import Found, Recoveries, open_orphans
 from adp_async._io.sender import NotYet
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.actions import Action
@@ -29,6 +30,8 @@ from adp_async._sansio.blame import gist
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.dispatch import (
     BEFORE_HALVING,
+    ENOUGH_CONTRASTS,
+    ENOUGH_EVIDENCE,
     FRUITLESS,
     MOST_ASIDE,
     TROUBLE_TURNS,
@@ -315,6 +318,21 @@ def test_evidence_begins_anew_when_another_fails_as_well() -> None:
     assert 0 in seen[7:9]
 
 
+@pytest.mark.parametrize(("missing", "rejected"), [(1, 1), (2, 0)])
+def test_a_record_is_given_up_at_the_last_bit_of_evidence(missing: int, rejected: int) -> None:
+    """A failure while the run is shown is one bit: the one that was missing, or not yet."""
+    accumulator = Accumulator()
+    dispatcher = Dispatcher(accumulator, Throttle(), RetryPolicy(), Concurrency(4))
+    accumulator.add("run", RunTag("note", "poison"), 0.0)
+    (batch,) = dispatcher.drain(1.0)
+    batch.failed(1.0)
+    batch.evidence, batch.contrasts = ENOUGH_EVIDENCE - missing, ENOUGH_CONTRASTS
+    dispatcher.answered(batch, FAULT, Action.BACK_OFF, 2.0, jitter=0.5, is_visible=True)
+
+    assert accumulator.rejected.total() == rejected
+    assert accumulator.unsettled == 1 - rejected
+
+
 def test_under_a_quota_runs_in_trouble_have_one_turn_in_ten() -> None:
     """All of them together, so that the others have the rest."""
     accumulator, throttle = Accumulator(), Throttle()
@@ -402,6 +420,28 @@ def test_a_new_run_waits_for_those_that_came_before() -> None:
 
     assert [each.run_id for each in accumulator.drain(9.0, room=2)] == ["old", "new"]
     assert lane.delivered == 1
+
+
+def test_metrics_join_the_tags_that_wait_before_them() -> None:
+    """With a journal full requests are sealed before their turn; one full of tags has room yet."""
+    accumulator = Accumulator()
+    accumulator.seals_ahead = True
+    accumulator.add("run", Metric("loss", 0.5, 0, 0), 0.0)
+    (batch,) = accumulator.drain(1.0)
+    accumulator.succeed(batch, 1.0)
+    limits = accumulator.limits
+    for record in [
+        *metrics(limits.entities),
+        *(RunTag(f"tag-{number}", "") for number in range(limits.tags)),
+    ]:
+        accumulator.add("run", record, 2.0)
+    (full,) = accumulator.drain(2.0)
+    for record in metrics(5):
+        accumulator.add("run", record, 2.0)
+    accumulator.succeed(full, 3.0)
+    (mixed,) = accumulator.drain(3.0)
+
+    assert [len(full.records), len(mixed.records)] == [limits.entities, limits.tags + 5]
 
 
 # Memory
@@ -766,6 +806,48 @@ def test_a_thread_that_waits_when_the_session_closes_is_told() -> None:
     assert waiting.ended - began < 0.3
     stats = session.session.logger.stats()
     assert (stats.accepted, stats.dropped, stats.undelivered) == (10, 10, 0)
+
+
+# Recovery
+
+
+async def test_a_search_that_ends_early_holds_nobody(tmp_path: Path) -> None:
+    """Params and tags wait while it is not known what was left of their runs, and no longer."""
+    barred: list[frozenset[str] | None] = [None]
+    may_look = threading.Event()
+
+    def find(seen: set[Path], most: int) -> Found:
+        may_look.wait(5.0)
+        return Found()
+
+    recoveries = Recoveries(
+        find,
+        make=lambda: None,  # type: ignore[arg-type,return-value]
+        bar=barred.append,
+        thread=None,  # type: ignore[arg-type]
+        folder=tmp_path,
+    )
+    searching = asyncio.create_task(recoveries.run())
+    await asyncio.sleep(0.01)
+    searching.cancel()
+    may_look.set()
+    await asyncio.wait([searching])
+
+    assert barred[-1] == frozenset()
+
+
+def test_a_file_that_is_no_spool_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session searches every minute as long as it lives, and reports it the first time."""
+    path = tmp_path / "old.spool"
+    path.write_bytes(b"a letter to somebody" * 100)
+    os.utime(path, (0.0, 0.0))
+    seen: set[Path] = set()
+    for _ in range(3):
+        assert open_orphans(tmp_path, identity=None, limit=10**6, but_not=seen) == Found()
+
+    assert len([each for each in caplog.messages if str(path) in each]) == 1
 
 
 # Forks
