@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -41,26 +38,6 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@contextmanager
-def in_background(platform: LocalPlatform) -> Iterator[LocalPlatform]:
-    """Run *platform* in a thread and loop of its own: tests have a loop each."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="local-platform", daemon=True)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(platform.start(), loop).result()
-        try:
-            yield platform
-        finally:
-            asyncio.run_coroutine_threadsafe(platform.close(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-
-
 @pytest.fixture(autouse=True)
 def _spool_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
     """No test writes into the user's own state folder."""
@@ -76,7 +53,7 @@ def api_key() -> RSAPrivateKey:
 @pytest.fixture(scope="session")
 def platform(api_key: RSAPrivateKey) -> Iterator[LocalPlatform]:
     """A platform with a real MLflow, started once, in a thread of its own."""
-    with in_background(LocalPlatform(key=api_key)) as platform:
+    with LocalPlatform(key=api_key) as platform:
         yield platform
 
 

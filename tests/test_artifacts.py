@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import start, until
-from conftest import in_background
 
 from adp_async import (
     AdpError,
@@ -839,7 +838,7 @@ async def test_a_run_that_is_not_there(session: Session) -> None:
 @pytest.fixture
 def background_platform(api_key: Any, tmp_path: Path) -> Iterator[LocalPlatform]:
     platform = LocalPlatform(tmp_path / "platform", mlflow=False, key=api_key)
-    with in_background(platform):
+    with platform:
         yield platform
 
 

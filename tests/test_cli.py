@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 from children import not_outlived_by
-from conftest import in_background
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -65,7 +64,7 @@ def bare(
 ) -> Iterator[LocalPlatform]:
     """A platform without MLflow in a thread of its own: the commands have a loop each."""
     directory = tmp_path_factory.mktemp("bare")
-    with in_background(LocalPlatform(directory, mlflow=False, key=api_key)) as platform:
+    with LocalPlatform(directory, mlflow=False, key=api_key) as platform:
         yield platform
 
 
@@ -128,13 +127,16 @@ def test_a_missing_extra_is_one_line(command: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:
-    """The line says what the system says."""
+    """It names the port and says what to do, before MLflow is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = run("serve", "--no-mlflow", "--port", str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        result = run("serve", "--port", str(port))
 
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1
-    assert "address already in use" in result.stderr
+    assert f"port {port}: address already in use" in result.stderr
+    assert "--port 0" in result.stderr
+    assert "MLflow" not in result.output
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_serve_prints_what_works_and_ends_cleanly(
     """The Python lines run as they are; a signal ends it with 0 and its folder is gone."""
     with (
         subprocess.Popen(
-            [*COMMAND, "serve", "--no-mlflow"],
+            [*COMMAND, "serve", "--no-mlflow", "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from attrs import evolve
 from children import not_outlived_by
-from conftest import in_background
 from rich.console import Console
 from spools import LIMIT, chunk, metrics, orphan, sealed, settled
 from typer.testing import CliRunner
@@ -49,7 +48,7 @@ def bare(
 ) -> Iterator[LocalPlatform]:
     """A platform without MLflow in a thread of its own: the command has a loop of its own."""
     directory = tmp_path_factory.mktemp("bare")
-    with in_background(LocalPlatform(directory, mlflow=False, key=api_key)) as platform:
+    with LocalPlatform(directory, mlflow=False, key=api_key) as platform:
         yield platform
 
 
@@ -234,7 +233,7 @@ def test_again_goes_with_nothing_else(folder: Path) -> None:
 @pytest.fixture
 def stranger(api_key: RSAPrivateKey) -> Iterator[LocalPlatform]:
     """A host that somebody else runs, and knows this user's key to look at the requests."""
-    with in_background(LocalPlatform(mlflow=False, key=api_key)) as platform:
+    with LocalPlatform(mlflow=False, key=api_key) as platform:
         yield platform
 
 

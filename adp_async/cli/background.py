@@ -1,15 +1,14 @@
-"""The local platform in a thread of its own, so that the main thread can be a training script."""
+"""The local platform as a command runs it: its start is shown, its mistakes are a line."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from concurrent.futures import Future
-from contextlib import contextmanager
+import errno
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from rich.status import Status
 
+from adp_async.errors import AdpError
 from adp_async.local import LocalPlatform
 
 if TYPE_CHECKING:
@@ -23,58 +22,35 @@ __all__ = ["running_platform"]
 
 @contextmanager
 def running_platform(
-    console: Console, *, directory: Path | None = None, port: int = 0, mlflow: bool = True
+    console: Console,
+    *,
+    directory: Path | None = None,
+    port: int = 0,
+    mlflow: bool = True,
+    tls: bool = False,
 ) -> Iterator[LocalPlatform]:
     """A started `LocalPlatform`; its start is shown on *console*."""
-    with _Start(console) as start:
-        platform = LocalPlatform(directory, port=port, mlflow=mlflow, progress=start.show)
-        background = _Background(platform)
-        try:
-            background.started.result()
-        except BaseException:
-            background.stop()
-            raise
-    try:
+    with ExitStack() as stack:
+        with _Start(console) as start, _port_may_be_taken(port):
+            platform = LocalPlatform(
+                directory, port=port, mlflow=mlflow, tls=tls, progress=start.show
+            )
+            stack.enter_context(platform)
         yield platform
-    finally:
-        background.stop()
 
 
-class _Background:
-    """Keeps a platform up in an event loop and thread of its own."""
-
-    def __init__(self, platform: LocalPlatform) -> None:
-        self.started: Future[None] = Future()
-        self._platform = platform
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._keep())
-        self._thread = threading.Thread(target=self._run, name="local platform", daemon=True)
-        self._thread.start()
-
-    async def _keep(self) -> None:
-        try:
-            async with self._platform:
-                self.started.set_result(None)
-                await asyncio.get_running_loop().create_future()  # until `stop` cancels it
-        except BaseException as error:
-            if self.started.done():
-                raise
-            self.started.set_exception(error)
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._kept())
-
-    async def _kept(self) -> None:
-        await asyncio.wait([self._task])
-
-    def stop(self) -> None:
-        """Stop the platform, even if it is still starting."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._task.cancel)
-            self._thread.join()
-        if self._task.done() and not self._task.cancelled():
-            self._task.result()
+@contextmanager
+def _port_may_be_taken(port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        message = (
+            f"port {port}: address already in use, perhaps by another `adp-async serve`; "
+            "choose one with --port, or a free one with --port 0"
+        )
+        raise AdpError(message) from error
 
 
 class _Start:

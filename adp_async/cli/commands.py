@@ -48,6 +48,10 @@ Port = Annotated[
 ]
 
 
+#: Of `serve`: not in IANA's list, and below the ports that systems give to clients.
+DEFAULT_PORT = 8237
+
+
 @app.command("demo")
 @errors_in_one_line
 def demo_command(
@@ -76,7 +80,7 @@ def demo_command(
 @app.command("serve")
 @errors_in_one_line
 def serve_command(
-    port: Port = 0,
+    port: Port = DEFAULT_PORT,
     directory: Directory = None,
     quota: Annotated[
         float | None,
@@ -88,11 +92,24 @@ def serve_command(
             help="A real MLflow, or an in-memory stand-in: starts at once, knows only runs."
         ),
     ] = True,
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls", help="Speak https, with a certificate authority of the platform's own."
+        ),
+    ] = False,
+    env: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Write the exports for a shell into this file while the platform runs.",
+        ),
+    ] = None,
 ) -> None:
     """Run a whole platform on this machine, until Ctrl-C."""
     from adp_async.cli.serve import serve
 
-    serve(port=port, directory=directory, quota=quota, mlflow=mlflow)
+    serve(port=port, directory=directory, quota=quota, mlflow=mlflow, tls=tls, env=env)
 
 
 @app.command("doctor")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.text import Text
@@ -12,25 +13,69 @@ from rich.text import Text
 from adp_async.cli.background import running_platform
 from adp_async.errors import AdpError
 from adp_async.local import Quota
+from adp_async.local.identity import write_private
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from adp_async.local import LocalPlatform
 
 __all__ = ["environment", "python_lines", "serve", "wait_for_the_end"]
 
+_FIRST_LINE: Final = "# Written by adp-async serve: the platform that runs on this machine."
+
 
 def serve(
-    *, port: int = 0, directory: Path | None = None, quota: float | None = None, mlflow: bool = True
+    *,
+    port: int = 0,
+    directory: Path | None = None,
+    quota: float | None = None,
+    mlflow: bool = True,
+    tls: bool = False,
+    env: Path | None = None,
 ) -> None:
-    """Run a platform, show how to reach it, and stop at Ctrl-C or SIGTERM."""
+    """Run a platform, show how to reach it, and stop at Ctrl-C or SIGTERM.
+
+    The file *env* is there when the platform is ready, and while it runs.
+    """
     console = Console(highlight=False)
-    with running_platform(console, directory=directory, port=port, mlflow=mlflow) as platform:
+    _check_env(env)
+    with running_platform(
+        console, directory=directory, port=port, mlflow=mlflow, tls=tls
+    ) as platform:
         if quota is not None:
             platform.gateway.quota = Quota(quota)
-        show(console, platform)
-        wait_for_the_end(console, platform)
+        with _written(env, platform):
+            show(console, platform)
+            if env is not None:
+                console.print("\n[bold]which are also in a file[/]\n")
+                _print_as_it_is(console, [f". {shlex.quote(str(env.absolute()))}"])
+            wait_for_the_end(console, platform)
+
+
+def _check_env(env: Path | None) -> None:
+    """Raise if *env* cannot be written, or would overwrite what is not ours."""
+    if env is None:
+        return
+    if not env.parent.is_dir():
+        message = f"--env: {env.parent} is not a folder"
+        raise AdpError(message)
+    if env.exists() and not env.read_bytes().startswith(_FIRST_LINE.encode()):
+        message = f"--env: {env} exists, and was not written by `adp-async serve`"
+        raise AdpError(message)
+
+
+@contextmanager
+def _written(env: Path | None, platform: LocalPlatform) -> Iterator[None]:
+    if env is None:
+        yield
+        return
+    write_private(env, "\n".join([_FIRST_LINE, *_exports(platform), ""]).encode())
+    try:
+        yield
+    finally:
+        env.unlink(missing_ok=True)
 
 
 def wait_for_the_end(console: Console, platform: LocalPlatform) -> None:
@@ -53,48 +98,68 @@ def show(console: Console, platform: LocalPlatform) -> None:
     console.print("\n[bold]in Python[/]\n")
     _print_as_it_is(console, python_lines(platform))
     console.print("\n[bold]or in a shell, for every program started from it[/]\n")
-    assignments = [f"{name}={shlex.quote(value)}" for name, value in environment(platform).items()]
-    _print_as_it_is(console, [f"export {assignment}" for assignment in assignments])
+    _print_as_it_is(console, _exports(platform))
 
 
 def _facts(platform: LocalPlatform) -> dict[str, str]:
-    return {
+    facts = {
         "endpoint": platform.endpoint,
         "platform": platform.platform_id,
         "workspace": platform.workspace,
         "config file": f"{platform.config_file}, profile {platform.profile}",
         "MLflow's page": platform.mlflow_url or "not available: started without MLflow",
     }
+    if platform.ca_bundle is not None:
+        facts["CA certificate"] = str(platform.ca_bundle)
+    return facts
 
 
 def python_lines(platform: LocalPlatform) -> list[str]:
     """Three lines that log a metric, wherever they are pasted."""
-    arguments = [
-        f"platform_id={platform.platform_id!r}",
-        f"workspace={platform.workspace!r}",
-        f"endpoint={platform.endpoint!r}",
-        f"auth=adp_async.ApiKey({str(platform.config_file)!r})",
-    ]
+    given = {
+        "platform_id": repr(platform.platform_id),
+        "workspace": repr(platform.workspace),
+        "endpoint": repr(platform.endpoint),
+        "auth": f"adp_async.ApiKey({str(platform.config_file)!r})",
+    }
+    if platform.ca_bundle is not None:
+        given["ca_bundle"] = repr(str(platform.ca_bundle))
     if platform.mlflow_url:
-        arguments.append(f"page_url={_page_url(platform)!r}")
+        given["page_url"] = repr(_page_url(platform))
+    arguments = ", ".join(f"{name}={value}" for name, value in given.items())
     return [
         "import adp_async",
-        f"platform = dict({', '.join(arguments)})",
+        f"platform = dict({arguments})",
         "with adp_async.blocking.start_run('first', **platform) as run: run.log_metric('loss', .5)",
     ]
 
 
 def environment(platform: LocalPlatform) -> dict[str, str]:
-    """The variables with which a session without arguments uses *platform*."""
-    page = {"ADP_ASYNC_PAGE_URL": _page_url(platform)} if platform.mlflow_url else {}
-    return {
+    """The variables with which a session without arguments uses *platform*.
+
+    With TLS also those with which Oracle's own command line does: it takes https only.
+    """
+    variables = {
         "AIDP_ENDPOINT": platform.endpoint,
         "AIDP_INSTANCE_ID": platform.platform_id,
         "AIDP_WORKSPACE": platform.workspace,
         "OCI_CONFIG_FILE": str(platform.config_file),
         "OCI_CLI_PROFILE": platform.profile,
-        **page,
     }
+    if platform.mlflow_url:
+        variables["ADP_ASYNC_PAGE_URL"] = _page_url(platform)
+    if platform.ca_bundle is not None:
+        variables |= {
+            "ADP_ASYNC_CA_BUNDLE": str(platform.ca_bundle),
+            "REQUESTS_CA_BUNDLE": str(platform.trusted_certificates),
+            "OCI_CLI_AUTH": "api_key",
+            "OCI_CLI_CONFIG_FILE": str(platform.config_file),
+        }
+    return variables
+
+
+def _exports(platform: LocalPlatform) -> list[str]:
+    return [f"export {name}={shlex.quote(text)}" for name, text in environment(platform).items()]
 
 
 def _page_url(platform: LocalPlatform) -> str:

@@ -31,6 +31,7 @@ from adp_async.local.stand_in import ReceivedRun, StandIn
 from adp_async.local.verifier import Refused, Verifier
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Coroutine
 
     from adp_async.local.answers import Backend
@@ -94,12 +95,14 @@ class Gateway:
         self._runner: web.ServerRunner | None = None
         self._server: web.Server | None = None
         self._site: web.TCPSite | None = None
+        self._tls: ssl.SSLContext | None = None
         self._closing = asyncio.Event()
 
     # -- lifetime
 
-    async def start(self, port: int = 0) -> None:
-        """Listen on 127.0.0.1; *port* 0 picks a free one."""
+    async def start(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> None:
+        """Listen on 127.0.0.1; *port* 0 picks a free one.  With *tls*, speak nothing else."""
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._handle, access_log=None, auto_decompress=False)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
@@ -125,12 +128,12 @@ class Gateway:
 
     async def _listen(self) -> None:
         if self._site is None and self._runner is not None:
-            site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+            site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
             await site.start()
             self._site = site
             self.port = self._runner.addresses[0][1]
             if self.storage is not None:
-                self.storage.base_url = f"http://127.0.0.1:{self.port}"
+                self.storage.base_url = self.url
 
     async def _go_down(self) -> None:
         site, self._site = self._site, None
@@ -149,6 +152,10 @@ class Gateway:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(action(), self._loop))
 
     # -- what a test may ask and change
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def quota(self) -> Quota | None:
