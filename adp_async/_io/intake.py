@@ -309,6 +309,8 @@ class Intake:
 
     def room_made(self) -> None:
         """Records were settled, or moved to the disk: wake threads that wait for room."""
+        if self.inbox.gate > 0:  # what is kept of a refused record can take more than it did
+            self._open_gate(self.inbox.gate)
         if self._tickets:
             with self.lock:
                 self._grant()
