@@ -46,6 +46,7 @@ def _https(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # what MLflow sets is taken back
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     request_auth.signed_by_oci.cache_clear()
+    mlflow.set_registry_uri("")  # that of the tests before is taken back
     mlflow.set_tracking_uri(uri)
     yield
     while mlflow.active_run() is not None:
