@@ -23,6 +23,7 @@ from adp_async.errors import (
     NotFound,
     RequestTimeout,
     ServiceError,
+    ServiceFault,
     UnreadableReply,
 )
 from adp_async.local.quota import Quota
@@ -535,3 +536,23 @@ def test_a_lane_stands_in_the_line_once() -> None:
     assert line.take(2.9) is None
     assert line.take(3.0) is moved
     assert line.take(9.0) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "least"),
+    [
+        (ServiceFault("it failed", status=500, code="InternalError"), 4),
+        (ServiceFault("it failed", status=503, code="Busy"), 12),
+        (ConnectionLost("the reply was lost"), 12),
+    ],
+    ids=["500 of the service", "503", "lost reply"],
+)
+def test_what_may_have_been_taken_is_not_halved_soon(error: AdpError, least: int) -> None:
+    """The halves have tokens of their own: what was taken, unheard, would be there twice."""
+    play = Play(answers=lambda batch, now: error if batch.run_id == "bad" else None)
+    play.every(1.0, lambda: play.log_points("good", 1), 1200.0)
+    play.log_points("bad", 100)
+    play.run(1200.0)
+
+    sizes = [post.records for post in play.posts if post.run_id == "bad"]
+    assert least <= sizes.index(50) <= least + 2

@@ -152,12 +152,17 @@ FAULTS = [
 QUOTAS = [None, Quota(rate=100, burst=10), Quota(rate=60, burst=10, retry_after=1)]
 
 
+#: Seconds in which a batch whose reply was lost is surely sent again: its timeout, and a back-off.
+UNHEARD = 4.0
+
+
 @define
 class Trouble:
     """Makes something go wrong about once a second, and counts it."""
 
     gateway: Gateway
     dice: random.Random
+    unheard_until: float = 0.0
     faults: int = 0
     outages: int = 0
     clocks: int = 0
@@ -180,6 +185,11 @@ class Trouble:
 
     async def spoil(self) -> None:
         fault, times = self.dice.choice(FAULTS), self.dice.randint(1, 3)
+        # A token that was taken, unheard, is spent: under a new one the batch would be doubled.
+        if fault.status == 409 and time.monotonic() < self.unheard_until:
+            return
+        if fault.after_write:
+            self.unheard_until = time.monotonic() + UNHEARD
         injection = self.gateway.inject(fault, times=times)
         await asyncio.sleep(0.5)
         self.gateway.faults.remove(injection)

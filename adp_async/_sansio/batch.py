@@ -52,6 +52,8 @@ class RecordBatch:
     failed_at: float = 0.0
     #: Those since which the service is known to take something else.
     blamed: int = 0
+    #: The last of those in a row, as far as the service said itself that it took nothing.
+    breakdowns: int = 0
     #: How sure it is that a record is to blame: see `Dispatcher`; and how often it failed between
     #: two batches that did not.
     evidence: int = 0
@@ -72,4 +74,4 @@ class RecordBatch:
         """This is a part of *whole*, and begins with what that has seen."""
         self.failures, self.failed_at = whole.failures, whole.failed_at
         self.blamed, self.evidence = whole.blamed, whole.evidence
-        self.contrasts = whole.contrasts
+        self.contrasts, self.breakdowns = whole.contrasts, whole.breakdowns

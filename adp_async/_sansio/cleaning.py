@@ -20,8 +20,8 @@ def clean_key(key: object, limits: BatchLimits) -> str:
     A key must also read as a relative path that leads down: no empty part, no ``.`` and ``..``.
 
     >>> from adp_async._sansio.records import BatchLimits
-    >>> [clean_key(key, BatchLimits()) for key in ("f1@5", "/val//loss/", "../x", 7, "")]
-    ['f1_5', 'val/loss', '__/x', '7', '_']
+    >>> [clean_key(key, BatchLimits()) for key in ("f1@5", "/val//loss/", "../x", "..x", 7, "")]
+    ['f1_5', 'val/loss', '__/x', '__x', '7', '_']
     """
     text = _UNFIT.sub("_", text_of(key) or "")[: limits.key_length]
     parts = [part for part in text.split("/") if part not in ("", ".")]

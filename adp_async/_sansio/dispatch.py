@@ -64,6 +64,9 @@ LASTING_PAUSE: Final = 1.0
 #: Failures of a batch before it is halved; batches of a run that are taken apart without success.
 BEFORE_HALVING: Final = 4
 FRUITLESS: Final = 14
+#: So many more where they leave open whether the batch was taken: had it been, an attempt since
+#: would have been answered so.
+LIKELY_TAKEN: Final = 8
 #: Bits of evidence against a record before it is given up, and how often it must have failed
 #: between two that did not: a service that takes nothing must not cost a record.
 ENOUGH_EVIDENCE: Final = 20
@@ -370,13 +373,17 @@ class Dispatcher:
         has_failed = batch.failures > 0
         is_blamed = others or is_visible or (has_failed and self.pulse.at > batch.failed_at)
         batch.blamed = batch.blamed + 1 if is_blamed else 0
+        # Halves have new tokens, which would double what was taken, unheard, by an attempt before.
+        has_said_so = is_blamed and _is_breakdown(error)
+        batch.breakdowns = batch.breakdowns + 1 if has_said_so else 0
         self._weigh(batch, is_visible=is_visible)
         if self._is_condemned(batch, error):
             accumulator.give_up(batch, error, now)
             return True
         if batch.blamed < BEFORE_HALVING:
             return False
-        if len(batch.records) > 1 and lane.fruitless < FRUITLESS:
+        was_not_taken = max(batch.breakdowns, batch.blamed - LIKELY_TAKEN) >= BEFORE_HALVING
+        if was_not_taken and len(batch.records) > 1 and lane.fruitless < FRUITLESS:
             accumulator.halve(batch, now)
             return True
         if len(batch.records) == 1 and len(lane.aside) < MOST_ASIDE:

@@ -158,9 +158,10 @@ class Journal:
             case events.Refused(rejections, records):
                 pairs = zip(rejections, records, strict=True)
                 self._notes.refused.extend(Refused(*pair) for pair in pairs)
-            case events.Lost(lane, first, last):
-                self._notes.unreadable.append(Unreadable(lane.run_id, first, last))
-                self._notes.settled.add(lane)
+            case lost:
+                unreadable = Unreadable(lost.lane.run_id, lost.first, lost.last)
+                self._notes.unreadable.append(unreadable)
+                self._notes.settled.add(lost.lane)
 
     def restored(self, lane: Lane) -> None:
         """*lane* is that of a process that died: all of it is on disk."""
