@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 
-from adp_async._sansio.messages import Request
+from adp_async._sansio.messages import Request, Signing
 
 if TYPE_CHECKING:
     from adp_async.local import LocalPlatform
 
-OBJECTS = "/n/local/b/models"
-
 
 async def asked(
     platform: LocalPlatform, method: str, path: str, *, signed: bool = True, **given: Any
-) -> tuple[int, str]:
-    """The status and the code of the answer to a request."""
+) -> tuple[int, Any]:
+    """The status of the answer to a request, and its JSON, or what it is else."""
     headers, body = given.get("headers", {}), given.get("body")
     if body is not None:
         headers = {**headers, "content-type": "application/json"}
-    request = Request(method, f"{platform.endpoint}{path}", headers, body)
+    signing = Signing.HEAD if "content" in given else Signing.WHOLE
+    url = f"{platform.endpoint}{path}"
+    request = Request(method, url, headers, body or given.get("content"), signing=signing)
     async with platform.session() as session, aiohttp.ClientSession() as client:
         if signed:
             request = await session._engine.auth.sign(request)
         url = aiohttp.client.URL(request.url, encoded=True)
         async with client.request(method, url, headers=request.headers, data=request.body) as reply:
             content = await reply.read()
-            code = (await reply.json()).get("code", "") if content[:1] == b"{" else ""
-            return reply.status, code
+            return reply.status, json.loads(content) if content[:1] == b"{" else content
 
 
 @pytest.fixture
@@ -62,11 +62,63 @@ REFUSED = {
 async def test_what_is_refused(storage: LocalPlatform, what: str) -> None:
     """With the status and the code of the real ones, as far as these are known."""
     method, path, given, answer = REFUSED[what]
-    namespace = storage.artifacts.add_bucket("models").partition("@")[2].partition("/")[0]
     path = path.format(
-        bucket=f"/n/{namespace}/b/models",
-        namespace=f"/n/{namespace}",
+        bucket=bucket_of(storage),
+        namespace=bucket_of(storage).removesuffix("/b/models"),
         platform=f"/20260430/aiDataPlatforms/{storage.platform_id}",
         other="/20260430/aiDataPlatforms/ocid1.aidataplatform.oc1.iad.other",
     )
-    assert await asked(storage, method, path, **given) == answer
+    status, reply = await asked(storage, method, path, **given)
+    assert (status, reply["code"]) == answer
+
+
+def bucket_of(platform: LocalPlatform) -> str:
+    namespace = platform.artifacts.add_bucket("models").partition("@")[2].partition("/")[0]
+    return f"/n/{namespace}/b/models"
+
+
+async def test_an_upload_in_parts_is_checked(storage: LocalPlatform) -> None:
+    """A part has a number from 1 on, may come again, and is committed by its etag."""
+    bucket = bucket_of(storage)
+    _, upload = await asked(storage, "POST", f"{bucket}/u", body=b'{"object": "big"}')
+    where = f"{bucket}/u/big?uploadId={upload['uploadId']}"
+    for number, status in ((0, 400), (1, 200), (1, 200)):
+        part = f"{where}&uploadPartNum={number}"
+        assert (await asked(storage, "PUT", part, content=b"12345"))[0] == status
+    wrong = b'{"partsToCommit": [{"partNum": 1, "etag": "other"}]}'
+    status, reply = await asked(storage, "POST", where, body=wrong)
+    assert (status, reply["code"]) == (400, "InvalidUploadPart")
+    assert (await asked(storage, "DELETE", where))[0] == 204
+
+
+async def test_an_object_is_read_whole_or_in_part(storage: LocalPlatform) -> None:
+    """A range that begins behind its end is refused."""
+    place = f"{bucket_of(storage)}/o/small"
+    assert (await asked(storage, "PUT", place, content=b"12345"))[0] == 200
+    assert await asked(storage, "GET", place) == (200, b"12345")
+    for asked_for, answer in (("bytes=1-2", (206, b"23")), ("bytes=3-", (206, b"45"))):
+        assert await asked(storage, "GET", place, headers={"range": asked_for}) == answer
+    assert (await asked(storage, "GET", place, headers={"range": "bytes=9-"}))[0] == 416
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "query", "status"),
+    [
+        ("", "CREATE", "", 400),
+        ("folder/", "CREATE", "", 400),
+        ("deep/in/file", "CREATE", "", 404),
+        ("deep/in/file", "CREATE", "?shouldCreateRecursively=true", 200),
+        ("file", "UPDATE", "", 409),
+        ("file", "CREATE", "", 200),
+    ],
+)
+async def test_a_file_of_a_volume(
+    storage: LocalPlatform, path: str, action: str, query: str, status: int
+) -> None:
+    """It has a path, its folder is there or is made, and only what is there is completed."""
+    key = next(iter(storage.artifacts.volumes))
+    volume = f"/20260430/aiDataPlatforms/{storage.platform_id}/volumes/{key}"
+    body = json.dumps({"action": action, "size": 5, "eTag": "other"}).encode()
+    where = f"{volume}/actions/uploadFileMeta{query}"
+    answer = await asked(storage, "POST", where, headers={"path": path}, body=body)
+    assert answer[0] == status
