@@ -19,7 +19,16 @@ from adp_async._sansio.records import DELIVERED, Metric
 from adp_async._sansio.samples import Samples
 from adp_async._svg_chart import chart
 from adp_async.display import Picture
-from adp_async.entities import Experiment, Param, Run, RunData, RunInfo, RunTag
+from adp_async.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    Param,
+    Run,
+    RunData,
+    RunInfo,
+    RunTag,
+)
 from adp_async.entities import Metric as MetricEntity
 from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
 
@@ -457,3 +466,11 @@ def test_legends_wrap() -> None:
         (each.get("stroke"), each.get("stroke-dasharray")) for each in svg.iter(f"{SVG}polyline")
     }
     assert len(strokes) == 14
+
+
+def test_an_entity_in_an_entity_is_shown_by_its_fields() -> None:
+    """What is within has the name of the outer field in front."""
+    dataset = Dataset(name="digits", digest="d1", source_type="local", source="here")
+    shown = DatasetInput(dataset=dataset)._repr_html_()
+    assert "dataset.name" in shown
+    assert "digits" in shown

@@ -9,8 +9,11 @@ import aiohttp
 import pytest
 
 from adp_async._sansio.messages import Request, Signing
+from adp_async.local.objects import VOLUMES_BUCKET, Artifacts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from adp_async.local import LocalPlatform
 
 
@@ -122,3 +125,29 @@ async def test_a_file_of_a_volume(
     where = f"{volume}/actions/uploadFileMeta{query}"
     answer = await asked(storage, "POST", where, headers={"path": path}, body=body)
     assert answer[0] == status
+
+
+def test_what_is_kept_is_there_after_a_restart(tmp_path: Path) -> None:
+    """Buckets, volumes and what is in them."""
+    before = Artifacts.in_folder(tmp_path)
+    for bucket, name in (("models", "big"), (VOLUMES_BUCKET, "main.ml.files/small")):
+        incoming = before.incoming()
+        incoming.write(b"12345")
+        before.keep(bucket, name, "text/plain", incoming)
+    after = Artifacts.in_folder(tmp_path)
+
+    assert "models" in after.buckets
+    assert "main.ml.files" in after.volumes
+    namespace = after.add_bucket("models")
+    assert after.names(namespace) == ["big"]
+    with pytest.raises(KeyError, match="neither oci://"):
+        after.names("s3://models")
+
+
+def test_urls_expire_on_request(tmp_path: Path) -> None:
+    """What was given out before is not valid any more."""
+    artifacts = Artifacts.in_folder(tmp_path)
+    token = artifacts.pre_authenticate("file", "PUT")
+    assert artifacts.is_allowed(token, "file", "PUT")
+    artifacts.expire_urls()
+    assert not artifacts.is_allowed(token, "file", "PUT")

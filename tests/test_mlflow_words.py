@@ -12,7 +12,7 @@ from mlflow.protos.service_pb2 import MlflowService
 
 from adp_async import errors
 from adp_async.auth import ApiKey, SessionToken
-from adp_async.integrations.mlflow import ending
+from adp_async.integrations.mlflow import ending, request_auth
 from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words
 from adp_async.integrations.mlflow.logged_models import id_of, run_and_name
 from adp_async.integrations.mlflow.uri import StoreAddress
@@ -205,3 +205,28 @@ def test_a_body_that_is_interrupted_is_killed(error: type[BaseException], status
         assert ending.status_now("FAILED") == status
         assert ending.status_now("FINISHED") == "FINISHED"
     assert ending.status_now("FAILED") == "FAILED"
+
+
+# The request auth provider, without a network ----------------------------------------------------
+
+
+class Prepared:
+    """What requests hands to an auth provider, as far as it looks."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.method = "POST"
+        self.body = b"{}"
+        self.headers: dict[str, str] = {}
+
+
+def test_a_path_that_is_not_mlflows_is_named() -> None:
+    """The request is for no operation at all."""
+    auth = request_auth.SignedByOci(lambda request: None)  # type: ignore[arg-type]
+    with pytest.raises(MlflowException, match="elsewhere"):
+        auth(Prepared("https://example.com/elsewhere"))
+
+
+def test_credentials_that_cannot_be_renewed_are_not() -> None:
+    """A 401 then stays a 401."""
+    assert not request_auth.SignedByOci(lambda request: None)._renew()  # type: ignore[arg-type]

@@ -240,11 +240,11 @@ class Delivery:
         """Stop, and leave what is not settled in the spool."""
         task, self._task = self._task, None
         self._is_over = True
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        if self.keeper is not None:
-            await self.keeper.close(seconds)
+        assert task is not None
+        assert self.keeper is not None
+        task.cancel()
+        await asyncio.wait([task])
+        await self.keeper.close(seconds)
 
     async def _supervise(self) -> None:
         """Run the sender, and the keeper of the spool beside it; start them again when they end.
