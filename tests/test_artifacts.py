@@ -543,7 +543,8 @@ async def test_a_file_that_shrinks(run: Run, gateway: Gateway, tmp_path: Path) -
         await run.log_artifact(file)
 
     assert measured.is_set()
-    assert gateway.by_operation["put_object"] == 1
+    # It may be over before the gateway has read its head; it is not tried again.
+    assert gateway.by_operation["put_object"] <= 1
 
 
 async def test_a_folder_with_a_pipe(run: Run, tmp_path: Path, bare_platform: LocalPlatform) -> None:

@@ -396,3 +396,13 @@ def test_neither_headers_nor_bodies_in_a_repr() -> None:
 
     assert repr(Request("POST", "https://x/a", hush, b"hush")) == "<Request POST https://x/a>"
     assert repr(Reply(200, hush, b"hush")) == "<Reply 200>"
+
+
+def test_what_somebody_has_stored_may_be_a_page() -> None:
+    """An object is the service's when it has an etag, whatever its first byte is."""
+    page = b"<html>the report of a run</html>"
+    stored = Reply(206, {"etag": "e1", "content-type": "text/html"}, page)
+
+    assert read_reply(stored, "get_object").body == page
+    with pytest.raises(UnreadableReply, match="not the service's"):
+        read_reply(Reply(200, {"content-type": "text/html"}, page), "get_object")

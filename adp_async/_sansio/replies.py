@@ -153,7 +153,13 @@ def _may_be_of_the_service(reply: Reply, operation: str) -> bool:
     if operation in SILENT_OPERATIONS:
         says_nothing = not reply.body.strip() or _is_empty_object(reply.body)
         return reply.status in (200, 202, 204) and says_nothing
+    if operation in CONTENT_OPERATIONS:
+        return "etag" in reply.headers
     return not _is_page(reply)
+
+
+#: Operations that reply with what somebody has stored, which may be a page.
+CONTENT_OPERATIONS = frozenset({"get_object"})
 
 
 def _is_empty_object(body: bytes) -> bool:
