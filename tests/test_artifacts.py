@@ -1231,3 +1231,13 @@ def test_no_endpoint() -> None:
     given = {"platform_id": PLATFORM_ID, "endpoint": "https://aidp.example.com"}
     with pytest.raises(ConfigurationError, match="object_storage_endpoint is missing"):
         endpoint_of(Settings.resolve(given, {}), None)
+
+
+async def test_of_many_artifacts_a_few_are_named(run: Run, gateway: Gateway) -> None:
+    """The message stays short, however many of them failed."""
+    gateway.inject(Fault.reply(403, "NotAuthorized"), times=9, operation="put_object")
+    for number in range(9):
+        run.log_text("x", f"{number}.txt")
+    with pytest.raises(UploadError, match=r"'0\.txt'.*'4\.txt', \.\.\.") as caught:
+        await run.finish()
+    assert "5.txt" not in str(caught.value)

@@ -281,3 +281,13 @@ def test_its_address_is_lenient() -> None:
         assert address_of(strict).strict
         copied = pickle.loads(pickle.dumps(address_of(lenient)))
     assert copied == RunAddress(lenient.run_id, session.settings, strict=False)
+
+
+async def test_a_timestamp_of_ones_own() -> None:
+    """It is that of every point of the call."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run(), strict=False)
+        run.log_metrics({"a": 1.0, "b": 2.0}, timestamp=1_700_000_000_000)
+        await run.flush()
+        metrics = session.received(run.run_id).metrics
+    assert {metric.timestamp for metric in metrics} == {1_700_000_000_000}

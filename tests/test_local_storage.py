@@ -9,12 +9,11 @@ import aiohttp
 import pytest
 
 from adp_async._sansio.messages import Request, Signing
+from adp_async.local import LocalPlatform
 from adp_async.local.objects import VOLUMES_BUCKET, Artifacts
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from adp_async.local import LocalPlatform
 
 
 async def asked(
@@ -151,3 +150,10 @@ def test_urls_expire_on_request(tmp_path: Path) -> None:
     assert artifacts.is_allowed(token, "file", "PUT")
     artifacts.expire_urls()
     assert not artifacts.is_allowed(token, "file", "PUT")
+
+
+@pytest.mark.parametrize("what", ["artifacts", "config_file"])
+def test_a_platform_that_is_not_started_says_so(what: str) -> None:
+    """There is nothing to show yet."""
+    with pytest.raises(RuntimeError, match="is not started"):
+        getattr(LocalPlatform(mlflow=False), what)

@@ -12,7 +12,7 @@ from mlflow.protos.service_pb2 import MlflowService
 
 from adp_async import errors
 from adp_async.auth import ApiKey, SessionToken
-from adp_async.integrations.mlflow import ending, request_auth
+from adp_async.integrations.mlflow import ending, registry, request_auth
 from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words
 from adp_async.integrations.mlflow.logged_models import id_of, run_and_name
 from adp_async.integrations.mlflow.uri import StoreAddress
@@ -230,3 +230,15 @@ def test_a_path_that_is_not_mlflows_is_named() -> None:
 def test_credentials_that_cannot_be_renewed_are_not() -> None:
     """A 401 then stays a 401."""
     assert not request_auth.SignedByOci(lambda request: None)._renew()  # type: ignore[arg-type]
+
+
+def test_an_api_that_mlflow_does_not_know_is_not_published() -> None:
+    """Its name is all there is to say."""
+    with pytest.raises(MlflowException, match="NoSuchApi"):
+        Methods(MlflowService).path_of(type("NoSuchApi", (), {}))
+
+
+def test_a_search_without_a_filter_stays_so() -> None:
+    """MLflow's own addition is taken away, and nothing else."""
+    assert registry._without_prompts(None) is None
+    assert registry._without_prompts("name = 'a'") == "name = 'a'"
