@@ -23,15 +23,15 @@ PLACES = {
     "oci://my.bucket-1@ten_ancy/a/b": ObjectFolder("my.bucket-1", "ten_ancy", "a/b"),
     "/Volumes/c/s/v": VolumeFolder("c", "s", "v"),
     "/Volumes/c/s/v/a/b/": VolumeFolder("c", "s", "v", "a/b"),
-    "file:///tmp/a%20b": LocalFolder("/tmp/a%20b"),
+    "file:///srv/a%20b": LocalFolder("/srv/a%20b"),
     "file://localhost/tmp": LocalFolder("/tmp"),
-    "file:/tmp/a": LocalFolder("/tmp/a"),
+    "file:/srv/a": LocalFolder("/srv/a"),
 }
 REFUSED = {
     "s3://bucket/x": "scheme 's3'",
     "mlflow-artifacts:/0/abc": "scheme 'mlflow-artifacts'",
     "wasbs://c@a/x?sig=s3cr3t": "scheme 'wasbs'",
-    "/tmp/somewhere": "no scheme",
+    "/srv/somewhere": "no scheme",
     "": "no scheme",
     "/Volumes/catalog/schema": "names no volume",
     "oci://bucket/x": "names no bucket and namespace",

@@ -144,12 +144,12 @@ def log_sklearn(model: Any, name: str) -> Any:
 def test_an_experiment_is_created_and_found(client: MlflowClient) -> None:
     """By its id, by its name, with its tags and its artifact location."""
     name = unique("found")
-    found = mlflow.create_experiment(name, artifact_location="file:///tmp/here", tags={"a": "b"})
+    found = mlflow.create_experiment(name, artifact_location="file:///srv/here", tags={"a": "b"})
 
     assert client.get_experiment(found).name == name
     by_name = mlflow.get_experiment_by_name(name)
     assert (by_name.experiment_id, by_name.tags["a"]) == (found, "b")
-    assert by_name.artifact_location == "file:///tmp/here"
+    assert by_name.artifact_location == "file:///srv/here"
 
 
 def test_set_experiment_creates_once() -> None:

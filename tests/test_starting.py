@@ -164,7 +164,7 @@ def test_a_system_that_knows_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file's name, where the editor or Jupyter's server say it."""
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/work/digits.ipynb")
+    monkeypatch.setenv("JPY_SESSION_NAME", "/notebooks/digits.ipynb")
     found = source.source_tags()
     assert found["mlflow.source.name"] == "digits.ipynb"
     assert found["mlflow.source.type"] == "NOTEBOOK"

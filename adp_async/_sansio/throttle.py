@@ -151,7 +151,7 @@ class Throttle:
         return self._limit * factor
 
     def held_since(self, now: float) -> float | None:
-        """When the 429 came for which nobody sends now; None when there is no hold."""
+        """When the 429 came that holds everything now; None without a hold."""
         return self._refused_at if self.held_until > now else None
 
     @property

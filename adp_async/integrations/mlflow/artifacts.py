@@ -29,8 +29,8 @@ def reachable_uri(uri: str) -> str:
 
     A volume that is mounted on this machine, as in the platform's own notebooks, is a folder.
 
-    >>> reachable_uri("file:///tmp/artifacts"), reachable_uri("mlflow-artifacts:/1/artifacts")
-    ('file:///tmp/artifacts', 'aidp-artifact:mlflow-artifacts:/1/artifacts')
+    >>> reachable_uri("file:///srv/artifacts"), reachable_uri("mlflow-artifacts:/1/artifacts")
+    ('file:///srv/artifacts', 'aidp-artifact:mlflow-artifacts:/1/artifacts')
     """
     is_mounted = uri.startswith(_VOLUMES) and os.path.isdir(_volume_of(uri))
     is_ours = uri.startswith(_VOLUMES) and not is_mounted

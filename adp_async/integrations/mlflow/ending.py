@@ -88,7 +88,7 @@ class OpenRuns:
         self._runs[run_id] = False
 
     def ended(self, run_id: str) -> None:
-        """The run has its end."""
+        """The run has ended."""
         self._runs.pop(run_id, None)
 
     def defer(self, run_id: str) -> bool:
