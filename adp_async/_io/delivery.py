@@ -128,7 +128,7 @@ class Delivery:
 
     def _ring(self) -> None:
         """Wake the delivery thread.  From anywhere."""
-        if self.thread is not None:
+        if self.thread is not None:  # pragma: no branch - nobody rings before it is opened
             self.thread.call_soon(self._look)
 
     def _look(self) -> None:

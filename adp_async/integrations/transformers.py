@@ -81,7 +81,7 @@ class AdpCallback(TrainerCallback):
     @never_raises
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Begin the run, and log its params."""
-        if not state.is_world_process_zero:
+        if not state.is_world_process_zero:  # pragma: no cover - one process trains in tests
             return
         if state.is_hyper_param_search:
             self._tracked = self._track(state.trial_name or self._run_name)
@@ -102,13 +102,13 @@ class AdpCallback(TrainerCallback):
         **more: Any,
     ) -> None:
         """Log what the trainer does, at its global step."""
-        if state.is_world_process_zero and logs:
+        if state.is_world_process_zero and logs:  # pragma: no branch - one process trains in tests
             self._tracked.log_metrics(logs, state.global_step)
 
     @never_raises
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """End the run."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero:  # pragma: no branch - one process trains in tests
             self._tracked.finish()
 
 
