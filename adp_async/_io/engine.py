@@ -65,7 +65,10 @@ class Engine:
     endpoint of a region is known once it is open.
     """
 
-    def __init__(self, settings: Settings, transport: Callable[[Settings], Transport]) -> None:
+    def __init__(
+        self, settings: Settings, transport: Callable[[Settings], Transport] | None = None
+    ) -> None:
+        transport = transport or connections
         self.settings = settings
         self.spools = SpoolFolder(settings)
         self.auth = Authenticator(settings.auth)

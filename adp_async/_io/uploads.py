@@ -18,7 +18,7 @@ from attrs import define, field
 
 from adp_async._io.lifetime import Why
 from adp_async._io.log import logger
-from adp_async._io.streams import named
+from adp_async._io.streams import BytesContent, FileContent, named
 from adp_async._io.worker import Worker
 from adp_async._sansio.artifact_uris import PART_BYTES, LocalFolder, VolumeFolder, place_of
 from adp_async._sansio.call import Call
@@ -87,6 +87,13 @@ class Job:
     future: concurrent.futures.Future[AdpError | None] = field(
         factory=concurrent.futures.Future, init=False, repr=False
     )
+
+    @classmethod
+    def of(cls, run_id: str, name: str, content: Path | bytes, artifact_uri: str | None) -> Job:
+        """The upload of a file, or of bytes, which wait in memory."""
+        if isinstance(content, bytes):
+            return cls(run_id, name, BytesContent(content), artifact_uri, memory=len(content))
+        return cls(run_id, name, FileContent(content), artifact_uri)
 
     def check(self) -> None:
         """Raise `UploadError` when it has ended without being uploaded."""
