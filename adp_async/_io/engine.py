@@ -318,7 +318,7 @@ class Engine:
             if self._loop is thread.loop:
                 thread.wait(self.direct.transport.close(), seconds)
             else:
-                self.direct.transport.abandon()
+                self.direct.transport.abort()
             thread.stop()
 
     async def _end(self, status: EndStatus, seconds: float) -> None:

@@ -133,7 +133,7 @@ class Uploader:
     _caller: Caller | None = field(default=None, init=False)
     _worker: Worker | None = field(default=None, init=False)
     #: What was said in a WARNING, once a run.
-    _told: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
+    _reported: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
 
     # ------------------------------------------------------------------ any thread
 
@@ -313,8 +313,8 @@ class Uploader:
         if error is not None:
             # (A reply's message has its request id, and so is another one each time.)
             reason = job.run_id, type(error), str(getattr(error, "code", error))
-            log = logger.debug if reason in self._told else logger.warning
-            self._told.add(reason)
+            log = logger.debug if reason in self._reported else logger.warning
+            self._reported.add(reason)
             log("%s not uploaded: %s", _named([job]), error)
         job.future.set_result(error)
 
