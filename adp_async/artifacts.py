@@ -130,8 +130,8 @@ class ArtifactWriter:
         Returns at once; the file is read while it is uploaded, and has to stay until then.  An
         artifact of the same name is replaced.  Raises FileNotFoundError or IsADirectoryError for
         a *path* that is not a file, TypeError or ValueError for a *to* with ``..`` in it, and
-        `Closed`.  What goes wrong later is told by the `Upload`, and by ``finish`` or the exit of
-        the run, which wait for it.
+        `Closed`.  What goes wrong later is reported by the `Upload`, and by ``finish`` or the exit
+        of the run, which wait for it.
         """
         file = _file(path)
         return self._upload([(file.name, file)], to)[0]
@@ -276,7 +276,7 @@ class ArtifactFolder(ArtifactWriter):
 
     *session* is an open `adp_async.blocking.Session`, *uri* ``oci://bucket@namespace/prefix`` or
     ``/Volumes/catalog/schema/volume/folder``; what is below a ``file:`` URI needs nobody to read
-    it.  Experimental.  Uploads that fail are told by their handles alone.
+    it.  Experimental.  Failed uploads are reported by their handles only.
     """
 
     _run_id = ""

@@ -74,7 +74,7 @@ class Storage(Protocol):
 class Job:
     """One artifact on its way: *run_id* and *artifact_uri* (None: not known yet) say where to.
 
-    Without a *run_id* its failure is told by the handle alone.
+    Without a *run_id*, only the handle reports its failure.
     """
 
     run_id: str
@@ -132,7 +132,7 @@ class Uploader:
     _opening: asyncio.Task[Volumes] | None = field(default=None, init=False)
     _caller: Caller | None = field(default=None, init=False)
     _worker: Worker | None = field(default=None, init=False)
-    #: What was said in a WARNING, once a run.
+    #: What a WARNING has reported, once a run.
     _reported: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
 
     # ------------------------------------------------------------------ any thread
@@ -176,7 +176,7 @@ class Uploader:
             return [job for job in self._pending if run_id in (None, job.run_id)]
 
     def has_any(self, run_id: str) -> bool:
-        """Whether something of the run is on its way, or has failed and nobody was told."""
+        """Whether something of the run is on its way, or has failed without being reported."""
         if self.lifetime.why is Why.FORKED:
             return False  # and the parent may have held the lock
         with self._lock:
@@ -225,7 +225,7 @@ class Uploader:
     async def close(self, seconds: float) -> None:
         """Wait for all uploads, for at most *seconds*; give up the rest, and say which.
 
-        Raises `UploadError` for what failed and nobody was told, or is not done.
+        Raises `UploadError` for what failed without being reported, or is not done.
         """
         last_moment = min(LAST_MOMENT, 0.2 * seconds)
         try:
