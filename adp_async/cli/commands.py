@@ -146,19 +146,24 @@ def serve_command(
     epilog=examples(
         "adp-async doctor",
         "adp-async doctor --profile TRAINING --region us-ashburn-1",
+        "adp-async doctor --json",
     ),
 )
 @with_settings
 @errors_in_one_line
-def doctor_command(given: CommandLine) -> None:
+def doctor_command(given: CommandLine, as_json: Json = False) -> None:
     """Check settings, credentials, network and clock.
 
-    Each finding is shown with what to do about it. The exit code is 1 if anything is wrong. No
-    secret is shown, and nothing is changed.
+    All that can be examined is examined at once, and each finding is shown with what to do about
+    it. No secret is shown, and nothing is changed. The exit code is 0 if a session will work,
+    warnings or not, and 1 if anything is wrong.
+
+    With --json it is an object with ok and findings, a list of objects with step, state (ok,
+    warning, wrong or skipped), message and fix.
     """
     from adp_async.cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(given))
+    raise typer.Exit(run_doctor(given, as_json=as_json))
 
 
 @app.command(
