@@ -87,7 +87,8 @@ def _more(count: int, of_what: str) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"<td style='{_LEFT}'>{'' if value is None else text(value)}</td>"
+    style = f"{_LEFT};white-space:nowrap" if isinstance(value, datetime) else _LEFT
+    return f"<td style='{style}'>{'' if value is None else text(value)}</td>"
 
 
 def link(url: str) -> Markup:

@@ -18,8 +18,9 @@ from attrs import frozen
 
 from adp_async._html import facts as table_of
 from adp_async._html import link, sparkline
+from adp_async._sansio.samples import MOST_KEYS
 from adp_async.errors import shown
-from adp_async.stats import counted
+from adp_async.stats import counted, examined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +55,8 @@ def run_page(
     for key, points in list(samples.items())[:MOST_METRICS]:
         rows[f"metrics.{key}"] = sparkline(_laid_out({key: points})[0][key])
     if len(samples) > MOST_METRICS:
-        rows["more metrics"] = f"{len(samples) - MOST_METRICS}, drawn by run.plot()"
+        few = "" if len(samples) < MOST_KEYS else "at least "
+        rows["more metrics"] = f"{few}{len(samples) - MOST_METRICS}, drawn by run.plot()"
     return table_of(rows)
 
 
@@ -66,11 +68,19 @@ def session_page(delivery: Delivery, settings: Settings) -> str:
         "platform": settings.platform_id,
         "workspace": settings.workspace,
         "session": str(delivery.lifetime).removeprefix("it is "),
+        "delivery": _fares(delivery) if delivery.lifetime.is_open else None,
         **_counts(delivery),
         "last error": None if trouble is None else _described(trouble),
         "held until": _held_until(delivery),
     }
     return table_of(rows)
+
+
+def _fares(delivery: Delivery) -> str:
+    health = examined(delivery)
+    if health.status == "ok":
+        return health.status
+    return f"{health.status} since {health.since:%H:%M:%S} UTC"
 
 
 def _counts(delivery: Delivery, run_id: str | None = None) -> dict[str, object]:

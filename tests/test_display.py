@@ -110,6 +110,8 @@ async def test_a_hold() -> None:
         async with asyncio.timeout(10):
             while not session.logger.stats().throttled:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.005)
+        delivery = cells(session._repr_html_())["delivery"]
+        assert re.fullmatch(r"holding since \d\d:\d\d:\d\d UTC", delivery)
         for page in (run._repr_html_(), session._repr_html_()):
             held = re.fullmatch(r"\d\d:\d\d:\d\d UTC, for (\d+) s .*", cells(page)["held until"])
             assert held is not None
@@ -125,6 +127,7 @@ async def test_a_session() -> None:
         shown = cells(session._repr_html_())
         assert shown["platform"] == PLATFORM_ID
         assert shown["session"] == "open"
+        assert shown["delivery"] == "ok"
         assert shown["delivered"] == "1"
     assert cells(session._repr_html_())["session"] == "closed"
 
@@ -250,6 +253,10 @@ def test_many_metrics_of_a_run() -> None:
         shown = cells(run._repr_html_())
         assert sum(name.startswith("metrics.") for name in shown) == 12
         assert shown["more metrics"] == "8, drawn by run.plot()"
+        run.log_metrics({f"n{n}": n for n in range(20)})
+        run.flush()
+        shown = cells(run._repr_html_())
+        assert shown["more metrics"] == "at least 20, drawn by run.plot()"
 
 
 def test_no_colour_of_text_or_background_is_set() -> None:
