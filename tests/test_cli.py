@@ -27,6 +27,7 @@ from adp_async.cli import app, doctor
 from adp_async.cli import serve as serving
 from adp_async.cli.background import _Start
 from adp_async.cli.mistakes import errors_in_one_line
+from adp_async.cli.options import CommandLine
 from adp_async.cli.serve import environment
 from adp_async.errors import AdpError, ConfigurationError
 from adp_async.local import Fault, LocalPlatform, Quota
@@ -338,7 +339,7 @@ def test_doctor_tells_why_there_is_no_connection(
 
 def test_doctor_takes_no_config_file_for_who_reads_none() -> None:
     """Instance principals have nothing to look for in it."""
-    given = doctor.CommandLine(auth="instance_principal", profile="mine")
+    given = CommandLine(auth="instance_principal", profile="mine")
     with pytest.raises(
         ConfigurationError, match="auth: instance_principal does not read a config file"
     ):

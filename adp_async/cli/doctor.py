@@ -14,7 +14,6 @@ import socket
 import stat
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -34,7 +33,7 @@ from adp_async._oci_config import read_profile
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import parse_http_date
 from adp_async._sansio.texts import printable
-from adp_async.auth import ApiKey, Auth, DelegationToken, SessionToken, auth_from
+from adp_async.auth import ApiKey, Auth, SessionToken
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -51,9 +50,10 @@ from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
-__all__ = ["CommandLine", "Finding", "examine", "run_doctor"]
+    from adp_async.cli.options import CommandLine
+
+__all__ = ["Finding", "examine", "run_doctor"]
 
 State = Literal["ok", "warning", "wrong", "skipped"]
 
@@ -69,36 +69,6 @@ _SIGNS: Final[dict[State, tuple[str, str]]] = {
     "wrong": ("WRONG", "bold red"),
     "skipped": ("-", "dim"),
 }
-
-
-@frozen
-class CommandLine:
-    """The options of the command line; None for those not given."""
-
-    platform_id: str | None = None
-    workspace: str | None = None
-    endpoint: str | None = None
-    region: str | None = None
-    auth: str | None = None
-    config_file: Path | None = None
-    profile: str | None = None
-
-    def arguments(self) -> dict[str, object]:
-        """The corresponding arguments of a `Session`."""
-        names = ("platform_id", "workspace", "endpoint", "region", "auth")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-    def authentication(self) -> Auth:
-        """How to sign; raises `ConfigurationError`."""
-        auth = auth_from(self.auth, os.environ)
-        places: dict[str, Any] = {"config_file": self.config_file, "profile": self.profile}
-        chosen = {name: value for name, value in places.items() if value is not None}
-        if not chosen:
-            return auth
-        if isinstance(auth, ApiKey | SessionToken | DelegationToken):
-            return attrs.evolve(auth, **chosen)
-        message = f"auth: {auth.mode} does not read a config file; omit --config-file and --profile"
-        raise ConfigurationError(message)
 
 
 @frozen

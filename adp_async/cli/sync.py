@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.spool_file import Identity
     from adp_async.auth import Auth
-    from adp_async.cli.doctor import CommandLine
+    from adp_async.cli.options import CommandLine
 
 __all__ = ["Wish", "sync"]
 
