@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,3 +220,14 @@ def test_the_core_holds_no_callable_of_the_shell(path: Path) -> None:
     described = {("values", "SupportsItem"), ("values", "SupportsItems"), ("values", "Labelled")}
     described |= {("records", "Place"), ("messages", "Stream")}
     assert {(path.stem, name) for name in protocols(path)} <= WAYS_BACK | described
+
+
+def test_the_package_is_imported_without_its_machinery() -> None:
+    """Connections and delivery come with the first session, uploads with the first artifact."""
+    late = ["aiohttp", "oci", "sqlite3", "adp_async._io.engine", "adp_async._io.streams"]
+    script = f"import sys, adp_async; print(set({late!r}) & sys.modules.keys())"
+    environment = {key: text for key, text in os.environ.items() if key != "COVERAGE_PROCESS_START"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")
