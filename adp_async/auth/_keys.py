@@ -71,6 +71,10 @@ class ApiKey(Auth):
             logger.warning("%s", _another_token(profile))
         return KeySigner(f"{tenancy}/{user}/{fingerprint}", private_key)
 
+    def holds_secret(self) -> str:
+        given = [name for name in ("key_content", "passphrase") if getattr(self, name) is not None]
+        return f"ApiKey({given[0]}=...)" if given else ""
+
     def is_quick(self, signer: Any) -> bool:
         # 0.3 ms; the 2 ms of a key of 4096 bits are better spent in another thread.
         return bool(signer.private_key.key_size <= 2048)
@@ -152,6 +156,9 @@ class SessionToken(Auth):
         return FileSigner(
             lambda: _session_signer(profile, token_file, passphrase), (token_file, key_file)
         )
+
+    def holds_secret(self) -> str:
+        return "" if self.passphrase is None else "SessionToken(passphrase=...)"
 
     def region(self, signer: Signer) -> str | None:
         return read_profile(self.config_file, self.profile).get("region") or None

@@ -61,6 +61,9 @@ class DelegationToken(Auth):
 
         return _built(self.mode, build, _ON_AN_INSTANCE)
 
+    def holds_secret(self) -> str:
+        return "" if self.token is None else "DelegationToken(token=...)"
+
     def _token_from_file(self) -> str:
         profile = read_profile(self.config_file, self.profile)
         fix = "Pass DelegationToken(token=...), or name the file in the profile."
