@@ -27,7 +27,8 @@ class RunAddress:
     """Where a run is, for another process: pickle it, and `attach` there.
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
-    arrives in.  *settings* are those of the session it comes from; they say where to find the
+    arrives in; while the run is shared (`Run.shared`), it arrives as what `Handle.attach` gives.
+    *settings* are those of the session it comes from; they say where to find the
     credentials, and hold them only if they were given as arguments.
     """
 
@@ -45,7 +46,9 @@ class RunAddress:
         return session.attach_run(self.run_id, strict=self.strict)
 
 
-def _reduce(run: Any) -> tuple[Callable[[RunAddress], Run], tuple[RunAddress]]:
+def _reduce(run: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    if (handle := run._shared_handle()) is not None:
+        return type(handle).attach, (handle,)
     return RunAddress.attach, (address_of(run),)
 
 
