@@ -27,9 +27,9 @@ class RunAddress:
     """Where a run is, for another process: pickle it, and `attach` there.
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
-    arrives in; while the run is shared (`Run.shared`), it arrives as what `Handle.attach` gives.
-    *settings* are those of the session it comes from; they say where to find the
-    credentials, and hold them only if they were given as arguments.
+    arrives in; while the run is shared (`Run.shared`), as what `Handle.attach` gives.  *settings*
+    are those of the session it comes from; they say where to find the credentials.  Where they hold some themselves (a key, a passphrase or a token that was given as
+    an argument), pickling raises `ConfigurationError`.
     """
 
     run_id: str
