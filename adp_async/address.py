@@ -28,8 +28,9 @@ class RunAddress:
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
     arrives in; while the run is shared (`Run.shared`), as what `Handle.attach` gives.  *settings*
-    are those of the session it comes from; they say where to find the credentials.  Where they hold some themselves (a key, a passphrase or a token that was given as
-    an argument), pickling raises `ConfigurationError`.
+    are those of the session it comes from; they say where to find the credentials.  Where they
+    hold some themselves (a key, a passphrase or a token that was given as an argument), pickling
+    raises `ConfigurationError`.
     """
 
     run_id: str
