@@ -41,7 +41,7 @@ from adp_async._io.spool_trust import check_header, check_is_ours, check_owner
 from adp_async._io.spool_writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from adp_async._sansio.journal import Changes
@@ -249,6 +249,14 @@ class Spool:
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
         """Every record that is still to be delivered, with its run, in order."""
         return self._reader.waiting()
+
+    def taken(self) -> list[tuple[str, float]]:
+        """Tokens under which other processes handed records over, each with its Unix time."""
+        return self._reader.taken()
+
+    def adopt(self, taken: Sequence[tuple[str, float]]) -> None:
+        """Remember the tokens of a spool that is about to go."""
+        self._writer.adopt(taken)
 
     def contents(self) -> Contents:
         """A summary of what it holds, for a person."""
