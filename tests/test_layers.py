@@ -62,7 +62,10 @@ LAYERS = {
         "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger",
         "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
     },
-    "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
+    "_inherited": {"_shared_sessions", "blocking", "session", "run", "settings", "_io", "errors"},
+    "address": {
+        "_inherited", "blocking", "_blocking_runs", "lenient", "run", "writer", "settings",
+    },
     "collector": {
         "blocking", "_blocking_runs", "_shared_sessions", "session", "run", "writer", "stats",
         "settings", "auth", "_io", "_sansio", "errors",
