@@ -42,7 +42,7 @@ def _heir_of(engine: Engine) -> blocking.Session:
 _heirs: Final = SharedSessions(_heir_of)
 
 
-def attach_anew(run: AsyncRun | blocking.Run) -> None:
+def attach_anew(run: Any) -> None:
     """Have *run*, which was opened before this process was forked, log by a session of its own."""
     try:
         session = _session_here(run)

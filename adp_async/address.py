@@ -13,7 +13,6 @@ from adp_async.blocking import AttachedRun, Run, StartedRun, shared_session
 from adp_async.lenient import LenientWriter
 from adp_async.run import LenientRun as AsyncLenientRun
 from adp_async.run import Run as AsyncRun
-from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,15 +56,6 @@ def _reduce(run: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 def address_of(run: AsyncRun | Run) -> RunAddress:
     """The address of *run*, for another process."""
     return RunAddress(run.run_id, run.settings, not isinstance(run, LenientWriter))
-
-
-def _attach_anew(run: Any) -> None:
-    from adp_async._inherited import attach_anew  # only a forked child asks
-
-    attach_anew(run)
-
-
-RunWriter._attach_anew = _attach_anew
 
 
 for _kind in (

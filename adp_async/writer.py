@@ -10,7 +10,7 @@ import time
 from functools import partial
 from itertools import starmap
 from time import time_ns
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from adp_async._io.lifetime import Why
 from adp_async._sansio.records import SMALL_STEP, Metric, Param, Record, RunTag
@@ -24,7 +24,7 @@ from adp_async._sansio.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator, Sequence
 
     from adp_async._io.intake import Inbox, Intake
     from adp_async._sansio.records import AnyRecord, Kind
@@ -85,8 +85,10 @@ class RunWriter:
 
     # A forked child inherits handles of its parent's session, and uses them with one of its own.
 
-    #: Gives an inherited handle a session of this process; `adp_async.address` sets it.
-    _attach_anew: ClassVar[Callable[[Any], None]]
+    def _attach_anew(self) -> None:
+        """Give an inherited handle a session of this process; the logger's writers have none."""
+        raise self._intake.lifetime.error()
+
     #: Whether the run was opened in the parent of this process, and is used here with a session
     #: of this process.
     _is_parents = False

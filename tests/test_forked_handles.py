@@ -213,8 +213,10 @@ POOL = """
     context = multiprocessing.get_context("fork")
     with blocking.start_run() as run:
         run.log_metric("parent", 1.0)
-        with context.Pool(3) as pool:
-            pids = pool.map(task, range(30), chunksize=1)
+        pool = context.Pool(3)
+        pids = pool.map(task, range(30), chunksize=1)
+        pool.close()
+        pool.join()
         assert os.getpid() not in pids
         process = context.Process(target=log, args=[run, "process"])
         process.start()

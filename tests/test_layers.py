@@ -63,9 +63,7 @@ LAYERS = {
         "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
     },
     "_inherited": {"_shared_sessions", "blocking", "session", "run", "settings", "_io", "errors"},
-    "address": {
-        "_inherited", "blocking", "_blocking_runs", "lenient", "run", "writer", "settings",
-    },
+    "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
     "collector": {
         "blocking", "_blocking_runs", "_shared_sessions", "session", "run", "writer", "stats",
         "settings", "auth", "_io", "_sansio", "errors",
@@ -88,7 +86,7 @@ PURE = {"attrs", "cattrs", "msgspec", "yarl"}
 
 
 #: What a layer hands out although it stands above: imported when it is asked for.
-HANDED_OUT = {"_sharing": {"collector"}}
+HANDED_OUT = {"_sharing": {"collector", "_inherited"}}
 
 
 def modules(layer: str) -> list[Path]:
