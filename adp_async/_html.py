@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Markup", "facts", "link", "sparkline", "table"]
 
-#: Characters of a value that are shown, and rows of a table.
+#: Characters of a value that are shown, and rows and columns of a table.
 LONGEST: Final = 300
 MOST_ROWS: Final = 100
+MOST_COLUMNS: Final = 24
 _LEFT: Final = "text-align:left"
+#: A long id or URL takes several lines, where it would be cut off at the edge of the page.
+_WRAPPED: Final = f"{_LEFT};overflow-wrap:anywhere"
 #: Of a sparkline, in pixels.
 WIDTH: Final = 180
 HEIGHT: Final = 24
@@ -34,35 +38,57 @@ def text(value: object) -> str:
     """*value* for a page: escaped, printable, and cut when it is long."""
     if isinstance(value, Markup):
         return value
-    shown = str(value)
+    shown = _plain(value)
     shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
     return html.escape("".join(each if each.isprintable() else " " for each in shown))
 
 
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.8g}"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S} {value.tzname() or ''}".rstrip()
+    return str(value)
+
+
 def facts(rows: Mapping[str, object]) -> str:
-    """A table of names and values; values that are None are left out."""
+    """A table of names and values, of which the first hundred are shown.
+
+    Values that are None or an empty text are left out.
+    """
+    there = [(name, value) for name, value in rows.items() if _is_there(value)]
     cells = "".join(
-        f"<tr><th style='{_LEFT}'>{text(name)}</th><td style='{_LEFT}'>{text(value)}</td></tr>"
-        for name, value in rows.items()
-        if value is not None
+        f"<tr><th style='{_LEFT}'>{text(name)}</th><td style='{_WRAPPED}'>{text(value)}</td></tr>"
+        for name, value in there[:MOST_ROWS]
     )
-    return f"<table>{cells}</table>"
+    return f"<table>{cells}</table>{_more(len(there) - MOST_ROWS, '')}"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table with a line for each of *rows*, of which the first hundred are shown."""
-    columns = list(dict.fromkeys(name for row in rows[:MOST_ROWS] for name in row))
-    head = "".join(f"<th style='{_LEFT}'>{text(name)}</th>" for name in columns)
-    lines = "".join(
-        f"<tr>{''.join(_cell(row.get(name)) for name in columns)}</tr>" for row in rows[:MOST_ROWS]
-    )
-    left = len(rows) - MOST_ROWS
-    more = f"<p>and {left:,} more</p>" if left > 0 else ""
+    """A table with a line for each of *rows*, of which the first hundred are shown.
+
+    Columns without any value are left out; of the others, the first 24 are shown.
+    """
+    shown = rows[:MOST_ROWS]
+    columns = list(dict.fromkeys(name for row in shown for name in row if _is_there(row[name])))
+    names = columns[:MOST_COLUMNS]
+    head = "".join(f"<th style='{_LEFT}'>{text(name)}</th>" for name in names)
+    lines = "".join(f"<tr>{''.join(_cell(row.get(name)) for name in names)}</tr>" for row in shown)
+    more = _more(len(rows) - MOST_ROWS, "") + _more(len(columns) - MOST_COLUMNS, " columns")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>{more}"
 
 
+def _is_there(value: object) -> bool:
+    return value is not None and value != ""
+
+
+def _more(count: int, of_what: str) -> str:
+    return f"<p>and {count:,} more{of_what}</p>" if count > 0 else ""
+
+
 def _cell(value: object) -> str:
-    return f"<td style='{_LEFT}'>{'' if value is None else text(value)}</td>"
+    style = f"{_LEFT};white-space:nowrap" if isinstance(value, datetime) else _LEFT
+    return f"<td style='{style}'>{'' if value is None else text(value)}</td>"
 
 
 def link(url: str) -> Markup:
@@ -79,6 +105,8 @@ def sparkline(points: Iterable[tuple[float, float]]) -> Markup:
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
         return Markup("no finite value")
+    if len(finite) == 1:
+        return Markup(f"{finite[0][1]:.5g}")
     across = scale([x for x, _ in finite], 2.0, WIDTH - 2.0)
     up = scale([y for _, y in finite], HEIGHT - 3.0, 3.0)
     at = [(across(x), up(y)) for x, y in finite]

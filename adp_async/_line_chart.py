@@ -41,7 +41,8 @@ class Plot:
     """Lines over a common x axis, on a logarithmic y axis where all values are above zero.
 
     Points in one column of dots are drawn as their mean; points that are not finite are left out.
-    Stars replace braille where the output cannot encode it.
+    Stars replace braille where the output cannot encode it.  Without *x_name*, x is only the order
+    of the points, and has no numbers.
     """
 
     lines: Sequence[Line]
@@ -56,7 +57,9 @@ class Plot:
         draw = _star if options.ascii_only else _braille
         yield from _legend(self.lines, ascii_only=options.ascii_only)
         yield from _picture(canvas, draw, "|" if options.ascii_only else "┤")
-        yield Segment(f"{'':{MARGIN}}{_between(canvas, printable(self.x_name, 2000), width)}\n")
+        if self.x_name:
+            below = _between(canvas, printable(self.x_name, 2000), width)
+            yield Segment(f"{'':{MARGIN}}{below}\n")
 
 
 def _legend(lines: Sequence[Line], *, ascii_only: bool) -> Iterator[Segment]:

@@ -29,7 +29,10 @@ DECADES: Final = 100.0
 
 
 def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str = "step") -> Markup:
-    """*lines* by their names, over a common x axis; points that are not finite are left out."""
+    """*lines* by their names, over a common x axis; points that are not finite are left out.
+
+    Without a name, the x axis is the order of the points, and has no numbers.
+    """
     finite = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         for name, points in lines.items()
@@ -48,7 +51,7 @@ def chart(lines: Mapping[str, Sequence[tuple[float, float]]], x_name: str = "ste
         for number, points in enumerate(finite.values())
     ]
     rows = [(up(_height(mark, is_log=is_log)), mark) for mark in _marks(ys, is_log=is_log)]
-    columns = [(across(mark), mark) for mark in _marks(xs, is_log=False)]
+    columns = [(across(mark), mark) for mark in _marks(xs, is_log=False)] if x_name else []
     return Markup(
         f"<svg width='{WIDTH}' height='{height}' viewBox='0 0 {WIDTH} {height}' role='img' "
         "xmlns='http://www.w3.org/2000/svg' font-family='sans-serif' font-size='11' "

@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import frozen
 
-from adp_async._io.streams import BytesContent, FileContent, named
-from adp_async._sansio.artifact_uris import artifact_name, folder_name
 from adp_async._sansio.values import is_unicode
 from adp_async.errors import AdpError, shown, type_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
     from os import PathLike
 
-    from adp_async._io.streams import Content
     from adp_async._io.uploads import Job, Uploader
 
 T = TypeVar("T")
@@ -133,12 +130,11 @@ class ArtifactWriter:
         Returns at once; the file is read while it is uploaded, and has to stay until then.  An
         artifact of the same name is replaced.  Raises FileNotFoundError or IsADirectoryError for
         a *path* that is not a file, TypeError or ValueError for a *to* with ``..`` in it, and
-        `Closed`.  What goes wrong later is told by the `Upload`, and by ``finish`` or the exit of
-        the run, which wait for it.
+        `Closed`.  What goes wrong later is reported by the `Upload`, and by ``finish`` or the exit
+        of the run, which wait for it.
         """
         file = _file(path)
-        name = artifact_name(file.name, folder_name(to))
-        return self._upload([(name, FileContent(file))])[0]
+        return self._upload([(file.name, file)], to)[0]
 
     def log_artifacts(self, folder: str | PathLike[str], to: str = "") -> Uploads:
         """Upload the files in *folder*, and in the folders in it, into *to*.  Experimental.
@@ -147,10 +143,8 @@ class ArtifactWriter:
         """
         root = _path(folder)
         if not root.is_dir():
-            raise NotADirectoryError(f"{named(root)} is not a folder")
-        inside = folder_name(to)
-        found = [(artifact_name(name, inside), FileContent(file)) for name, file in _files(root)]
-        return self._upload(found)
+            raise NotADirectoryError(f"{_named(root)} is not a folder")
+        return self._upload(_files(root), to)
 
     def log_text(self, text: str, to: str) -> Upload:
         """Upload *text*, in UTF-8, as the artifact *to*, such as ``notes/1.txt``.  Experimental.
@@ -183,24 +177,24 @@ class ArtifactWriter:
         takes a while: on an event loop prefer ``await asyncio.to_thread(run.log_figure, ...)``.
         See `log_text`.
         """
+        from adp_async._sansio.artifact_uris import artifact_name
+
         name = artifact_name(to)
         return self._upload_bytes(_drawn(figure, name), name)
 
     def _upload_bytes(self, data: bytes, to: str) -> Upload:
-        return self._upload([(artifact_name(to), BytesContent(data))])[0]
+        return self._upload([(to, data)])[0]
 
-    def _upload(self, contents: Sequence[tuple[str, Content]]) -> Uploads:
+    def _upload(self, found: Iterable[tuple[str, Path | bytes]], to: str = "") -> Uploads:
+        """Upload files, or bytes, under their names in the folder *to*."""
+        # With the first artifact: most runs have none.
         from adp_async._io.uploads import Job
+        from adp_async._sansio.artifact_uris import artifact_name, folder_name
 
+        folder = folder_name(to)
         jobs = [
-            Job(
-                self._run_id,
-                name,
-                content,
-                self._artifact_uri,
-                memory=len(content.data) if isinstance(content, BytesContent) else 0,
-            )
-            for name, content in contents
+            Job.of(self._run_id, artifact_name(name, folder), content, self._artifact_uri)
+            for name, content in found
         ]
         self._uploader.add(jobs)
         return Uploads(Upload(job, self._uploader) for job in jobs)
@@ -250,7 +244,7 @@ class LenientArtifactWriter(ArtifactWriter):
     def _failed(self, name: str, error: AdpError) -> Upload:
         from adp_async._io.uploads import Job
 
-        job = Job(self._run_id, name, BytesContent(b""), self._artifact_uri)
+        job = Job.of(self._run_id, name, b"", self._artifact_uri)
         job.future.set_result(error)
         return Upload(job, self._uploader)
 
@@ -282,7 +276,7 @@ class ArtifactFolder(ArtifactWriter):
 
     *session* is an open `adp_async.blocking.Session`, *uri* ``oci://bucket@namespace/prefix`` or
     ``/Volumes/catalog/schema/volume/folder``; what is below a ``file:`` URI needs nobody to read
-    it.  Experimental.  Uploads that fail are told by their handles alone.
+    it.  Experimental.  Failed uploads are reported by their handles only.
     """
 
     _run_id = ""
@@ -299,6 +293,8 @@ class ArtifactFolder(ArtifactWriter):
 
     def entries(self, folder: str = "") -> list[ArtifactInfo]:
         """What *folder* holds; nothing when there is none.  Raises an `AdpError`."""
+        from adp_async._sansio.artifact_uris import folder_name
+
         found = self._session.call(self._uploader.entries(self.uri, folder_name(folder)))
         return [
             ArtifactInfo(each.name, each.is_folder, each.size)
@@ -307,10 +303,18 @@ class ArtifactFolder(ArtifactWriter):
 
     def download(self, name: str, path: str | PathLike[str]) -> None:
         """Write the artifact *name* to the file *path*.  Raises `NotFound`, or other errors."""
+        from adp_async._sansio.artifact_uris import artifact_name
+
         self._session.call(self._uploader.download(self.uri, artifact_name(name), _path(path)))
 
     def __repr__(self) -> str:
         return f"<ArtifactFolder {self.uri}>"
+
+
+def _named(path: Path) -> str:
+    from adp_async._io.streams import named  # only an error asks
+
+    return named(path)
 
 
 def _path(path: object) -> Path:
@@ -324,9 +328,9 @@ def _path(path: object) -> Path:
 def _file(path: object) -> Path:
     file = _path(path)
     if file.is_dir():
-        raise IsADirectoryError(f"{named(file)} is a folder; log_artifacts takes those")
+        raise IsADirectoryError(f"{_named(file)} is a folder; log_artifacts takes those")
     if not file.is_file():
-        raise FileNotFoundError(f"{named(file)} does not exist or is not a file")
+        raise FileNotFoundError(f"{_named(file)} does not exist or is not a file")
     return file
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from io import BytesIO, TextIOWrapper
+from operator import itemgetter
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +18,9 @@ from attrs import frozen
 
 from adp_async._html import facts as table_of
 from adp_async._html import link, sparkline
+from adp_async._sansio.samples import MOST_KEYS
 from adp_async.errors import shown
-from adp_async.stats import counted
+from adp_async.stats import counted, examined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Picture", "picture_of_run", "run_page", "session_page"]
 
+#: Of a run, with a line of its own.
+MOST_METRICS: Final = 12
 #: Of lines in a terminal.
 COLOURS: Final = ("cyan", "yellow", "green", "magenta", "red", "blue")
 
@@ -47,8 +51,12 @@ def run_page(
         "last error": _trouble_of_run(delivery, lane),
         "held until": _held_until(delivery) if not lane.is_idle else None,
     }
-    for key, points in delivery.state.samples.of(run_id).items():
-        rows[f"metrics.{key}"] = sparkline(points)
+    samples = delivery.state.samples.of(run_id)
+    for key, points in list(samples.items())[:MOST_METRICS]:
+        rows[f"metrics.{key}"] = sparkline(_laid_out({key: points})[0][key])
+    if len(samples) > MOST_METRICS:
+        few = "" if len(samples) < MOST_KEYS else "at least "
+        rows["more metrics"] = f"{few}{len(samples) - MOST_METRICS}, drawn by run.plot()"
     return table_of(rows)
 
 
@@ -60,11 +68,19 @@ def session_page(delivery: Delivery, settings: Settings) -> str:
         "platform": settings.platform_id,
         "workspace": settings.workspace,
         "session": str(delivery.lifetime).removeprefix("it is "),
+        "delivery": _fares(delivery) if delivery.lifetime.is_open else None,
         **_counts(delivery),
         "last error": None if trouble is None else _described(trouble),
         "held until": _held_until(delivery),
     }
     return table_of(rows)
+
+
+def _fares(delivery: Delivery) -> str:
+    health = examined(delivery)
+    if health.status == "ok":
+        return health.status
+    return f"{health.status} since {health.since:%H:%M:%S} UTC"
 
 
 def _counts(delivery: Delivery, run_id: str | None = None) -> dict[str, object]:
@@ -115,7 +131,8 @@ class Picture:
     def _repr_html_(self) -> str:
         from adp_async._svg_chart import chart
 
-        return "".join(f"<div>{chart(lines)}</div>" for lines in self.charts) or "no points yet"
+        drawn = (chart(*_laid_out(lines)) for lines in self.charts)
+        return "".join(f"<div>{each}</div>" for each in drawn) or "no points yet"
 
     def __repr__(self) -> str:
         """The charts as wide as the terminal, in colours if it has them."""
@@ -127,16 +144,41 @@ class Picture:
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         drawn = TextIOWrapper(BytesIO(), encoding=encoding, errors="replace", newline="\n")
         is_terminal = sys.stdout is not None and sys.stdout.isatty()
-        console = Console(file=drawn, force_terminal=is_terminal, width=get_terminal_size().columns)
-        for lines in self.charts:
+        console = Console(
+            file=drawn,
+            force_terminal=is_terminal,
+            force_jupyter=False,  # it would show the picture there, whatever the file
+            width=get_terminal_size().columns,
+        )
+        for points in self.charts:
+            lines, x_name = _laid_out(points)
             each = [
-                Line(name, points, COLOURS[number % len(COLOURS)])
-                for number, (name, points) in enumerate(lines.items())
+                Line(name, line, COLOURS[number % len(COLOURS)])
+                for number, (name, line) in enumerate(lines.items())
             ]
-            console.print(Plot(each))
+            console.print(Plot(each, x_name=x_name))
         drawn.flush()
         text = drawn.buffer.getvalue().decode(encoding)
         return text.rstrip("\n") or "no points yet"
+
+
+def _laid_out(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+) -> tuple[dict[str, list[tuple[float, float]]], str]:
+    """*lines* from left to right, and the name of the x axis.
+
+    By their steps, since batches may overtake one another.  Metrics that are logged without steps
+    have only one: then by the order of their points, and the axis has no name.
+    """
+    has_steps = any(len({step for step, _ in points}) > 1 for points in lines.values())
+    if has_steps or all(len(points) == 1 for points in lines.values()):
+        by_step = {name: sorted(points, key=itemgetter(0)) for name, points in lines.items()}
+        return by_step, "step"
+    in_order = {
+        name: [(float(number), value) for number, (_, value) in enumerate(points)]
+        for name, points in lines.items()
+    }
+    return in_order, ""
 
 
 def picture_of_run(delivery: Delivery, run_id: str, keys: Sequence[str]) -> Picture:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from adp_async._sansio.rejections import delivery_error
 from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError
 from adp_async.stats import Health, Stats, counted, examined
@@ -158,6 +157,9 @@ class BatchLogger(LoggerFace):
 
 async def _settled_or_why(delivery: Delivery, run_id: str | None) -> AdpError | None:
     """In the delivery thread."""
+    from adp_async._sansio.rejections import delivery_error
+
     await delivery.settled(run_id)
     rejections, rejected = delivery.accumulator.rejections.of(run_id)
+
     return delivery_error(rejections, rejected=rejected) if rejected else None

@@ -92,6 +92,8 @@ class Run(ArtifactWriter, RunWriter):
         self.run_name = run_name
         self.experiment_id = experiment_id
         self.status: EndStatus | None = None
+        #: The experiment's name, when the run was started by it.
+        self._experiment: str | None = None
 
     @property
     def _uploader(self) -> Uploader:
@@ -281,7 +283,10 @@ class Run(ArtifactWriter, RunWriter):
     def _repr_html_(self) -> str:
         from adp_async.display import run_page  # only a notebook asks
 
-        facts: dict[str, object] = {"experiment": self.experiment_id, "status": self._status()}
+        experiment = self.experiment_id
+        if self._experiment is not None:
+            experiment = f"{self._experiment} (id {experiment})"
+        facts: dict[str, object] = {"experiment": experiment, "status": self._status()}
         delivery = self._session.logger._delivery
         return run_page(delivery, self.run_id, name=self.run_name, facts=facts, url=self.url)
 

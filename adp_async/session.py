@@ -10,10 +10,11 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
-from adp_async._io.engine import Engine, connections
+# What is registered for the interpreter's end runs in reverse order: what a program registers
+# after this import may still log into open sessions.
+import adp_async._io.lifetime  # noqa: F401
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
-from adp_async._sansio.call import Call
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.caller import Transport
     from adp_async._io.delivery import Delivery
+    from adp_async._io.engine import Engine
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.recovery import Orphan, Recovery
@@ -88,11 +90,14 @@ class Session:
         platform_id: str | None = None,
         workspace: str | None = None,
         *,
-        transport: Callable[[Settings], Transport] = connections,
+        transport: Callable[[Settings], Transport] | None = None,
         **knobs: Unpack[Knobs],
     ) -> None:
         given: dict[str, object] = {"platform_id": platform_id, "workspace": workspace, **knobs}
-        self._engine = Engine(Settings.resolve(given), transport)
+        # With the first session: whoever only imports the package does without all of it.
+        from adp_async._io.engine import Engine
+
+        self._engine: Engine = Engine(Settings.resolve(given), transport)
         self._ends_by: float | None = None
         self.logger = BatchLogger(self._delivery)
 
@@ -310,6 +315,8 @@ class Session:
         `ConnectionLost`, `RequestTimeout` after *timeout* seconds (``call_timeout``), and
         `UnreadableReply` for a 2xx that is not the service's reply to the operation.
         """
+        from adp_async._sansio.call import Call
+
         self._engine.check_open()
         call = Call.of(endpoint, path=path, query=query, body=body, **options)
         reply = await self._engine.direct.call(call, returning)
@@ -318,6 +325,8 @@ class Session:
 
     async def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
+        from adp_async._sansio.call import Call
+
         self._engine.check_open()
         return await self._engine.direct.fetch(Call.of(endpoint, **given))
 

@@ -141,6 +141,7 @@ class StartedRun(BegunRun):
             run = self._handle(created.info)
         except ValueError as error:
             raise AdpError(f"the service created a run, and {error}") from None
+        run._experiment = self._experiment
         if self._later_tags:
             run.set_tags(self._later_tags)
         if self._params:

@@ -53,9 +53,8 @@ class Stats:
 
         rejected = [f"{name}: {count:,}" for name, count in self.rejected.items()]
         counts = {
-            name: f"{value:,}"
+            name.replace("_", " "): f"{value:,}" if isinstance(value, int) else value
             for name, value in asdict(self, recurse=False).items()
-            if isinstance(value, int)
         }
         return facts(
             {
@@ -87,11 +86,10 @@ class Health:
 
         last = self.last_error
         error = None if last is None else f"{type(last).__name__}: {last}"
-        since = f"{self.since:%Y-%m-%d %H:%M:%S} UTC"
         return facts(
             {
                 "delivery": self.status,
-                "since": since,
+                "since": self.since,
                 "last error": error,
                 "waiting": f"{self.waiting:,}",
             }

@@ -93,7 +93,7 @@ class FakeService:
     async def close(self) -> None:
         """Nothing to do."""
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Nothing to do."""
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:

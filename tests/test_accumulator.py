@@ -167,7 +167,7 @@ def test_a_full_lane_does_not_linger(limits: BatchLimits, make: Callable[[int], 
 def test_who_waits_does_not_linger(accumulator: Accumulator) -> None:
     """Urged, a lane is ready now, and what comes after that lingers again."""
     accumulator.add("run", metric(), now=0.0)
-    accumulator.urge(accumulator.lane("run"), now=0.2)
+    accumulator.skip_linger(accumulator.lane("run"), now=0.2)
 
     assert accumulator.next_deadline() == 0.2
     drain_one(accumulator, 0.2)
@@ -176,11 +176,11 @@ def test_who_waits_does_not_linger(accumulator: Accumulator) -> None:
 
 
 def test_urging_covers_every_batch_that_it_takes() -> None:
-    """All of what a lane held when it was urged leaves without linger, not its first batch only."""
+    """All that a lane held at that time leaves without linger, not its first batch only."""
     accumulator = Accumulator(limits=BatchLimits(metrics=2))
     add_all(accumulator, "run", metrics(5))
 
-    accumulator.urge(accumulator.lane("run"), now=0.1)
+    accumulator.skip_linger(accumulator.lane("run"), now=0.1)
 
     assert [len(batch.records) for batch in accumulator.drain(0.1, room=9)] == [2, 2, 1]
 

@@ -109,7 +109,7 @@ class AccumulatorMachine(RuleBasedStateMachine):
 
     @rule(run_id=run_ids)
     def flush(self, run_id: str) -> None:
-        self.accumulator.urge(self.accumulator.lane(run_id), self.now)
+        self.accumulator.skip_linger(self.accumulator.lane(run_id), self.now)
 
     # Time and the sender
 

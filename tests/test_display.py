@@ -55,7 +55,7 @@ async def test_a_run_from_start_to_end() -> None:
         shown = cells(run._repr_html_())
         assert shown["run"] == run.run_id
         assert shown["name"] == "sgd"
-        assert shown["experiment"] == run.experiment_id
+        assert shown["experiment"] == f"digits (id {run.experiment_id})"
         assert shown["status"] == "RUNNING"
         assert shown["link"] == run.url
         assert (shown["delivered"], shown["waiting"], shown["rejected"]) == ("60", "0", "0")
@@ -110,6 +110,8 @@ async def test_a_hold() -> None:
         async with asyncio.timeout(10):
             while not session.logger.stats().throttled:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.005)
+        delivery = cells(session._repr_html_())["delivery"]
+        assert re.fullmatch(r"holding since \d\d:\d\d:\d\d UTC", delivery)
         for page in (run._repr_html_(), session._repr_html_()):
             held = re.fullmatch(r"\d\d:\d\d:\d\d UTC, for (\d+) s .*", cells(page)["held until"])
             assert held is not None
@@ -125,6 +127,7 @@ async def test_a_session() -> None:
         shown = cells(session._repr_html_())
         assert shown["platform"] == PLATFORM_ID
         assert shown["session"] == "open"
+        assert shown["delivery"] == "ok"
         assert shown["delivered"] == "1"
     assert cells(session._repr_html_())["session"] == "closed"
 
@@ -162,7 +165,7 @@ def test_an_entity() -> None:
 
     assert "<b>" not in page
     assert shown["run_id"] == "7"
-    assert shown["start_time"] == "2023-11-14 22:13:20+00:00"
+    assert shown["start_time"] == "2023-11-14 22:13:20 UTC"
     assert (shown["metrics.loss"], shown["params.lr"], shown["tags.team"]) == ("0.5", "0.1", "<b>")
     assert cells(Experiment("1", "digits")._repr_html_()) == {
         "experiment_id": "1",
@@ -204,6 +207,58 @@ def test_long_tables_are_cut() -> None:
     assert page.endswith("<p>and 1,134 more</p>")
 
 
+def test_wide_tables_are_cut() -> None:
+    """Columns without a value are left out, and beyond 24 only their number is shown."""
+    page = _html.table([{"none": None, "empty": "", **{f"m{n}": n for n in range(30)}}])
+
+    assert page.count("<th ") == 24
+    assert "none" not in page
+    assert page.endswith("<p>and 6 more columns</p>")
+
+
+def test_facts_without_a_value_are_left_out() -> None:
+    """So are those beyond the first hundred, which are counted."""
+    assert cells(_html.facts({"a": None, "b": "", "c": 0})) == {"c": "0"}
+    page = _html.facts({f"m{n}": n for n in range(500)})
+    assert page.count("<tr>") == 100
+    assert page.endswith("<p>and 400 more</p>")
+
+
+def test_long_values_take_several_lines() -> None:
+    """An OCID or a URL would be cut off at the edge of the page."""
+    assert "overflow-wrap:anywhere" in _html.facts({"platform": PLATFORM_ID})
+
+
+def test_params_and_metrics_are_tables() -> None:
+    """Those of a run that was read show themselves as tables, not as one long line."""
+    data = RunData((MetricEntity("loss", 0.1 + 0.2, 1_700_000_000_000, 3),), (Param("lr", "0.1"),))
+
+    rows = [
+        [cell.text for cell in row]
+        for row in ElementTree.fromstring(data.metrics._repr_html_()).iter("tr")
+    ]
+    assert rows == [
+        ["key", "value", "timestamp", "step"],
+        ["loss", "0.3", "2023-11-14 22:13:20 UTC", "3"],
+    ]
+    assert "lr" in data.params._repr_html_()
+    assert data.tags._repr_html_() == "none"
+
+
+def test_many_metrics_of_a_run() -> None:
+    """The first twelve have a row each; of the others, there is their number."""
+    with FakeBlockingSession() as session, session.start_run() as run:
+        run.log_metrics({f"m{n}": n for n in range(20)})
+        run.flush()
+        shown = cells(run._repr_html_())
+        assert sum(name.startswith("metrics.") for name in shown) == 12
+        assert shown["more metrics"] == "8, drawn by run.plot()"
+        run.log_metrics({f"n{n}": n for n in range(20)})
+        run.flush()
+        shown = cells(run._repr_html_())
+        assert shown["more metrics"] == "at least 20, drawn by run.plot()"
+
+
 def test_no_colour_of_text_or_background_is_set() -> None:
     """Whatever the theme of the page is, what is shown has its colours."""
     page = _html.facts({"loss": _html.sparkline([(0, 1.0), (1, 2.0)])})
@@ -214,8 +269,8 @@ def test_no_colour_of_text_or_background_is_set() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [[1.0], [1.0, 1.0], [-1.7e308, 1.7e308], [0.0, 5e-324], [math.nan, 1.0, math.inf]],
-    ids=["one", "level", "widest", "narrowest", "not finite"],
+    [[1.0, 1.0], [-1.7e308, 1.7e308], [0.0, 5e-324], [math.nan, 1.0, math.inf, 2.0]],
+    ids=["level", "widest", "narrowest", "not finite"],
 )
 def test_sparklines_of_any_values(values: list[float]) -> None:
     """Every line stays within its picture."""
@@ -231,6 +286,11 @@ def test_sparklines_of_any_values(values: list[float]) -> None:
 def test_a_sparkline_without_a_finite_value() -> None:
     """It says so."""
     assert _html.sparkline([(0, math.nan)]) == "no finite value"
+
+
+def test_a_single_value_needs_no_line() -> None:
+    """Its number is all there is to see."""
+    assert _html.sparkline([(7, 0.25), (8, math.inf)]) == "0.25"
 
 
 # Points that are kept
@@ -400,6 +460,38 @@ def test_without_keys_each_metric_has_a_chart() -> None:
         run.flush()
         assert run.plot()._repr_html_().count("<svg") == 2
         assert repr(run.plot()).count("step") == 2
+
+
+def test_a_picture_is_shown_once(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """A notebook asks for the text as well; rich would show that by itself there."""
+    import rich.console
+
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    picture = Picture([{"loss": [(0, 1.0), (9, 2.0)]}])
+
+    assert "loss" in repr(picture)
+    assert capsys.readouterr().out == ""
+
+
+def test_metrics_without_steps_are_drawn_in_their_order() -> None:
+    """All at step 0, they would be one upright line; their axis has no numbers."""
+    picture = Picture([{"loss": [(0, 3.0), (0, 2.0), (0, 1.0)]}])
+
+    svg = svg_of(picture._repr_html_())[0]
+    (line,) = svg.iter(f"{SVG}polyline")
+    xs = [float(pair.split(",")[0]) for pair in line.get("points", "").split()]
+    assert xs[0] < xs[1] < xs[2]
+    assert [each.text for each in svg.iter(f"{SVG}text")][-1] in (None, "")
+    assert "step" not in repr(picture)
+
+
+def test_batches_that_overtook_one_another_are_drawn_by_step() -> None:
+    """The line goes from left to right."""
+    picture = Picture([{"loss": [(5, 5.0), (6, 6.0), (1, 1.0), (2, 2.0)]}])
+
+    (line,) = svg_of(picture._repr_html_())[0].iter(f"{SVG}polyline")
+    xs = [float(pair.split(",")[0]) for pair in line.get("points", "").split()]
+    assert xs == sorted(xs)
 
 
 def test_a_key_without_points() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +27,12 @@ LAYERS = {
     "_sansio": {"entities", "errors"},
     "_credential_files": {"_sansio", "errors"},
     "_oci_config": {"_credential_files", "_sansio", "errors"},
-    "auth": {"_oci_config", "_credential_files", "_sansio", "errors"},
+    "_private_keys": {"_sansio", "errors"},
+    "auth": {"_private_keys", "_oci_config", "_credential_files", "_sansio", "errors"},
     "_knobs": {"_sansio", "errors"},
-    "settings": {"auth", "_knobs", "_sansio", "errors"},
-    "_io": {"_version", "settings", "auth", "_knobs", "_sansio", "entities", "errors"},
+    "_regions": set(),
+    "settings": {"auth", "_knobs", "_regions", "_sansio", "errors"},
+    "_io": {"_version", "settings", "auth", "_knobs", "_regions", "_sansio", "entities", "errors"},
     "api": {"_html", "_sansio", "entities", "errors"},
     "stats": {"_html", "_io", "_sansio"},
     "_line_chart": {"_sansio"},
@@ -217,3 +221,14 @@ def test_the_core_holds_no_callable_of_the_shell(path: Path) -> None:
     described = {("values", "SupportsItem"), ("values", "SupportsItems"), ("values", "Labelled")}
     described |= {("records", "Place"), ("messages", "Stream")}
     assert {(path.stem, name) for name in protocols(path)} <= WAYS_BACK | described
+
+
+def test_the_package_is_imported_without_its_machinery() -> None:
+    """Connections and delivery come with the first session, uploads with the first artifact."""
+    late = ["aiohttp", "oci", "sqlite3", "adp_async._io.engine", "adp_async._io.streams"]
+    script = f"import sys, adp_async; print(set({late!r}) & sys.modules.keys())"
+    environment = {key: text for key, text in os.environ.items() if key != "COVERAGE_PROCESS_START"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("set()\n", "")

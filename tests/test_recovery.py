@@ -848,7 +848,7 @@ async def test_one_orphan_in_trouble_holds_no_other(
 ) -> None:
     """The service fails on one for ever: it is named, once, and the others are delivered."""
     monkeypatch.setattr(recovery, "TIME_TO_LOOK", 0.02)
-    monkeypatch.setattr(recovery, "TROUBLE_TOLD_AFTER", 0.1)
+    monkeypatch.setattr(recovery, "REPORTED_AFTER", 0.1)
     bad = orphan(folder, chunk([RunTag("state", "old"), *metrics(20)], run_id="bad"))
     await asyncio.sleep(0.002)
     for number in range(3):

@@ -65,7 +65,7 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Close all connections."""
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop the connections, whose event loop may be gone."""
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:

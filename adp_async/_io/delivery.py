@@ -151,7 +151,7 @@ class Delivery:
 
     async def settled(self, run_id: str | None) -> None:
         """The same, but raises nothing that was refused."""
-        busy = self.state.urge(run_id, time.monotonic())
+        busy = self.state.skip_linger(run_id, time.monotonic())
         self.sender.wake()
         await self._waiters.lanes_settled(busy)
 
@@ -298,7 +298,7 @@ class Delivery:
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
-        self.state.urge(None, time.monotonic())
+        self.state.skip_linger(None, time.monotonic())
         self.sender.wake()
         if self.accumulator.unsettled and self.crash is None:
             await self._waiters.all_settled()

@@ -65,7 +65,10 @@ class Engine:
     endpoint of a region is known once it is open.
     """
 
-    def __init__(self, settings: Settings, transport: Callable[[Settings], Transport]) -> None:
+    def __init__(
+        self, settings: Settings, transport: Callable[[Settings], Transport] | None = None
+    ) -> None:
+        transport = transport or connections
         self.settings = settings
         self.spools = SpoolFolder(settings)
         self.auth = Authenticator(settings.auth)
@@ -315,7 +318,7 @@ class Engine:
             if self._loop is thread.loop:
                 thread.wait(self.direct.transport.close(), seconds)
             else:
-                self.direct.transport.abandon()
+                self.direct.transport.abort()
             thread.stop()
 
     async def _end(self, status: EndStatus, seconds: float) -> None:

@@ -74,7 +74,7 @@ class SpoolKeeper:
     _committing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _under_way: _Commit | None = field(default=None, init=False)
     _next_commit: float = field(default=0.0, init=False)
-    _told: str = field(default="", init=False)
+    _reported: str = field(default="", init=False)
     #: Whether records, not only tokens or outcomes, could not be written.
     _lacks_records: bool = field(default=False, init=False)
     #: When a failure was last logged, and whether its end still has to be.
@@ -182,7 +182,7 @@ class SpoolKeeper:
         self.state.hand_on()
         changes = collect()
         trouble = str(self.state.dispatcher.trouble or "")
-        if not changes and trouble == self._told:
+        if not changes and trouble == self._reported:
             self.journal.committed(changes)
             return None
         self._under_way = _Commit(changes, trouble)
@@ -211,7 +211,7 @@ class SpoolKeeper:
             self.journal.failed(commit.changes)
             self._fail(commit.failure)
             return
-        self._told = commit.trouble
+        self._reported = commit.trouble
         self.journal.committed(commit.changes)
         # A disk with room for a token, or an outcome, need not have room for the next record.
         if self.failure is not None and (commit.changes.chunks or not self._lacks_records):

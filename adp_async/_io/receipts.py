@@ -57,7 +57,7 @@ class ReceiptWaits:
         delivery.state.pull(now)
         if record.place is lane:
             delivery.lifetime.check()
-            delivery.accumulator.urge(lane, now)
+            delivery.accumulator.skip_linger(lane, now)
             delivery.sender.wake()
             await delivery.state.waiters.settled(record)
         record.place.wait_blocking(record, 0)

@@ -45,7 +45,7 @@ SEARCH_EVERY = 60.0
 #: Seconds between two looks at the progress of a recovery.
 TIME_TO_LOOK = 0.5
 #: Seconds without any delivery from a spool before a warning names it.
-TROUBLE_TOLD_AFTER = 5.0
+REPORTED_AFTER = 5.0
 #: Spools that are opened at once: each takes two file descriptors and a lock.
 OPENED = 64
 
@@ -225,7 +225,7 @@ class Recoveries:
     _has_searched: bool = field(default=False, init=False)
     #: Orphans in trouble: since when, and how much was settled by then; and those told of.
     _since: dict[Path, tuple[float, int]] = field(factory=dict, init=False)
-    _told: set[Path] = field(factory=set, init=False)
+    _reported: set[Path] = field(factory=set, init=False)
 
     @property
     def is_done(self) -> bool:
@@ -299,9 +299,9 @@ class Recoveries:
         since, before = self._since.setdefault(path, (now, settled))
         if recovery.trouble is None or settled > before:
             self._since[path] = now, settled
-        elif path not in self._told and now >= since + TROUBLE_TOLD_AFTER:
-            self._told.add(path)
-            count = len(self._told)
+        elif path not in self._reported and now >= since + REPORTED_AFTER:
+            self._reported.add(path)
+            count = len(self._reported)
             if count == 1 or len(str(count)) > len(str(count - 1)):
                 message = (
                     "%s: none of its records can be delivered: %s; this is retried, and holds up "

@@ -46,7 +46,7 @@ class DeliveryState:
         self.intake.pull(now, leave_excess=leave_excess)
         self.hand_on()
 
-    def urge(self, run_id: str | None, now: float) -> list[Lane]:
+    def skip_linger(self, run_id: str | None, now: float) -> list[Lane]:
         """Let what waits by now leave without linger, of one run or of all: the busy lanes."""
         self.pull(now)
         lanes = list(self.accumulator.lanes.values())
@@ -54,7 +54,7 @@ class DeliveryState:
             lanes = [self.intake.lane(run_id)]
         busy = [lane for lane in lanes if not lane.is_idle]
         for lane in busy:
-            self.accumulator.urge(lane, now)
+            self.accumulator.skip_linger(lane, now)
         return busy
 
     def hand_on(self) -> None:

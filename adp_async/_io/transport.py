@@ -136,7 +136,7 @@ class AiohttpTransport:
         if session is not None:
             await session.close()
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop the connections, whose event loop may be gone; the system closes them."""
         session, self._session = self._session, None
         connector = None if session is None else session.connector

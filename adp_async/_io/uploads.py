@@ -18,7 +18,7 @@ from attrs import define, field
 
 from adp_async._io.lifetime import Why
 from adp_async._io.log import logger
-from adp_async._io.streams import named
+from adp_async._io.streams import BytesContent, FileContent, named
 from adp_async._io.worker import Worker
 from adp_async._sansio.artifact_uris import PART_BYTES, LocalFolder, VolumeFolder, place_of
 from adp_async._sansio.call import Call
@@ -74,7 +74,7 @@ class Storage(Protocol):
 class Job:
     """One artifact on its way: *run_id* and *artifact_uri* (None: not known yet) say where to.
 
-    Without a *run_id* its failure is told by the handle alone.
+    Without a *run_id*, only the handle reports its failure.
     """
 
     run_id: str
@@ -87,6 +87,13 @@ class Job:
     future: concurrent.futures.Future[AdpError | None] = field(
         factory=concurrent.futures.Future, init=False, repr=False
     )
+
+    @classmethod
+    def of(cls, run_id: str, name: str, content: Path | bytes, artifact_uri: str | None) -> Job:
+        """The upload of a file, or of bytes, which wait in memory."""
+        if isinstance(content, bytes):
+            return cls(run_id, name, BytesContent(content), artifact_uri, memory=len(content))
+        return cls(run_id, name, FileContent(content), artifact_uri)
 
     def check(self) -> None:
         """Raise `UploadError` when it has ended without being uploaded."""
@@ -125,8 +132,8 @@ class Uploader:
     _opening: asyncio.Task[Volumes] | None = field(default=None, init=False)
     _caller: Caller | None = field(default=None, init=False)
     _worker: Worker | None = field(default=None, init=False)
-    #: What was said in a WARNING, once a run.
-    _told: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
+    #: What a WARNING has reported, once a run.
+    _reported: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
 
     # ------------------------------------------------------------------ any thread
 
@@ -169,7 +176,7 @@ class Uploader:
             return [job for job in self._pending if run_id in (None, job.run_id)]
 
     def has_any(self, run_id: str) -> bool:
-        """Whether something of the run is on its way, or has failed and nobody was told."""
+        """Whether something of the run is on its way, or has failed without being reported."""
         if self.lifetime.why is Why.FORKED:
             return False  # and the parent may have held the lock
         with self._lock:
@@ -218,7 +225,7 @@ class Uploader:
     async def close(self, seconds: float) -> None:
         """Wait for all uploads, for at most *seconds*; give up the rest, and say which.
 
-        Raises `UploadError` for what failed and nobody was told, or is not done.
+        Raises `UploadError` for what failed without being reported, or is not done.
         """
         last_moment = min(LAST_MOMENT, 0.2 * seconds)
         try:
@@ -306,8 +313,8 @@ class Uploader:
         if error is not None:
             # (A reply's message has its request id, and so is another one each time.)
             reason = job.run_id, type(error), str(getattr(error, "code", error))
-            log = logger.debug if reason in self._told else logger.warning
-            self._told.add(reason)
+            log = logger.debug if reason in self._reported else logger.warning
+            self._reported.add(reason)
             log("%s not uploaded: %s", _named([job]), error)
         job.future.set_result(error)
 

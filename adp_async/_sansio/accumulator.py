@@ -168,7 +168,7 @@ class Accumulator:
         for lane in self.lanes.values():
             self.reschedule(lane, now)
 
-    def urge(self, lane: Lane, now: float) -> None:
+    def skip_linger(self, lane: Lane, now: float) -> None:
         """The lane is waited for: its present records don't linger."""
         lane.urgent_until = lane.next_seq
         self.reschedule(lane, now)

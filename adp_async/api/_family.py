@@ -128,7 +128,8 @@ class Listing(Generic[Item, PageType]):
         return f"<Listing of {self._operation} | async for item in it>"
 
     def _repr_html_(self) -> str:
-        return _shown(self._operation, "async for item in listing", self._start)
+        reading = "await listing.to_list(), or: async for item in listing"
+        return _shown(self._operation, reading, self._start)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         token, more, left = self._start, self._most != 0, self._most
@@ -189,7 +190,8 @@ class BlockingListing(Generic[Item, PageType]):
         return f"<Listing of {self._listing._operation} | for item in it>"
 
     def _repr_html_(self) -> str:
-        return _shown(self._listing._operation, "for item in listing", self._listing._start)
+        reading = "listing.to_list(), or: for item in listing"
+        return _shown(self._listing._operation, reading, self._listing._start)
 
     def __iter__(self) -> Iterator[Item]:
         left = self._listing._most

@@ -19,4 +19,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    typer.main.get_command(app)()
+    # By this name the shell's completion finds it, however it was started.
+    typer.main.get_command(app)(prog_name="adp-async")

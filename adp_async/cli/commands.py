@@ -7,14 +7,32 @@ import typer
 
 import adp_async
 from adp_async.cli.mistakes import check_exclusive, errors_in_one_line
+from adp_async.cli.options import (
+    AuthMode,
+    CommandLine,
+    ConfigFile,
+    Directory,
+    Json,
+    Limit,
+    ListeningPort,
+    Profile,
+    RunId,
+    examples,
+    with_settings,
+)
+from adp_async.errors import AdpError
 
 app = typer.Typer(
     help="Experiment tracking on Oracle AI Data Platform.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "adp-async demo                        # try it, without an account",
+        "adp-async doctor                      # are settings, key and network right?",
+        "adp-async --install-completion        # complete commands in this shell",
+    ),
 )
 
 
@@ -36,38 +54,35 @@ def adp_async_command(
     """Experiment tracking on Oracle AI Data Platform."""
 
 
-Directory = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False,
-        help="The folder for database, key and artifacts (default: temporary).",
-    ),
-]
-Port = Annotated[
-    int, typer.Option(min=0, max=65535, help="The port to listen on; 0 picks a free one.")
-]
-
-
 #: Of `serve`: not in IANA's list, and below the ports that systems give to clients.
 DEFAULT_PORT = 8237
 
 
-@app.command("demo")
+@app.command(
+    "demo",
+    epilog=examples("adp-async demo", "adp-async demo --points 100000 --keep"),
+)
 @errors_in_one_line
 def demo_command(
     points: Annotated[
-        int, typer.Option(min=1, help="Train until at least this many metric points are logged.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Train until at least this many metric points are logged."
+        ),
     ] = 20_000,
     seconds: Annotated[
-        float | None, typer.Option(min=0.0, help="Train for this long instead.")
+        float | None,
+        typer.Option(min=0.0, metavar="SECONDS", help="Train for this long instead."),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the platform running afterwards, until Ctrl-C.")
     ] = False,
     directory: Directory = None,
-    port: Port = 0,
+    port: ListeningPort = 0,
 ) -> None:
-    """Train a classifier on a local platform and check every point that arrived.
+    """Train a classifier on a local platform.
+
+    It reads the run back and compares every point that arrived.
 
     Needs no account: signed requests go through a local gateway to a real MLflow.
     """
@@ -77,32 +92,46 @@ def demo_command(
     raise typer.Exit(run_demo(bounds, keep=keep, directory=directory, port=port))
 
 
-@app.command("serve")
+@app.command(
+    "serve",
+    epilog=examples(
+        "adp-async serve",
+        "adp-async serve --directory platform --env env # then, elsewhere: . ./env",
+        "adp-async serve --no-mlflow --quota 5          # answers 429 beyond it",
+    ),
+)
 @errors_in_one_line
 def serve_command(
-    port: Port = DEFAULT_PORT,
+    port: ListeningPort = DEFAULT_PORT,
     directory: Directory = None,
     quota: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Requests a second; more are answered with 429."),
+        typer.Option(
+            min=0.001,
+            metavar="RATE",
+            help="Requests a second; more are answered with 429 (too many requests).",
+        ),
     ] = None,
     mlflow: Annotated[
         bool,
         typer.Option(
-            help="A real MLflow, or an in-memory stand-in: starts at once, knows only runs."
+            help="Start a real MLflow, or a stand-in in memory that starts at once and knows only "
+            "runs."
         ),
     ] = True,
     tls: Annotated[
         bool,
         typer.Option(
-            "--tls", help="Speak https, with a certificate authority of the platform's own."
+            "--tls", help="Speak https, with a certificate authority made for this platform."
         ),
     ] = False,
     env: Annotated[
         Path | None,
         typer.Option(
             dir_okay=False,
-            help="Write the exports for a shell into this file while the platform runs.",
+            metavar="FILE",
+            help="Write the settings, as exports for a shell, into this file; it is removed when "
+            "the platform stops.",
         ),
     ] = None,
 ) -> None:
@@ -112,101 +141,214 @@ def serve_command(
     serve(port=port, directory=directory, quota=quota, mlflow=mlflow, tls=tls, env=env)
 
 
-@app.command("doctor")
+@app.command(
+    "doctor",
+    epilog=examples(
+        "adp-async doctor",
+        "adp-async doctor --profile TRAINING --region us-ashburn-1",
+        "adp-async doctor --json",
+    ),
+)
+@with_settings
 @errors_in_one_line
-def doctor_command(
-    platform_id: Annotated[
-        str | None, typer.Option(help="Overrides AIDP_INSTANCE_ID: the platform's OCID.")
+def doctor_command(given: CommandLine, as_json: Json = False) -> None:
+    """Check settings, credentials, network and clock.
+
+    All that can be examined is examined at once, and each finding is shown with what to do about
+    it. No secret is shown, and nothing is changed. The exit code is 0 if a session will work,
+    warnings or not, and 1 if anything is wrong.
+
+    With --json it is an object with ok and findings, a list of objects with step, state (ok,
+    warning, wrong or skipped), message and fix.
+    """
+    from adp_async.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(given, as_json=as_json))
+
+
+@app.command(
+    "experiments",
+    epilog=examples("adp-async experiments", "adp-async experiments --limit 100 --json"),
+)
+@with_settings
+@errors_in_one_line
+def experiments_command(given: CommandLine, limit: Limit = 20, as_json: Json = False) -> None:
+    """List experiments, those that changed last first.
+
+    With --json it is a list of objects with experiment_id, name, lifecycle_stage,
+    artifact_location, created, changed and tags; times are ISO 8601.
+    """
+    from adp_async.cli.reading import list_experiments
+
+    list_experiments(given, limit=limit, as_json=as_json)
+
+
+@app.command(
+    "runs",
+    epilog=examples(
+        "adp-async runs",
+        "adp-async runs --experiment digits --limit 5",
+        "adp-async runs --json | jq -r '.[].run_id'",
+    ),
+)
+@with_settings
+@errors_in_one_line
+def runs_command(
+    given: CommandLine,
+    experiment: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only runs of this experiment; without it of all."),
     ] = None,
-    workspace: Annotated[
-        str | None, typer.Option(help="Overrides AIDP_WORKSPACE: the workspace's key.")
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List runs, the latest first.
+
+    With --json it is a list of the objects that `adp-async show RUN --json` prints.
+    """
+    from adp_async.cli.reading import list_runs
+
+    list_runs(given, experiment, limit=limit, as_json=as_json)
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "adp-async show RUN",
+        "adp-async show RUN --json",
+    ),
+)
+@with_settings
+@errors_in_one_line
+def show_command(given: CommandLine, run_id: RunId, as_json: Json = False) -> None:
+    """Show a run: status, times, params, metrics, tags.
+
+    Of each metric it is the last value. With --json it is an object with run_id, name,
+    experiment_id, experiment, status, lifecycle_stage, started, ended, url, artifact_uri, params,
+    metrics (each with value, step and time) and tags; times are ISO 8601, and values that are not
+    finite the texts "NaN", "Infinity" and "-Infinity".
+    """
+    from adp_async.cli.reading import show
+
+    show(given, run_id, as_json=as_json)
+
+
+@app.command(
+    "plot",
+    epilog=examples(
+        "adp-async plot RUN",
+        "adp-async plot RUN loss val/loss",
+        "adp-async plot RUN loss --svg loss.svg",
+    ),
+)
+@with_settings
+@errors_in_one_line
+def plot_command(
+    given: CommandLine,
+    run_id: RunId,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY", help="The metrics to draw in one chart; without it each in its own."
+        ),
     ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="Overrides AIDP_ENDPOINT: the base URL.")
-    ] = None,
-    region: Annotated[
-        str | None, typer.Option(help="Overrides OCI_REGION, such as us-ashburn-1.")
-    ] = None,
-    auth: Annotated[
-        str | None, typer.Option(help="Overrides OCI_CLI_AUTH, such as api_key.")
-    ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option(help="Overrides OCI_CONFIG_FILE: OCI's config file.")
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Overrides OCI_CLI_PROFILE: the profile in it.")
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, metavar="FILE", help="Write one chart into this new file instead."
+        ),
     ] = None,
 ) -> None:
-    """Check settings, credentials, network and clock, one after the other."""
-    from adp_async.cli.doctor import CommandLine, run_doctor
+    """Draw metrics of a run in the terminal.
 
-    given = CommandLine(
-        platform_id=platform_id,
-        workspace=workspace,
-        endpoint=endpoint,
-        region=region,
-        auth=auth,
-        config_file=config_file,
-        profile=profile,
-    )
-    raise typer.Exit(run_doctor(given))
+    All points that the service has, by step, or by time if they were logged without steps. Where
+    there are no colours, each metric has a chart of its own.
+    """
+    from adp_async.cli.reading import plot
+
+    plot(given, run_id, keys or [], svg=svg)
 
 
-@app.command("sync")
+@app.command(
+    "sync",
+    epilog=examples(
+        "adp-async sync --list",
+        "adp-async sync",
+        "adp-async sync --export - | head",
+        "adp-async sync --to-recorded-endpoint spools/",
+    ),
+)
 @errors_in_one_line
 def sync_command(
     path: Annotated[
         Path | None,
-        typer.Argument(help="A spool, or a folder of them (default: the usual one)."),
+        typer.Argument(
+            metavar="PATH", help="A spool, or a folder of them; without it the user's own."
+        ),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="List the spools and rejected records.")
+        bool, typer.Option("--list", help="Only list the spools and what they hold.")
     ] = False,
     export: Annotated[
         Path | None,
-        typer.Option(help="Only write the records as JSON lines into this new file; - is stdout."),
+        typer.Option(
+            metavar="FILE",
+            help="Only write the records as JSON lines into this new file; - is standard output.",
+        ),
     ] = None,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Also send refused records once more."),
+        typer.Option(
+            "--again", help="Deliver, and send the records that the service refused once more."
+        ),
     ] = False,
     to_recorded_endpoint: Annotated[
         bool,
         typer.Option(
             "--to-recorded-endpoint",
-            help="Deliver PATH to the endpoint, platform and workspace that it names.",
+            help="Deliver PATH to the endpoint, platform and workspace recorded in it.",
         ),
     ] = False,
     discard: Annotated[
-        bool, typer.Option("--discard", help="Delete the spools, after confirmation.")
+        bool, typer.Option("--discard", help="Only delete the spools, after confirmation.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete without asking for confirmation.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --list: print JSON for programs.")
+    ] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Stop after this many seconds; the rest stays on disk."),
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="Stop after this many seconds; the rest stays on disk.",
+        ),
     ] = None,
-    auth: Annotated[
-        str | None, typer.Option(help="Overrides OCI_CLI_AUTH, such as api_key.")
-    ] = None,
-    config_file: Annotated[
-        Path | None, typer.Option(help="Overrides OCI_CONFIG_FILE: OCI's config file.")
-    ] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="Overrides OCI_CLI_PROFILE: the profile in it.")
-    ] = None,
+    auth: AuthMode = None,
+    config_file: ConfigFile = None,
+    profile: Profile = None,
 ) -> None:
     """Deliver the records that dead processes left on disk.
 
-    Spools of the usual folder are delivered to where they came from. A PATH is delivered only if
-    it came from the endpoint, platform and workspace of the settings. Records that the service
-    refused are kept until they are sent --again or discarded.
+    Without PATH these are the spools of this user's sessions, and each is delivered to the
+    service that it came from. A PATH is delivered only if it came from the endpoint, platform and
+    workspace of the settings. Records that the service refused are kept until they are sent
+    --again or discarded. A spool that a running process uses is left alone. The exit code is 1 if
+    anything remains.
+
+    --list --json prints a list of objects with path, endpoint, platform_id, workspace, waiting
+    (records), runs (each with run_id, metrics, params, tags and oldest), rejected (each with
+    run_id, kind, key and reason), last_error and trouble.
     """
     from adp_async.cli import spools, sync
-    from adp_async.cli.doctor import CommandLine
 
     check_exclusive(list=show, export=export is not None, discard=discard, again=again)
+    if as_json and not show:
+        raise AdpError("--json goes with --list")
     if show:
-        raise typer.Exit(spools.list_spools(path))
+        raise typer.Exit(spools.list_spools(path, as_json=as_json))
     if export is not None:
         raise typer.Exit(spools.export(path, export))
     if discard:

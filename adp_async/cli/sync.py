@@ -16,14 +16,12 @@ from adp_async import Session
 from adp_async._io.recovery import open_orphan
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import SpoolBusy, SpoolError
+from adp_async.cli.output import console_for, counted, say
 from adp_async.cli.reporter import Reporter
 from adp_async.cli.spools import (
     NO_LIMIT,
-    console_for,
-    counted,
     in_use,
     look_at,
-    say,
     short_name,
     spools_at,
     usual_folder,
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.spool_file import Identity
     from adp_async.auth import Auth
-    from adp_async.cli.doctor import CommandLine
+    from adp_async.cli.options import CommandLine
 
 __all__ = ["Wish", "sync"]
 

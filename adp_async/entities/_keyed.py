@@ -63,5 +63,10 @@ class Keyed(tuple[Item, ...], Generic[Item, Value]):
         """Each key with its value."""
         return list(self._by_key().items())
 
+    def _repr_html_(self) -> str:
+        from adp_async._html import table  # only a notebook asks
+
+        return table([each._row() for each in self]) if self else "none"  # type: ignore[attr-defined]
+
     def _by_key(self) -> dict[str, Any]:
         return {each.key: each.value for each in self}  # type: ignore[attr-defined]

@@ -198,7 +198,7 @@ class TrackedRun:
                 logger.warning("%s", error)
 
     def _session_closes(self, status: EndStatus | None) -> None:
-        """The session ends before the training has said that it did."""
+        """The session closes before the training has reported its end."""
         if status is None:
             self.finish(ending(sys.exception()))
 

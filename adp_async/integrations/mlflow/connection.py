@@ -137,7 +137,7 @@ class Connection:
             logger.warning("a search does not see %d records that still wait", waiting)
 
     def wait(self, receipts: Iterable[Receipt], timeout: float | None = None) -> None:
-        """Until the service has these records; raises what it refused, which is then told."""
+        """Until the service has these records; raises what it refused, reporting it once."""
         with in_mlflows_words():
             for receipt in receipts:
                 try:
@@ -185,13 +185,13 @@ class Connection:
         return stats.accepted - stats.undelivered
 
     def _check_exists(self, run_id: str) -> None:
-        """Raise RESOURCE_DOES_NOT_EXIST for a run that nobody knows: its records never arrive."""
+        """Raise RESOURCE_DOES_NOT_EXIST for a run that does not exist: its records never arrive."""
         from mlflow.protos.service_pb2 import GetRun
 
         self.send(_GET_RUN, {"run_id": run_id}, GetRun.Response())
 
     def _tell(self, run_id: str | None) -> None:
-        """Raise what was refused, of one run or of all, and not told yet."""
+        """Raise what was refused, of one run or of all, and not yet reported."""
         try:
             self.logger.flush(run_id, _LOOK)
         except DeliveryError as error:

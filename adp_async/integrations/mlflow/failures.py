@@ -33,7 +33,7 @@ _CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (TimeoutError, "TEMPORARILY_UNAVAILABLE"),
 )
 _BY_STATUS: Final = {501: "NOT_IMPLEMENTED", 503: "TEMPORARILY_UNAVAILABLE"}
-#: What is raised at the call and told in MLflow's words.
+#: What is raised at the call, translated into MLflow's terms.
 _OURS: Final = (errors.AdpError, ValueError, TypeError, TimeoutError)
 
 
