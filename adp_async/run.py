@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.uploads import Uploader
+    from adp_async._progress import watched
     from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api._family import Listing
     from adp_async.api.runs import Runs
@@ -49,6 +50,10 @@ class Host(Protocol):
     def _uploader(self) -> Uploader: ...
 
     def _has_uploads(self, run_id: str) -> bool: ...
+
+    def _watched(
+        self, what: str, run_id: str | None = None, limit: float | None = None
+    ) -> watched: ...
 
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
@@ -110,11 +115,13 @@ class Run(ArtifactWriter, RunWriter):
         Doesn't linger.  Raises `DeliveryError` naming what was refused and not yet reported.
         There is no time limit: use ``asyncio.timeout``.
         """
-        await self._session.logger.flush(self.run_id)
+        with self._watched():
+            await self._session.logger.flush(self.run_id)
 
     async def try_flush(self) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; see `BatchLogger.try_flush`."""
-        return await self._session.logger.try_flush(self.run_id)
+        with self._watched():
+            return await self._session.logger.try_flush(self.run_id)
 
     async def drain(self) -> None:
         """Wait until the session's buffer is below its high-water mark."""
@@ -128,13 +135,18 @@ class Run(ArtifactWriter, RunWriter):
         ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
-        try:
+        with self._watched():
             try:
-                await self.flush()
+                try:
+                    await self.flush()
+                finally:
+                    await self._finish_uploads(self._session.settings.close_timeout)
             finally:
-                await self._finish_uploads(self._session.settings.close_timeout)
-        finally:
-            await self._end(status)
+                await self._end(status)
+
+    def _watched(self, limit: float | None = None) -> watched:
+        name = f"run {self.run_name or self.run_id}"
+        return self._session._watched(name, self.run_id, limit)
 
     async def _finish_uploads(self, timeout: float) -> None:
         """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
@@ -170,7 +182,7 @@ class Run(ArtifactWriter, RunWriter):
     async def _end_in_time(self, status: EndStatus | None, error: BaseException | None) -> None:
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
             # Time is kept for setting the status, even if the flush could use all of it, and for
             # the session, which may be exited right after.
@@ -194,7 +206,7 @@ class Run(ArtifactWriter, RunWriter):
     ) -> None:
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
             await self._uploads_within(ends_by - 0.2 * timeout, failures)

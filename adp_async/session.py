@@ -7,7 +7,7 @@ logger delivers from a thread of its own.
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from adp_async._io.loop_thread import LoopThread
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.uploads import Uploader
+    from adp_async._progress import watched
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async._sansio.statuses import EndStatus
@@ -119,6 +120,12 @@ class Session:
     def _uploader(self) -> Uploader:
         return self._engine.uploader
 
+    def _watched(self, what: str, run_id: str | None = None, limit: float | None = None) -> watched:
+        from adp_async._progress import watched
+
+        uploads = partial(self._engine.uploads_on_their_way, run_id)
+        return watched(self._delivery, what, run_id, limit=limit, uploads=uploads)
+
     def _has_uploads(self, run_id: str) -> bool:
         return self._engine.has_uploads(run_id)
 
@@ -166,7 +173,9 @@ class Session:
         Raises `DeliveryError` when records were refused that no flush has reported, or could not be
         delivered in time.
         """
-        await self._engine.close(self._time_to_close())
+        seconds = self._time_to_close()
+        with self._watched("closing the session", limit=seconds):
+            await self._engine.close(seconds)
 
     def on_close(self, hook: Callable[[EndStatus | None], object]) -> Callable[[], None]:
         """Have *hook* called when the session closes, before it does: it still accepts everything.
