@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import sys
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,7 @@ from adp_async._sansio.records import Metric, Param, RunTag
 from adp_async.cli import app, reporter, spools
 from adp_async.cli import sync as delivery
 from adp_async.cli import sync as sync_module
+from adp_async.cli.output import duration
 from adp_async.cli.serve import environment
 from adp_async.errors import BadRequest, Rejection
 from adp_async.local import Fault, LocalPlatform
@@ -490,7 +492,7 @@ def test_in_a_terminal_there_is_a_bar(
 )
 def test_how_long_it_waits(seconds: float, told: str) -> None:
     """In the unit a person would take."""
-    assert spools._duration(seconds) == told
+    assert duration(seconds) == told
 
 
 @pytest.mark.parametrize("answer", [None, ProcessLookupError(), PermissionError()], ids=repr)
@@ -606,6 +608,60 @@ def test_the_list_says_what_a_person_asks(folder: Path, here: Identity, run_id: 
     ):
         assert each in result.stdout
     assert path.read_bytes() == before
+
+
+def test_the_list_for_programs(folder: Path, here: Identity, run_id: str) -> None:
+    """All of it as JSON, of spools that cannot be read as well, by fields that stay."""
+    path = orphan(
+        folder,
+        chunk([*metrics(1200), Param("p", "v")], run_id=run_id),
+        settled(100, run_id=run_id),
+        refusal(run_id),
+        identity=here,
+        error="503 Unavailable",
+    )
+    bad = orphan(folder, identity=here)
+    bad.write_bytes(b"x" * 5000)
+    os.utime(bad, (0, 0))
+    result = sync("--list", "--json")
+
+    assert result.exit_code == 0
+    found = {each["path"]: each for each in json.loads(result.stdout)}
+    good = found[str(path)]
+    (run,) = good.pop("runs")
+    assert datetime.fromisoformat(run.pop("oldest")).tzinfo is not None
+    assert run == {"run_id": run_id, "metrics": 1100, "params": 1, "tags": 0}
+    assert good == {
+        "path": str(path),
+        "endpoint": here.endpoint,
+        "platform_id": here.platform_id,
+        "workspace": here.workspace,
+        "waiting": 1101,
+        "rejected": [
+            {
+                "run_id": run_id,
+                "kind": "metric",
+                "key": "bad key!",
+                "reason": "400 INVALID: illegal key [sic]",
+            }
+        ],
+        "last_error": "503 Unavailable",
+        "trouble": None,
+    }
+    assert "is not a spool file" in found[str(bad)].pop("trouble")
+    assert found[str(bad)] == {
+        **dict.fromkeys(("endpoint", "platform_id", "workspace", "last_error")),
+        "path": str(bad),
+        "waiting": 0,
+        "runs": [],
+        "rejected": [],
+    }
+
+
+def test_json_is_for_the_list(folder: Path) -> None:
+    """Elsewhere it is a mistake, rather than ignored; and an empty list is JSON, too."""
+    assert sync("--json").stderr == "adp-async: --json goes with --list\n"
+    assert json.loads(sync("--list", "--json").stdout) == []
 
 
 def test_the_list_fits_a_terminal(

@@ -12,11 +12,15 @@ from adp_async.cli.options import (
     CommandLine,
     ConfigFile,
     Directory,
+    Json,
+    Limit,
     ListeningPort,
     Profile,
+    RunId,
     examples,
     with_settings,
 )
+from adp_async.errors import AdpError
 
 app = typer.Typer(
     help="Experiment tracking on Oracle AI Data Platform.",
@@ -142,19 +146,127 @@ def serve_command(
     epilog=examples(
         "adp-async doctor",
         "adp-async doctor --profile TRAINING --region us-ashburn-1",
+        "adp-async doctor --json",
     ),
 )
 @with_settings
 @errors_in_one_line
-def doctor_command(given: CommandLine) -> None:
+def doctor_command(given: CommandLine, as_json: Json = False) -> None:
     """Check settings, credentials, network and clock.
 
-    Each finding is shown with what to do about it. The exit code is 1 if anything is wrong. No
-    secret is shown, and nothing is changed.
+    All that can be examined is examined at once, and each finding is shown with what to do about
+    it. No secret is shown, and nothing is changed. The exit code is 0 if a session will work,
+    warnings or not, and 1 if anything is wrong.
+
+    With --json it is an object with ok and findings, a list of objects with step, state (ok,
+    warning, wrong or skipped), message and fix.
     """
     from adp_async.cli.doctor import run_doctor
 
-    raise typer.Exit(run_doctor(given))
+    raise typer.Exit(run_doctor(given, as_json=as_json))
+
+
+@app.command(
+    "experiments",
+    epilog=examples("adp-async experiments", "adp-async experiments --limit 100 --json"),
+)
+@with_settings
+@errors_in_one_line
+def experiments_command(given: CommandLine, limit: Limit = 20, as_json: Json = False) -> None:
+    """List experiments, those that changed last first.
+
+    With --json it is a list of objects with experiment_id, name, lifecycle_stage,
+    artifact_location, created, changed and tags; times are ISO 8601.
+    """
+    from adp_async.cli.reading import list_experiments
+
+    list_experiments(given, limit=limit, as_json=as_json)
+
+
+@app.command(
+    "runs",
+    epilog=examples(
+        "adp-async runs",
+        "adp-async runs --experiment digits --limit 5",
+        "adp-async runs --json | jq -r '.[].run_id'",
+    ),
+)
+@with_settings
+@errors_in_one_line
+def runs_command(
+    given: CommandLine,
+    experiment: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only runs of this experiment; without it of all."),
+    ] = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List runs, the latest first.
+
+    With --json it is a list of the objects that `adp-async show RUN --json` prints.
+    """
+    from adp_async.cli.reading import list_runs
+
+    list_runs(given, experiment, limit=limit, as_json=as_json)
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "adp-async show RUN",
+        "adp-async show RUN --json",
+    ),
+)
+@with_settings
+@errors_in_one_line
+def show_command(given: CommandLine, run_id: RunId, as_json: Json = False) -> None:
+    """Show a run: status, times, params, metrics, tags.
+
+    Of each metric it is the last value. With --json it is an object with run_id, name,
+    experiment_id, experiment, status, lifecycle_stage, started, ended, url, artifact_uri, params,
+    metrics (each with value, step and time) and tags; times are ISO 8601, and values that are not
+    finite the texts "NaN", "Infinity" and "-Infinity".
+    """
+    from adp_async.cli.reading import show
+
+    show(given, run_id, as_json=as_json)
+
+
+@app.command(
+    "plot",
+    epilog=examples(
+        "adp-async plot RUN",
+        "adp-async plot RUN loss val/loss",
+        "adp-async plot RUN loss --svg loss.svg",
+    ),
+)
+@with_settings
+@errors_in_one_line
+def plot_command(
+    given: CommandLine,
+    run_id: RunId,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY", help="The metrics to draw in one chart; without it each in its own."
+        ),
+    ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, metavar="FILE", help="Write one chart into this new file instead."
+        ),
+    ] = None,
+) -> None:
+    """Draw metrics of a run in the terminal.
+
+    All points that the service has, by step, or by time if they were logged without steps. Where
+    there are no colours, each metric has a chart of its own.
+    """
+    from adp_async.cli.reading import plot
+
+    plot(given, run_id, keys or [], svg=svg)
 
 
 @app.command(
@@ -203,6 +315,9 @@ def sync_command(
     yes: Annotated[
         bool, typer.Option("--yes", help="Delete without asking for confirmation.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --list: print JSON for programs.")
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -222,12 +337,18 @@ def sync_command(
     workspace of the settings. Records that the service refused are kept until they are sent
     --again or discarded. A spool that a running process uses is left alone. The exit code is 1 if
     anything remains.
+
+    --list --json prints a list of objects with path, endpoint, platform_id, workspace, waiting
+    (records), runs (each with run_id, metrics, params, tags and oldest), rejected (each with
+    run_id, kind, key and reason), last_error and trouble.
     """
     from adp_async.cli import spools, sync
 
     check_exclusive(list=show, export=export is not None, discard=discard, again=again)
+    if as_json and not show:
+        raise AdpError("--json goes with --list")
     if show:
-        raise typer.Exit(spools.list_spools(path))
+        raise typer.Exit(spools.list_spools(path, as_json=as_json))
     if export is not None:
         raise typer.Exit(spools.export(path, export))
     if discard:

@@ -21,8 +21,10 @@ __all__ = [
     "ConfigFile",
     "Directory",
     "Json",
+    "Limit",
     "ListeningPort",
     "Profile",
+    "RunId",
     "examples",
     "with_settings",
 ]
@@ -80,6 +82,8 @@ ListeningPort = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The id of the run.")]
+Limit = Annotated[int, typer.Option(min=1, metavar="N", help="The most to list.")]
 
 #: The options of a session's settings, by their names in `CommandLine`.
 _SETTINGS: Final = {

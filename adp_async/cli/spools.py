@@ -13,7 +13,6 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.prompt import Confirm
 from rich.table import Table
@@ -32,25 +31,26 @@ from adp_async._io.spool_file import (
 from adp_async._knobs import absolute_folder
 from adp_async._sansio.records import KINDS, Metric, spell
 from adp_async._sansio.texts import printable
+from adp_async.cli.output import console_for, counted, duration, print_json, say, shown
+from adp_async.cli.spool_fields import fields_of
 from adp_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from rich.console import Console
+
     from adp_async._io.spool_report import RunRow
     from adp_async._sansio.records import AnyRecord
 
 __all__ = [
     "NO_LIMIT",
-    "console_for",
-    "counted",
     "discard",
     "export",
     "in_use",
     "list_spools",
     "look_at",
-    "say",
     "short_name",
     "spools_at",
     "usual_folder",
@@ -85,31 +85,21 @@ def usual_folder() -> Path:
         raise ConfigurationError(f"ADP_ASYNC_SPOOL: {error}") from None
 
 
-def console_for(file: TextIO | None = None) -> Console:
-    """A console that does not wrap lines for programs."""
-    console = Console(file=file, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 1000
-    return console
-
-
 # Showing -----------------------------------------------------------------------------------------
 
 
-def list_spools(path: Path | None) -> int:
+def list_spools(path: Path | None, *, as_json: bool = False) -> int:
     """Show the spools."""
     console = console_for()
     paths = spools_at(path)
+    if as_json:
+        print_json([fields_of(look_at(each)) for each in paths])
+        return 0
     for each in paths:
         _show(console, look_at(each))
     if not paths:
         say(console, f"no spools in {path or usual_folder()}")
     return 0
-
-
-def say(console: Console, message: str) -> None:
-    """Print *message*, of which parts may come from a file or the service, as one paragraph."""
-    console.print(Text(printable(message, 2000)), soft_wrap=True)
 
 
 def look_at(path: Path) -> Contents:
@@ -150,7 +140,7 @@ def _is_alive(pid: int) -> bool:
 
 def _show(console: Console, contents: Contents) -> None:
     console.print(Text(printable(contents.path.name, 2000), style="bold"), soft_wrap=True)
-    facts = [(name, printable(value, 2000)) for name, value in _facts(contents)]
+    facts = [(name, shown(value)) for name, value in _facts(contents)]
     if not console.is_terminal:
         for name, value in facts:
             console.print(Text(f"  {name:<10}  {value}"), soft_wrap=True)
@@ -187,35 +177,13 @@ def _waiting(contents: Contents) -> str:
         return "nothing"
     age = time.time() - min(run.oldest for run in contents.runs)
     runs = counted(len(contents.runs), "run")
-    return f"{counted(contents.records, 'record')} of {runs}, the oldest {_duration(age)} old"
+    return f"{counted(contents.records, 'record')} of {runs}, the oldest {duration(age)} old"
 
 
 def _run(run: RunRow) -> str:
     counts = {"metric": run.metrics, "param": run.params, "tag": run.tags}
     told = ", ".join(counted(count, kind) for kind, count in counts.items() if count)
     return f"{run.run_id}  {told}"
-
-
-def counted(count: int, what: str) -> str:
-    """*count* and *what*, in the plural unless the count is 1.
-
-    >>> counted(1, "run"), counted(2000, "record")
-    ('1 run', '2,000 records')
-    """
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    """*seconds* in a unit that suits a person.
-
-    >>> [_duration(each) for each in (5, 600, 7200, 400_000)]
-    ['5 s', '10 min', '2 h', '5 days']
-    """
-    if seconds < 120:
-        return f"{max(0.0, seconds):.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
 
 
 def short_name(path: Path) -> str:

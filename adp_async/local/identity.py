@@ -81,7 +81,12 @@ class KeyFile:
 
     @property
     def fingerprint(self) -> str:
-        public = self.key.public_key().public_bytes(
+        return self.fingerprint_of(self.key)
+
+    @staticmethod
+    def fingerprint_of(key: rsa.RSAPrivateKey) -> str:
+        """What OCI calls *key*."""
+        public = key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         # MD5 is what OCI defines the fingerprint as; nothing is secured by it.
