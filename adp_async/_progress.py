@@ -131,8 +131,13 @@ class watched:  # noqa: N801 - used like the functions of contextlib
             elapsed=now - self._since,
             limit=self._limit,
             held=max(0.0, self._delivery.throttle.held_until - now),
-            error=None if trouble is None else f"{type(trouble).__name__}: {trouble}",
+            error=None if trouble is None else _brief(trouble),
         )
+
+
+def _brief(error: Exception) -> str:
+    """*error* without the ids at its end, which the log has."""
+    return f"{type(error).__name__}: {str(error).partition(' (opc-request-id')[0]}"
 
 
 def _settled(delivery: Delivery, run_id: str | None) -> tuple[int, int]:

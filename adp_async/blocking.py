@@ -228,7 +228,8 @@ class Session:
         if isinstance(endpoint, Endpoint):
             if timeout is not None:
                 given["timeout"] = timeout
-            return self._wait(self.session.call(endpoint, **given))
+            doing = self.session.call(endpoint, **given)
+            return self._opened(doing).wait(doing)
         if not isawaitable(endpoint):
             message = f"call takes an Endpoint or an awaitable, not {type(endpoint).__name__}"
             raise TypeError(message)
@@ -236,17 +237,19 @@ class Session:
         if given:
             doing.close()
             raise TypeError(f"call of an awaitable does not take {', '.join(given)}")
-        return self._wait(doing, timeout)
+        return self._opened(doing).wait(doing, timeout)
 
     def fetch(self, endpoint: Endpoint, **given: Unpack[CallArguments]) -> Reply:
         """As `call`, but the reply as it came; see `adp_async.Session.fetch`."""
-        return self._wait(self.session.fetch(endpoint, **given))
+        doing = self.session.fetch(endpoint, **given)
+        return self._opened(doing).wait(doing)
 
-    def _wait(self, doing: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+    def _opened(self, doing: Coroutine[Any, Any, object]) -> LoopThread:
+        """The thread in which *doing* is to run, which is closed when there is none."""
         if self._thread is None:
             doing.close()
             raise Closed("the session is not open")
-        return self._thread.wait(doing, timeout)
+        return self._thread
 
     def start_run(
         self,

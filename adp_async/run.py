@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import anyio
 
 from adp_async._io.log import logger
+from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
@@ -135,14 +136,17 @@ class Run(ArtifactWriter, RunWriter):
         ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
+        failures: list[AdpError] = []
         with self._watched():
             try:
-                try:
-                    await self.flush()
-                finally:
-                    await self._finish_uploads(self._session.settings.close_timeout)
+                await _noted(self.flush(), failures)
             finally:
-                await self._end(status)
+                timeout = self._session.settings.close_timeout
+                try:
+                    await _noted(self._finish_uploads(timeout), failures)
+                finally:
+                    await _noted(self._end(status), failures)
+        self._report(None, failures)
 
     def _watched(self, limit: float | None = None) -> watched:
         name = f"run {self.run_name or self.run_id}"
@@ -220,20 +224,18 @@ class Run(ArtifactWriter, RunWriter):
             first, *others = failures
             for other in others:
                 first.add_note(f"also: {other}")
-            raise first
+            raise outward(first) from first.__cause__
         for failure in failures:
             assert error is not None
             attach_note(error, failure)
 
     async def _uploads_within(self, ends_by: float, failures: list[AdpError]) -> None:
-        try:
-            await self._finish_uploads(ends_by - time.monotonic())
-        except AdpError as error:
-            failures.append(error)
+        await _noted(self._finish_uploads(ends_by - time.monotonic()), failures)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
-        message = f"run {self.run_id}: {left} records not delivered yet; the session keeps trying"
+        records = "1 record" if left == 1 else f"{left} records"
+        message = f"run {self.run_id}: {records} not delivered yet; the session keeps trying"
         return DeliveryError(message, undelivered=left, run_id=self.run_id)
 
     def _not_ended(self) -> DeliveryError:
@@ -347,6 +349,13 @@ def warned(run: Run) -> Iterator[None]:
         logger.warning("%s", run._undelivered())
 
 
+async def _noted(doing: Coroutine[Any, Any, None], failures: list[AdpError]) -> None:
+    try:
+        await doing
+    except AdpError as error:
+        failures.append(error)
+
+
 async def _within(
     timeout: float,
     doing: Coroutine[Any, Any, None],
@@ -355,11 +364,9 @@ async def _within(
 ) -> None:
     try:
         async with asyncio.timeout(timeout):
-            await doing
+            await _noted(doing, failures)
     except TimeoutError:
         failures.append(too_late())
-    except AdpError as error:
-        failures.append(error)
 
 
 def attach_note(error: BaseException, failure: AdpError) -> None:

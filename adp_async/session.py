@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
+from adp_async._sansio.outward import outward
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
@@ -95,7 +96,11 @@ class Session:
         # With the first session: whoever only imports the package does without all of it.
         from adp_async._io.engine import Engine
 
-        self._engine: Engine = Engine(Settings.resolve(given), transport)
+        try:
+            settings = Settings.resolve(given)
+        except (AdpError, TypeError) as error:
+            raise outward(error) from error.__cause__
+        self._engine: Engine = Engine(settings, transport)
         self._ends_by: float | None = None
         self.logger = BatchLogger(self._delivery)
 
@@ -164,7 +169,10 @@ class Session:
         Nothing is connected yet.  Raises `ConfigurationError` for settings that are wrong,
         certificates and the proxy of the environment included.
         """
-        await self._engine.open(LoopThread)
+        try:
+            await self._engine.open(LoopThread)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         return self
 
     async def close(self) -> None:
@@ -174,8 +182,11 @@ class Session:
         delivered in time.
         """
         seconds = self._time_to_close()
-        with self._watched("closing the session", limit=seconds):
-            await self._engine.close(seconds)
+        try:
+            with self._watched("closing the session", limit=seconds):
+                await self._engine.close(seconds)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
 
     def on_close(self, hook: Callable[[EndStatus | None], object]) -> Callable[[], None]:
         """Have *hook* called when the session closes, before it does: it still accepts everything.
@@ -323,9 +334,12 @@ class Session:
         """
         from adp_async._sansio.call import Call
 
-        self._engine.check_open()
-        call = Call.of(endpoint, path=path, query=query, body=body, **options)
-        reply = await self._engine.direct.call(call, returning)
+        try:
+            self._engine.check_open()
+            call = Call.of(endpoint, path=path, query=query, body=body, **options)
+            reply = await self._engine.direct.call(call, returning)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         self._open_runs.heard(endpoint, body)
         return reply
 
@@ -333,8 +347,11 @@ class Session:
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
         from adp_async._sansio.call import Call
 
-        self._engine.check_open()
-        return await self._engine.direct.fetch(Call.of(endpoint, **given))
+        try:
+            self._engine.check_open()
+            return await self._engine.direct.fetch(Call.of(endpoint, **given))
+        except AdpError as error:
+            raise outward(error) from error.__cause__
 
 
 async def recover_orphan(
