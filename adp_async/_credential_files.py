@@ -1,4 +1,4 @@
-"""Files with credentials: their paths, tokens and keys, and a signer that follows changes."""
+"""Files with credentials: their paths and tokens, and a signer that follows their changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from adp_async._sansio.rules import shown
 from adp_async.errors import ConfigurationError, misconfigured
@@ -124,66 +124,6 @@ def read_file(file: Path, setting: str, looked: str) -> bytes:
     return content
 
 
-def load_private_key(
-    pem: bytes, passphrase: str | None, *, looked: str, setting: str = "key_file"
-) -> Any:
-    """The RSA key in *pem*, or `ConfigurationError` with what is wrong with it."""
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-
-    wait_for_oci()
-    from oci.signer import load_private_key as load
-
-    def wrong(problem: str, fix: str) -> ConfigurationError:
-        return misconfigured(setting, problem, looked=looked, fix=fix)
-
-    if b"PUBLIC KEY" in pem or pem.lstrip().startswith(b"ssh-"):
-        fix = "Name the private key, often the file without `_public` in its name."
-        raise wrong("is a public key, a private one is needed", fix)
-    secret = _encoded(passphrase) if passphrase else None
-    try:
-        private_key = load(pem.strip(), secret)
-    except BaseException as error:
-        # `cryptography` is in Rust: its panics, as after a short IV, are not Exceptions.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        _not_a_key(pem, error, wrong)
-    if not isinstance(private_key, RSAPrivateKey):
-        raise wrong("is not an RSA key", "OCI signs with RSA keys only.")
-    return private_key
-
-
-def _encoded(passphrase: str) -> bytes:
-    try:
-        return passphrase.encode()
-    except UnicodeEncodeError:
-        looked = "the argument passphrase and the environment's OCI_CLI_PASSPHRASE"
-        raise misconfigured(
-            "passphrase", "is not UTF-8 text", looked=looked, fix="Correct it."
-        ) from None
-
-
-def _not_a_key(
-    pem: bytes, error: BaseException, wrong: Callable[[str, str], ConfigurationError]
-) -> NoReturn:
-    from oci.exceptions import MissingPrivateKeyPassphrase
-
-    if isinstance(error, MissingPrivateKeyPassphrase):
-        fix = "Add a line `pass_phrase=` to the profile, or pass passphrase=."
-        raise wrong("is encrypted and no passphrase is given", fix) from error
-    if b"ENCRYPTED" in pem:
-        fix = "Correct pass_phrase in the profile, or passphrase=."
-        raise wrong("does not open with the given passphrase", fix) from error
-    raise wrong("is not a PEM private key", "Download the key again.") from error
-
-
-def wait_for_oci() -> None:
-    """Import all of ``oci`` before a part of it.
-
-    Another thread may be half-way through importing it, and importing a part doesn't wait for that.
-    """
-    import oci  # noqa: F401
-
-
 class FileSigner:
     """A signer made from files, and made again when one of them changes.
 
@@ -221,7 +161,7 @@ class FileSigner:
         Their times are ignored: a 401 is reason enough, and some file systems count in seconds.
         """
         stamps, signer = self._stamps_now(), self._load()
-        if stamps == self._stamps and signer.api_key == self._signer.api_key:
+        if stamps == self._stamps and signer.key_id == self._signer.key_id:
             return False
         self._signer, self._stamps = signer, stamps
         self.renewals += 1

@@ -28,7 +28,8 @@ class RunAddress:
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
     arrives in.  *settings* are those of the session it comes from; they say where to find the
-    credentials, and hold them only if they were given as arguments.
+    credentials.  Where they hold some themselves (a key, a passphrase or a token that was given as
+    an argument), pickling raises `ConfigurationError`.
     """
 
     run_id: str

@@ -10,6 +10,9 @@ import time
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
+# What is registered for the interpreter's end runs in reverse order: what a program registers
+# after this import may still log into open sessions.
+import adp_async._io.lifetime  # noqa: F401
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
 from adp_async._sansio.outward import outward

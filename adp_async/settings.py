@@ -1,8 +1,8 @@
 """Every setting of a session: arguments, then environment, then OCI's config file -> `Settings`.
 
 `Settings.resolve` takes arguments and environment and touches nothing else, so that a session can
-be made anywhere.  `Settings.complete` adds what needs the disk or the import of ``oci``: the
-endpoint of a region.  It blocks, and runs in the signer's thread when the session opens.
+be made anywhere.  `Settings.complete` adds what may need the disk or the import of ``oci``: the
+endpoint of a region.  It may block, and runs in the signer's thread when the session opens.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from adp_async._knobs import (
     knob,
     missing,
 )
+from adp_async._regions import find_region
 from adp_async._sansio import service_address
 from adp_async._sansio.endpoints import API_VERSION
 from adp_async._sansio.retry import RetryPolicy
@@ -242,7 +243,7 @@ class Settings:
     def complete(self, credentials_region: str | None = None) -> Self:
         """With the endpoint of the region, or else of the *credentials_region*.
 
-        Blocks while ``oci``, which knows all regions, is imported.
+        Blocks while ``oci`` is imported, for a region that is not known here.
         """
         if self.endpoint is not None:
             return self
@@ -291,17 +292,13 @@ def _no_region() -> ConfigurationError:
     )
 
 
-def _endpoint_of(region: str) -> str:
-    import oci.regions
-
-    known = oci.regions.get_region_from_short_name(region)
-    if "-" not in known:
+def _endpoint_of(text: str) -> str:
+    region = find_region(text)
+    if "-" not in region.name:
         fix = "Give the region in full, such as us-ashburn-1."
-        raise misconfigured("region", f"{shown(region)} is unknown", looked="oci.regions", fix=fix)
-    template = "https://aidp.{region}.oci.{secondLevelDomain}"
-    endpoint: str = oci.regions.endpoint_for(
-        "aidp", region=known, service_endpoint_template=template
-    )
-    if not oci.regions.is_region(known):
-        logger.warning("oci doesn't know the region %s; trying %s", known, endpoint)
+        looked = "OCI's list of regions"
+        raise misconfigured("region", f"{shown(text)} is unknown", looked=looked, fix=fix)
+    endpoint = f"https://aidp.{region.name}.oci.{region.domain}"
+    if not region.is_known:
+        logger.warning("oci doesn't know the region %s; trying %s", region.name, endpoint)
     return endpoint

@@ -80,7 +80,7 @@ client.log_experiment_run_batch(
 
 
 @cache
-def _environment() -> dict[str, str]:
+def compiled_once() -> dict[str, str]:
     """As for an installed package: compiled once, by the warm-up round."""
     folder = tempfile.mkdtemp(prefix="adp-async-pycache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -97,7 +97,7 @@ def _seconds(body: str) -> float:
         text=True,
         check=True,
         timeout=60.0,
-        env=_environment(),
+        env=compiled_once(),
     )
     return float(found.stdout.split()[-1])
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import oci.auth.signers
-import oci.signer
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -28,12 +27,11 @@ from adp_async.auth import (
     ResourcePrincipal,
     SessionToken,
     WorkloadIdentity,
-    _takes_a_request,
-    _told_by,
     auth_from,
-    reason_of,
 )
-from adp_async.errors import ConfigurationError
+from adp_async.auth._choice import _takes_a_request
+from adp_async.auth._principals import _told_by
+from adp_async.errors import ConfigurationError, reason_of
 
 TENANCY = "ocid1.tenancy.oc1..aaaaaaaatenancy"
 USER = "ocid1.user.oc1..aaaaaaaauser"
@@ -107,12 +105,11 @@ def key_id(signer) -> str:
 
 
 def test_api_key_of_a_profile(write_config):
-    """The signer is OCI's own and carries tenancy, user and fingerprint."""
+    """The key id consists of tenancy, user and fingerprint."""
     auth = ApiKey(write_config(profile="other"), "other")
 
     signer = auth.load()
 
-    assert isinstance(signer, oci.signer.Signer)
     assert key_id(signer) == f"{TENANCY}/{USER}/{FINGERPRINT}"
     assert auth.region(signer) == "eu-frankfurt-1"
 
@@ -287,10 +284,10 @@ def test_a_damaged_encrypted_key(write_config, home, key, cipher, content):
 def test_an_interrupt_while_a_key_is_read(write_config, monkeypatch):
     """Ctrl-C is not taken for a wrong key."""
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("oci.signer.load_private_key", interrupted)
+    monkeypatch.setattr(serialization, "load_pem_private_key", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         ApiKey(write_config()).load()

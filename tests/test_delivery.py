@@ -713,6 +713,25 @@ async def test_opened_in_an_atexit_handler(
     assert len(points(gateway, run_id).get("loss", [])) == (output.strip() == "works")
 
 
+LAST_WORDS = """
+    import atexit, sys
+    from adp_async import blocking
+
+    atexit.register(lambda: run.log_metric("loss", 0.5, step=1))
+    run = blocking.attach_run(sys.argv[1])
+    run.log_metric("loss", 0.5, step=0)
+"""
+
+
+async def test_a_handler_of_the_end_that_logs(bare_platform: LocalPlatform, tmp_path: Path) -> None:
+    """One that is registered after the import, though before the session, may still log."""
+    gateway = bare_platform.gateway
+    run_id = gateway.add_run()
+    child = await start(bare_platform, tmp_path, LAST_WORDS, run_id)
+    assert await child.ends_well() == ""
+    assert points(gateway, run_id) == {"loss": [0, 1]}
+
+
 DAEMON = """
     import atexit, sys, threading, time
     from adp_async import blocking

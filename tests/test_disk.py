@@ -413,7 +413,7 @@ async def test_a_newer_spool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 OUTAGE = """
     import asyncio, json, resource, sys, time
-    import adp_async, oci.signer
+    import adp_async, cryptography.hazmat.primitives.serialization
     from adp_async import RetryPolicy, Session, blocking
 
     run_id, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -45,7 +45,7 @@ LINE = struct.Struct("<qd")
 #: Forks a process for each line it is given: importing all of it takes longer than a round.
 NURSERY = """
     import asyncio, itertools, os, struct, sys, time
-    import oci.signer
+    import cryptography.hazmat.primitives.serialization
     import adp_async, adp_async._io.recovery
     from adp_async import Session, blocking
 

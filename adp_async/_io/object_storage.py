@@ -16,6 +16,7 @@ from attrs import define, frozen
 
 from adp_async._io.log import logger
 from adp_async._io.streams import ContentStream, content_type_of
+from adp_async._regions import find_region
 from adp_async._sansio.artifact_uris import PART_BYTES, Part, parts_of, region_in
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.messages import Request, Signing
@@ -101,7 +102,7 @@ class ObjectListing(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def endpoint_of(settings: Settings, credentials_region: str | None) -> str:
-    """Where Object Storage is.  Blocks while ``oci``, which knows all regions, is imported.
+    """Where Object Storage is.  Blocks while ``oci`` is imported, for a region not known here.
 
     In the region of the platform; beside a platform of this machine, whose gateway has it as well.
     """
@@ -118,14 +119,8 @@ def endpoint_of(settings: Settings, credentials_region: str | None) -> str:
             "https://objectstorage.us-ashburn-1.oraclecloud.com"
         )
         raise ConfigurationError(message)
-    import oci.regions
-
-    template = "https://objectstorage.{region}.{secondLevelDomain}"
-    region = oci.regions.get_region_from_short_name(region)
-    found: str = oci.regions.endpoint_for(
-        "objectstorage", region=region, service_endpoint_template=template
-    )
-    return found
+    found = find_region(region)
+    return f"https://objectstorage.{found.name}.{found.domain}"
 
 
 @define(eq=False)

@@ -125,13 +125,23 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
         batch = self._connection.logger
         with in_mlflows_words():
             return [
-                *(batch.log_metric(run_id, m.key, m.value, m.step, m.timestamp) for m in metrics),
+                *self._log_metrics(run_id, metrics),
                 *(
                     batch.log_param(run_id, p.key, _cut("param", p, _LIMITS.param_length))
                     for p in params
                 ),
                 *(batch.set_tag(run_id, t.key, _cut("tag", t, _LIMITS.tag_length)) for t in tags),
             ]
+
+    def _log_metrics(self, run_id: str, metrics: Sequence[Any]) -> Sequence[Receipt]:
+        batch = self._connection.logger
+        # Most often they are of one step and time, with a key each.
+        moments = {(metric.step, metric.timestamp) for metric in metrics}
+        if len(moments) == 1:
+            values = {metric.key: metric.value for metric in metrics}
+            if len(values) == len(metrics):
+                return batch.log_metrics(run_id, values, *moments.pop())
+        return [batch.log_metric(run_id, m.key, m.value, m.step, m.timestamp) for m in metrics]
 
     def flush_async_logging(self) -> None:
         """Wait until the service has what was logged into all runs; raises what it refused."""
