@@ -234,8 +234,7 @@ class Run(ArtifactWriter, RunWriter):
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
-        records = "1 record" if left == 1 else f"{left} records"
-        message = f"run {self.run_id}: {records} not delivered yet; the session keeps trying"
+        message = f"run {self.run_id}: {left} records not delivered yet; the session keeps trying"
         return DeliveryError(message, undelivered=left, run_id=self.run_id)
 
     def _not_ended(self) -> DeliveryError:
