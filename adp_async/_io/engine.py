@@ -136,6 +136,10 @@ class Engine:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
         return self._uploader is not None and self._uploader.has_any(run_id)
 
+    def uploads_on_their_way(self, run_id: str | None = None) -> int:
+        """How many artifacts of one run, or of all, are not uploaded yet."""
+        return 0 if self._uploader is None else len(self._uploader.of(run_id))
+
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
         return self._caller(self._transport(self.settings), SharedThrottle(self.settings.retry))
