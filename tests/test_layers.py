@@ -23,6 +23,8 @@ LAYERS = {
     "_version": set(),
     "errors": set(),
     "_html": set(),
+    "stats": {"_html"},
+    "instrumentation": {"stats", "errors"},
     "entities": {"_html", "errors"},
     "_sansio": {"entities", "errors"},
     "_credential_files": {"_sansio", "errors"},
@@ -32,9 +34,11 @@ LAYERS = {
     "_knobs": {"_sansio", "errors"},
     "_regions": set(),
     "settings": {"auth", "_knobs", "_regions", "_sansio", "errors"},
-    "_io": {"_version", "settings", "auth", "_knobs", "_regions", "_sansio", "entities", "errors"},
+    "_io": {
+        "_version", "stats", "instrumentation", "settings", "auth", "_knobs", "_regions",
+        "_sansio", "entities", "errors",
+    },
     "api": {"_html", "_sansio", "entities", "errors"},
-    "stats": {"_html", "_io", "_sansio"},
     "_line_chart": {"_sansio"},
     "_svg_chart": {"_html"},
     "display": {
