@@ -136,6 +136,10 @@ class SpoolKeeper:
         """Commit now."""
         await self._commit(self.journal.collect)
 
+    async def journaled(self) -> SpoolError | None:
+        """Commit now; why what was accepted so far is not on disk, or None when it is."""
+        return await self._commit(self.journal.collect)
+
     async def before_departure(self, batch: RecordBatch) -> None:
         """Write what must be on disk before *batch* leaves; `NotYet` if that fails."""
         self.state.hand_on()

@@ -118,9 +118,7 @@ class AiohttpTransport:
             self.load()
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(
-                    limit=self._limit, ssl=self._certificates or True, resolver=Resolver()
-                ),
+                connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"user-agent": user_agent()},
                 # Proxies are looked up in `load`: aiohttp's trust_env brings .netrc along, which
@@ -129,6 +127,10 @@ class AiohttpTransport:
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
             )
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        certificates = self._certificates or True
+        return _Connector(limit=self._limit, ssl=certificates, resolver=Resolver())
 
     async def close(self) -> None:
         """Close all connections.  Requests on their way end with an error."""
@@ -289,7 +291,7 @@ def _client_timeout(total: float | None, connect: float) -> aiohttp.ClientTimeou
     return aiohttp.ClientTimeout(total=total, sock_connect=connect)
 
 
-class _Connector(aiohttp.TCPConnector):
+class Journeying(aiohttp.BaseConnector):
     """Updates the `Journey` of the task that asks for a connection.
 
     aiohttp's tracing would tell that as well, but makes URLs, objects and calls for everything that
@@ -303,6 +305,10 @@ class _Connector(aiohttp.TCPConnector):
         journey.connecting = False
         journey.connected = True
         return connection
+
+
+class _Connector(Journeying, aiohttp.TCPConnector):
+    """Connects to the service."""
 
 
 def _is_cancelled() -> bool:
