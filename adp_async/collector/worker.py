@@ -268,17 +268,23 @@ class WorkerRun(_WorkerWriter, BlockingRun):
         except ConnectionFailed as error:
             if not error.retriable:  # another one's certificate
                 raise
-            logger.warning("run %s: %s", self.run_id, _not_there(error))
+            about = {"run_id": self.run_id}
+            logger.warning("run %s: %s", self.run_id, _not_there(error), extra=about)
         except AdpError as error:
             if not error.retriable:
                 raise
-            logger.warning("run %s: %s", self.run_id, _not_there(error))
+            about = {"run_id": self.run_id}
+            logger.warning("run %s: %s", self.run_id, _not_there(error), extra=about)
 
     async def _say(self, endpoint: Any) -> None:
         try:
             await self._session.session.call(endpoint, body={"id": self._part.id}, timeout=GREETING)
         except AdpError as error:
-            logger.debug("run %s: the collector did not hear of the end: %s", self.run_id, error)
+            message, about = (
+                "run %s: the collector did not hear of the end: %s",
+                {"run_id": self.run_id},
+            )
+            logger.debug(message, self.run_id, error, extra=about)
 
 
 def attach(
