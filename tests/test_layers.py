@@ -20,8 +20,11 @@ ROOT = Path(adp_async.__file__).parent
 
 #: A layer (a folder or a module of the root) and those below it that it may import.
 LAYERS = {
+    "_version": set(),
     "errors": set(),
     "_html": set(),
+    "stats": {"_html"},
+    "instrumentation": {"stats", "errors"},
     "entities": {"_html", "errors"},
     "_sansio": {"entities", "errors"},
     "_credential_files": {"_sansio", "errors"},
@@ -31,9 +34,12 @@ LAYERS = {
     "_knobs": {"_sansio", "errors"},
     "_regions": set(),
     "settings": {"auth", "_knobs", "_regions", "_sansio", "errors"},
-    "_io": {"settings", "auth", "_knobs", "_regions", "_sansio", "entities", "errors"},
+    "_io": {
+        "_version", "stats", "instrumentation", "settings", "auth", "_knobs", "_regions",
+        "_sansio", "entities", "errors",
+    },
     "api": {"_html", "_sansio", "entities", "errors"},
-    "stats": {"_html", "_io", "_sansio"},
+    "_progress": {"_html", "_io", "_sansio"},
     "_line_chart": {"_sansio"},
     "_svg_chart": {"_html"},
     "display": {
@@ -41,26 +47,28 @@ LAYERS = {
     },
     "writer": {"_io", "_sansio", "errors"},
     "_sharing": {"_io"},
-    "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "logger": {"writer", "_progress", "stats", "_io", "_sansio", "entities", "errors"},
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "_sharing", "display", "artifacts", "lenient", "logger", "writer", "stats", "settings",
-        "api", "_io", "_sansio", "entities", "errors",
+        "_sharing", "display", "artifacts", "lenient", "logger", "writer", "_progress", "stats",
+        "settings", "api", "_io", "_sansio", "entities", "errors",
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "_sharing", "display", "stats", "starting", "run", "logger", "writer", "settings", "api",
-        "_io", "auth", "_sansio", "entities", "errors",
+        "_sharing", "display", "_progress", "stats", "starting", "run", "logger", "writer",
+        "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
     "_shared_sessions": set(),
     "_blocking_runs": {
         "_sharing", "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "api",
         "_io", "_sansio", "entities", "errors",
     },
+    "_blocking_logger": {"logger", "errors"},
     "blocking": {
-        "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger",
-        "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "_sharing", "_blocking_logger", "_blocking_runs", "_shared_sessions", "starting", "session",
+        "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
     "_inherited": {"_shared_sessions", "blocking", "session", "run", "settings", "_io", "errors"},
     "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},

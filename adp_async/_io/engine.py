@@ -18,6 +18,7 @@ import attrs
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
+from adp_async._io.counting import counted, examined
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
@@ -29,6 +30,7 @@ from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.dispatch import Pulse
 from adp_async.errors import AdpError, Closed
+from adp_async.instrumentation import SessionOpened, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +96,7 @@ class Engine:
         self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
+        self._opened: SessionOpened | None = None
         self._living = Living(self._forked, self._interpreter_ends)
 
     def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
@@ -135,6 +138,10 @@ class Engine:
     def has_uploads(self, run_id: str) -> bool:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
         return self._uploader is not None and self._uploader.has_any(run_id)
+
+    def uploads_on_their_way(self, run_id: str | None = None) -> int:
+        """How many artifacts of one run, or of all, are not uploaded yet."""
+        return 0 if self._uploader is None else len(self._uploader.of(run_id))
 
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
@@ -210,6 +217,18 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
+        self._tell_opened()
+
+    def _tell_opened(self) -> None:
+        settings, delivery = self.settings, self.delivery
+        self._opened = SessionOpened(
+            settings.platform_id,
+            settings.workspace,
+            settings.base_url,
+            stats=partial(counted, delivery),
+            health=partial(examined, delivery),
+        )
+        watching.opened(self._opened)
 
     async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
         self.thread = None
@@ -284,6 +303,8 @@ class Engine:
                 left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
                 await asyncio.wait([recovering], timeout=left)
             await self.batches.transport.close()
+            if self._opened is not None:
+                watching.closed(self._opened)
 
     async def _close_both(self, seconds: float, why: Why) -> None:
         """Records and uploads have the same time; the first failure is raised, the other noted."""

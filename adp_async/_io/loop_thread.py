@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.lifetime import keep_forever
 from adp_async._io.log import logger
-from adp_async.errors import Closed
+from adp_async._sansio.outward import outward
+from adp_async.errors import AdpError, Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -98,6 +99,8 @@ class LoopThread:
             return future.result(timeout)
         except concurrent.futures.CancelledError:
             raise Closed("the session was closed while this call waited") from None
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         except (TimeoutError, KeyboardInterrupt):
             future.cancel()
             raise

@@ -161,7 +161,8 @@ class Spool:
             _, run_id, first, last = damaged[0]
             more = f", and {len(damaged) - 1} more rows" if len(damaged) > 1 else ""
             message = "%s: records %s to %s of run %r are damaged and set aside%s"
-            logger.warning(message, self.path, first, last, run_id, more)
+            about = {"run_id": run_id}
+            logger.warning(message, self.path, first, last, run_id, more, extra=about)
         with self._database.reading() as connection:
             # The owner is read from the file, not from the WAL.
             connection.execute("PRAGMA wal_checkpoint")
