@@ -541,10 +541,13 @@ def test_doctor_looks_at_the_spool(
 
 
 def test_doctor_says_that_there_is_no_home(
-    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A user of whom the system knows nothing but a number: records are in memory only."""
+    """A user of whom the system knows nothing but a number: the journal is a temporary file."""
     import pwd
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def unknown(uid: int) -> Any:
         raise KeyError(uid)
