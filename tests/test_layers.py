@@ -29,9 +29,10 @@ LAYERS = {
     "_private_keys": {"_sansio", "errors"},
     "auth": {"_private_keys", "_oci_config", "_credential_files", "_sansio", "errors"},
     "_knobs": {"_sansio", "errors"},
+    "_hop": {"auth", "errors"},
     "_regions": set(),
-    "settings": {"auth", "_knobs", "_regions", "_sansio", "errors"},
-    "_io": {"settings", "auth", "_knobs", "_regions", "_sansio", "entities", "errors"},
+    "settings": {"auth", "_hop", "_knobs", "_regions", "_sansio", "errors"},
+    "_io": {"settings", "auth", "_hop", "_knobs", "_regions", "_sansio", "entities", "errors"},
     "api": {"_html", "_sansio", "entities", "errors"},
     "stats": {"_html", "_io", "_sansio"},
     "_line_chart": {"_sansio"},
@@ -65,7 +66,7 @@ LAYERS = {
     "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
     "collector": {
         "blocking", "_blocking_runs", "_shared_sessions", "session", "run", "writer", "stats",
-        "settings", "auth", "_io", "_sansio", "errors",
+        "settings", "auth", "_hop", "_io", "_sansio", "errors",
     },
 }  # fmt: skip
 
