@@ -326,7 +326,7 @@ class LenientRun(LenientWriter, LenientArtifactWriter, Run):
     def _report(self, error: BaseException | None, failures: list[AdpError]) -> None:
         for failure in failures:
             if error is None:
-                logger.warning("%s", failure)
+                logger.warning("%s", failure, extra={"run_id": self.run_id})
             else:
                 attach_note(error, failure)
 
@@ -337,9 +337,9 @@ def warned(run: Run) -> Iterator[None]:
     try:
         yield
     except AdpError as failure:
-        logger.warning("%s", failure)
+        logger.warning("%s", failure, extra={"run_id": run.run_id})
     except TimeoutError:
-        logger.warning("%s", run._undelivered())
+        logger.warning("%s", run._undelivered(), extra={"run_id": run.run_id})
 
 
 async def _within(

@@ -20,6 +20,7 @@ ROOT = Path(adp_async.__file__).parent
 
 #: A layer (a folder or a module of the root) and those below it that it may import.
 LAYERS = {
+    "_version": set(),
     "errors": set(),
     "_html": set(),
     "entities": {"_html", "errors"},
@@ -32,7 +33,10 @@ LAYERS = {
     "_hop": {"auth", "errors"},
     "_regions": set(),
     "settings": {"auth", "_hop", "_knobs", "_regions", "_sansio", "errors"},
-    "_io": {"settings", "auth", "_hop", "_knobs", "_regions", "_sansio", "entities", "errors"},
+    "_io": {
+        "_version", "settings", "auth", "_hop", "_knobs", "_regions", "_sansio", "entities",
+        "errors",
+    },
     "api": {"_html", "_sansio", "entities", "errors"},
     "stats": {"_html", "_io", "_sansio"},
     "_line_chart": {"_sansio"},

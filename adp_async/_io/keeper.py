@@ -309,7 +309,7 @@ class SpoolKeeper:
                 return
             until = error.until if isinstance(error, SpoolUnreadable) else last
             message = "some spooled records cannot be read and will not be delivered: %s"
-            logger.warning(message, error)
+            logger.warning(message, error, extra={"run_id": lane.run_id})
             with self.state.intake.lock:
                 lose(self.accumulator, lane, until, error, time.monotonic())
             self.state.hand_on()

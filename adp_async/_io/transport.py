@@ -31,6 +31,7 @@ from adp_async._io.network_problems import (
 )
 from adp_async._io.resolver import Resolver
 from adp_async._io.road import proxy_for, trusted_certificates
+from adp_async._io.user_agent import user_agent
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
 from adp_async._sansio.texts import printable
 from adp_async.errors import (
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.messages import Request, Stream
 
 __all__ = ["AiohttpTransport"]
-
-USER_AGENT: Final = "adp-async"
 
 #: The largest successful reply that is read.  A page of 1000 runs with all their tags is about 10
 #: MB.
@@ -121,7 +120,7 @@ class AiohttpTransport:
             self._session = aiohttp.ClientSession(
                 connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"user-agent": USER_AGENT},
+                headers={"user-agent": user_agent()},
                 # Proxies are looked up in `load`: aiohttp's trust_env brings .netrc along, which
                 # replaces the signature, and costs two hops to other threads a request.
                 trust_env=False,
