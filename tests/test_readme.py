@@ -61,6 +61,11 @@ def framework_of(code: Any) -> str:
     return found[1] if found else ""
 
 
+def has_processes(code: Any) -> bool:
+    """Whether a block starts processes of its own."""
+    return "import multiprocessing" in code.values[0]
+
+
 def between(name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
     assert found is not None, name
@@ -93,7 +98,10 @@ def local_environment(
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", [each for each in blocks("python") if not framework_of(each)])
+@pytest.mark.parametrize(
+    "code",
+    [each for each in blocks("python") if not (framework_of(each) or has_processes(each))],
+)
 def test_the_code_runs(code: str) -> None:
     """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
     names = run_code(code)
@@ -102,6 +110,20 @@ def test_the_code_runs(code: str) -> None:
             asyncio.run(value())
     if "app" in names:
         asyncio.run(use_web_application(names["app"]))
+
+
+@pytest.mark.mlflow
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", [each for each in blocks("python") if has_processes(each)])
+def test_the_processes_run(code: str, tmp_path: Path) -> None:
+    """Blocks that start processes are scripts: those import them by their file."""
+    path = tmp_path / "script.py"
+    path.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, path], env=environment, cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert (ran.returncode, ran.stderr.decode()) == (0, "")
 
 
 @pytest.mark.mlflow
