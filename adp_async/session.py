@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 import adp_async._io.lifetime  # noqa: F401
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
+from adp_async._sharing import SharesSession
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Session:
+class Session(SharesSession):
     """A client of one AI Data Platform and workspace.
 
     ``async with Session() as session`` takes its settings from the arguments, the environment and
@@ -121,6 +122,9 @@ class Session:
     @property
     def _uploader(self) -> Uploader:
         return self._engine.uploader
+
+    def _shared_engine(self) -> Engine:
+        return self._engine
 
     def _has_uploads(self, run_id: str) -> bool:
         return self._engine.has_uploads(run_id)

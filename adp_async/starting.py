@@ -50,7 +50,7 @@ class BegunRun:
         run = self._kind(info.run_id, self._session, **names)
         self._session._open_runs.started(run.run_id)
         if (url := run.url) is not None:
-            logger.info("run %s: %s", run.run_id, url)
+            logger.info("run %s: %s", run.run_id, url, extra={"run_id": run.run_id})
         return run
 
     def __await__(self) -> Generator[Any, None, Run]:

@@ -41,7 +41,7 @@ from adp_async._io.spool_trust import check_header, check_is_ours, check_owner
 from adp_async._io.spool_writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from adp_async._sansio.journal import Changes
@@ -161,7 +161,8 @@ class Spool:
             _, run_id, first, last = damaged[0]
             more = f", and {len(damaged) - 1} more rows" if len(damaged) > 1 else ""
             message = "%s: records %s to %s of run %r are damaged and set aside%s"
-            logger.warning(message, self.path, first, last, run_id, more)
+            about = {"run_id": run_id}
+            logger.warning(message, self.path, first, last, run_id, more, extra=about)
         with self._database.reading() as connection:
             # The owner is read from the file, not from the WAL.
             connection.execute("PRAGMA wal_checkpoint")
@@ -249,6 +250,14 @@ class Spool:
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
         """Every record that is still to be delivered, with its run, in order."""
         return self._reader.waiting()
+
+    def taken(self) -> list[tuple[str, float]]:
+        """Tokens under which other processes handed records over, each with its Unix time."""
+        return self._reader.taken()
+
+    def adopt(self, taken: Sequence[tuple[str, float]]) -> None:
+        """Remember the tokens of a spool that is about to go."""
+        self._writer.adopt(taken)
 
     def contents(self) -> Contents:
         """A summary of what it holds, for a person."""
