@@ -71,6 +71,7 @@ LAYERS = {
         "logger", "_sharing", "writer", "api", "_io", "settings", "_sansio", "entities", "stats",
         "errors",
     },
+    "_inherited": {"blocking", "_shared_sessions", "session", "run", "_io", "settings", "errors"},
     "address": {"blocking", "_blocking_runs", "run", "lenient", "settings"},
     "collector": {
         "blocking", "_blocking_runs", "_shared_sessions", "session", "run", "writer", "_io",
@@ -94,7 +95,7 @@ PURE = {"attrs", "cattrs", "msgspec", "yarl"}
 
 
 #: What a layer hands out although it stands above: imported when it is asked for.
-HANDED_OUT = {"_sharing": {"collector"}}
+HANDED_OUT = {"_sharing": {"collector", "_inherited"}}
 
 
 def modules(layer: str) -> list[Path]:

@@ -86,7 +86,7 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
-        self._transport = transport
+        self.transport = transport
         self._uploader: Uploader | None = None
         self._making = threading.Lock()
         self.thread: LoopThread | None = None
@@ -150,7 +150,7 @@ class Engine:
 
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
-        return self._caller(self._transport(self.settings), SharedThrottle(self.settings.retry))
+        return self._caller(self.transport(self.settings), SharedThrottle(self.settings.retry))
 
     @property
     def lifetime(self) -> Lifetime:
@@ -331,7 +331,6 @@ class Engine:
         self.delivery.forked()
         self.open_runs.forked()
         self.close_hooks.forked()
-        self.handles = {}
 
     def _interpreter_ends(self) -> None:
         """The session is still open: end its runs, deliver for a while, and spool the rest."""
