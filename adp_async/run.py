@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import anyio
 
 from adp_async._io.log import logger
+from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
 from adp_async._sharing import SharesRun
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.uploads import Uploader
+    from adp_async._progress import watched
     from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api._family import Listing
     from adp_async.api.runs import Runs
@@ -53,6 +55,10 @@ class Host(Protocol):
     def _uploader(self) -> Uploader: ...
 
     def _has_uploads(self, run_id: str) -> bool: ...
+
+    def _watched(
+        self, what: str, run_id: str | None = None, limit: float | None = None
+    ) -> watched: ...
 
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
@@ -117,11 +123,13 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         Doesn't linger.  Raises `DeliveryError` naming what was refused and not yet reported.
         There is no time limit: use ``asyncio.timeout``.
         """
-        await self._session.logger.flush(self.run_id)
+        with self._watched():
+            await self._session.logger.flush(self.run_id)
 
     async def try_flush(self) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; see `BatchLogger.try_flush`."""
-        return await self._session.logger.try_flush(self.run_id)
+        with self._watched():
+            return await self._session.logger.try_flush(self.run_id)
 
     async def drain(self) -> None:
         """Wait until the session's buffer is below its high-water mark."""
@@ -135,13 +143,21 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
-        try:
+        failures: list[AdpError] = []
+        with self._watched():
             try:
-                await self.flush()
+                await _noted(self.flush(), failures)
             finally:
-                await self._finish_uploads(self._session.settings.close_timeout)
-        finally:
-            await self._end(status)
+                timeout = self._session.settings.close_timeout
+                try:
+                    await _noted(self._finish_uploads(timeout), failures)
+                finally:
+                    await _noted(self._end(status), failures)
+        self._report(None, failures)
+
+    def _watched(self, limit: float | None = None) -> watched:
+        name = f"run {self.run_name or self.run_id}"
+        return self._session._watched(name, self.run_id, limit)
 
     async def _finish_uploads(self, timeout: float) -> None:
         """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
@@ -177,7 +193,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     async def _end_in_time(self, status: EndStatus | None, error: BaseException | None) -> None:
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
             # Time is kept for setting the status, even if the flush could use all of it, and for
             # the session, which may be exited right after.
@@ -201,7 +217,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     ) -> None:
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
             await self._uploads_within(ends_by - 0.2 * timeout, failures)
@@ -215,16 +231,13 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
             first, *others = failures
             for other in others:
                 first.add_note(f"also: {other}")
-            raise first
+            raise outward(first) from first.__cause__
         for failure in failures:
             assert error is not None
             attach_note(error, failure)
 
     async def _uploads_within(self, ends_by: float, failures: list[AdpError]) -> None:
-        try:
-            await self._finish_uploads(ends_by - time.monotonic())
-        except AdpError as error:
-            failures.append(error)
+        await _noted(self._finish_uploads(ends_by - time.monotonic()), failures)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -342,6 +355,13 @@ def warned(run: Run) -> Iterator[None]:
         logger.warning("%s", run._undelivered(), extra={"run_id": run.run_id})
 
 
+async def _noted(doing: Coroutine[Any, Any, None], failures: list[AdpError]) -> None:
+    try:
+        await doing
+    except AdpError as error:
+        failures.append(error)
+
+
 async def _within(
     timeout: float,
     doing: Coroutine[Any, Any, None],
@@ -350,11 +370,9 @@ async def _within(
 ) -> None:
     try:
         async with asyncio.timeout(timeout):
-            await doing
+            await _noted(doing, failures)
     except TimeoutError:
         failures.append(too_late())
-    except AdpError as error:
-        failures.append(error)
 
 
 def attach_note(error: BaseException, failure: AdpError) -> None:

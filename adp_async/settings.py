@@ -75,6 +75,7 @@ class Knobs(TypedDict, total=False):
     recover: bool
     close_timeout: float
     exit_timeout: float
+    progress: bool
     ca_bundle: str | PathLike[str] | None
     connect_timeout: float
     timeout: float
@@ -119,6 +120,9 @@ class Settings:
     *exit_timeout*: how long a session that was not closed goes on delivering when the interpreter
     ends.
     Default 10 s.
+    *progress*: whether a flush, a finish and leaving show how far they are when they take longer
+    than 2 s: a line in a notebook and in a terminal, else a line of the log now and then.
+    Default True.
 
     What survives the process:
 
@@ -189,6 +193,7 @@ class Settings:
     overflow: Overflow = knob("block", OVERFLOW)  # noqa: RUF009 - knob makes a field
     close_timeout: float = knob(25.0, SECONDS)
     exit_timeout: float = knob(10.0, SECONDS)
+    progress: bool = knob(True, SWITCH)
 
     spool: bool | str | PathLike[str] = knob(True, SPOOL)  # noqa: RUF009
     spool_interval: float = knob(0.2, SECONDS)

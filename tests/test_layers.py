@@ -35,6 +35,7 @@ LAYERS = {
     "_io": {"_version", "settings", "auth", "_knobs", "_regions", "_sansio", "entities", "errors"},
     "api": {"_html", "_sansio", "entities", "errors"},
     "stats": {"_html", "_io", "_sansio"},
+    "_progress": {"_html", "stats", "_io", "_sansio"},
     "_line_chart": {"_sansio"},
     "_svg_chart": {"_html"},
     "display": {
@@ -42,26 +43,28 @@ LAYERS = {
     },
     "writer": {"_io", "_sansio", "errors"},
     "_sharing": {"_io"},
-    "logger": {"writer", "stats", "_io", "_sansio", "entities", "errors"},
+    "logger": {"writer", "_progress", "stats", "_io", "_sansio", "entities", "errors"},
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "_sharing", "display", "artifacts", "lenient", "logger", "writer", "stats", "settings",
-        "api", "_io", "_sansio", "entities", "errors",
+        "_sharing", "display", "artifacts", "lenient", "logger", "writer", "_progress", "stats",
+        "settings", "api", "_io", "_sansio", "entities", "errors",
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "_sharing", "display", "stats", "starting", "run", "logger", "writer", "settings", "api",
-        "_io", "auth", "_sansio", "entities", "errors",
+        "_sharing", "display", "_progress", "stats", "starting", "run", "logger", "writer",
+        "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
     },
     "_shared_sessions": set(),
     "_blocking_runs": {
         "_sharing", "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "api",
         "_io", "_sansio", "entities", "errors",
     },
+    "_blocking_logger": {"logger", "errors"},
     "blocking": {
-        "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger",
-        "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "_sharing", "_blocking_logger", "_blocking_runs", "_shared_sessions", "starting", "session",
+        "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
     "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
     "collector": {

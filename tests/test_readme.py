@@ -38,13 +38,20 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+#: Its blocks are the cells of one notebook.
+NOTEBOOK = "A notebook"
+
+
 def blocks(language: str) -> list[Any]:
     """The code blocks of a language, each under the heading it stands below."""
-    found = []
+    found: list[tuple[str, str]] = []
     for match in re.finditer(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        headings = re.findall(r"^##+ (.+)$", README[: match.start()], re.MULTILINE)
-        found.append(pytest.param(match[1], id=f"{headings[-1]}"))
-    return found
+        heading = re.findall(r"^##+ (.+)$", README[: match.start()], re.MULTILINE)[-1]
+        if heading == NOTEBOOK and found[-1][0] == heading:
+            found[-1] = (heading, f"{found[-1][1]}\n{match[1]}")
+        else:
+            found.append((heading, match[1]))
+    return [pytest.param(code, id=heading) for heading, code in found]
 
 
 def framework_of(code: Any) -> str:

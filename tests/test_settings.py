@@ -46,6 +46,7 @@ def test_defaults():
         "overflow": "block",
         "close_timeout": 25.0,
         "exit_timeout": 10.0,
+        "progress": True,
         "spool": True,
         "spool_interval": 0.2,
         "spool_limit": 4 * 2**30,

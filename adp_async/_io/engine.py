@@ -20,7 +20,7 @@ from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
-from adp_async._io.lifetime import Living, Why, forget, register
+from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
 from adp_async._io.log import logger
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
@@ -135,6 +135,10 @@ class Engine:
     def has_uploads(self, run_id: str) -> bool:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
         return self._uploader is not None and self._uploader.has_any(run_id)
+
+    def uploads_on_their_way(self, run_id: str | None = None) -> int:
+        """How many artifacts of one run, or of all, are not uploaded yet."""
+        return 0 if self._uploader is None else len(self._uploader.of(run_id))
 
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
@@ -298,6 +302,9 @@ class Engine:
             raise failures[0]
 
     def _forked(self) -> None:
+        keep_forever(self)
+        if self.thread is not None:
+            self.thread.forked()
         self._making = threading.Lock()  # a thread of the parent may hold the other
         self.delivery.forked()
         self.open_runs.forked()
