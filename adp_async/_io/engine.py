@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
+from adp_async._hop import Hop
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
+from adp_async._io.counting import counted, examined
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
@@ -29,6 +31,7 @@ from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.dispatch import Pulse
 from adp_async.errors import AdpError, Closed
+from adp_async.instrumentation import SessionOpened, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +50,12 @@ if TYPE_CHECKING:
 LONGEST_UNDOING = 5.0
 
 
-def connections(settings: Settings) -> AiohttpTransport:
-    """A pool of connections with the limits of *settings*."""
+def connections(settings: Settings) -> Transport:
+    """A pool of connections with the limits of *settings*, to the service or to the agent."""
+    if settings.agent is not None:
+        from adp_async._io.hop import transport_to
+
+        return transport_to(Hop.from_file(settings.agent), settings)
     return AiohttpTransport(
         connect_timeout=settings.connect_timeout,
         timeout=settings.timeout,
@@ -79,7 +86,7 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
-        self._transport = transport
+        self.transport = transport
         self._uploader: Uploader | None = None
         self._making = threading.Lock()
         self.thread: LoopThread | None = None
@@ -94,6 +101,7 @@ class Engine:
         self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
+        self._opened: SessionOpened | None = None
         self._living = Living(self._forked, self._interpreter_ends)
 
     def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
@@ -142,7 +150,7 @@ class Engine:
 
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
-        return self._caller(self._transport(self.settings), SharedThrottle(self.settings.retry))
+        return self._caller(self.transport(self.settings), SharedThrottle(self.settings.retry))
 
     @property
     def lifetime(self) -> Lifetime:
@@ -214,6 +222,18 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
+        self._tell_opened()
+
+    def _tell_opened(self) -> None:
+        settings, delivery = self.settings, self.delivery
+        self._opened = SessionOpened(
+            settings.platform_id,
+            settings.workspace,
+            settings.base_url,
+            stats=partial(counted, delivery),
+            health=partial(examined, delivery),
+        )
+        watching.opened(self._opened)
 
     async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
         self.thread = None
@@ -288,6 +308,8 @@ class Engine:
                 left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
                 await asyncio.wait([recovering], timeout=left)
             await self.batches.transport.close()
+            if self._opened is not None:
+                watching.closed(self._opened)
 
     async def _close_both(self, seconds: float, why: Why) -> None:
         """Records and uploads have the same time; the first failure is raised, the other noted."""
@@ -309,7 +331,6 @@ class Engine:
         self.delivery.forked()
         self.open_runs.forked()
         self.close_hooks.forked()
-        self.handles = {}
 
     def _interpreter_ends(self) -> None:
         """The session is still open: end its runs, deliver for a while, and spool the rest."""
