@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Markup", "facts", "link", "sparkline", "table"]
+__all__ = ["Markup", "bar", "facts", "line", "link", "sparkline", "table"]
 
 #: Characters of a value that are shown, and rows and columns of a table.
 LONGEST: Final = 300
@@ -26,6 +26,8 @@ _WRAPPED: Final = f"{_LEFT};overflow-wrap:anywhere"
 #: Of a sparkline, in pixels.
 WIDTH: Final = 180
 HEIGHT: Final = 24
+#: The width of a bar.
+BAR: Final = 160
 
 
 class Markup(str):
@@ -118,6 +120,24 @@ def sparkline(points: Iterable[tuple[float, float]]) -> Markup:
         f"<polyline points='{line}' fill='none' stroke='currentColor' stroke-width='1.2'/>"
         f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2' fill='currentColor'/></svg> {finite[-1][1]:.5g}"
     )
+
+
+def bar(share: float) -> Markup:
+    """How much of something is done, from 0 to 1."""
+    done = (BAR - 2) * min(1.0, max(0.0, share))
+    return Markup(
+        f"<svg width='{BAR}' height='10' viewBox='0 0 {BAR} 10' role='img' "
+        "style='vertical-align:middle' xmlns='http://www.w3.org/2000/svg'>"
+        f"<rect x='0.5' y='0.5' width='{BAR - 1}' height='9' fill='none' stroke='currentColor' "
+        "stroke-opacity='0.5'/>"
+        f"<rect x='1' y='1' width='{done:.1f}' height='8' fill='currentColor' "
+        "fill-opacity='0.6'/></svg>"
+    )
+
+
+def line(value: str, before: str = "") -> str:
+    """A line of text, with markup *before* it."""
+    return f"<div>{before}<span style='overflow-wrap:anywhere'>{text(value)}</span></div>"
 
 
 class scale:  # noqa: N801 - called like the function that it is

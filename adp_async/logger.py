@@ -16,6 +16,7 @@ from adp_async.writer import Receipt, Receipts, RunWriter
 
 if TYPE_CHECKING:
     from adp_async._io.delivery import Delivery
+    from adp_async._progress import watched
     from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
 __all__ = ["BatchLogger", "Health", "Receipt", "Receipts", "Stats"]
@@ -137,7 +138,8 @@ class BatchLogger(LoggerFace):
         reported yet.  There is no time limit: use ``asyncio.timeout``.
         """
         run_id = None if run_id is None else valid_run_id(run_id)
-        await self._delivery.running(self._delivery.flush(run_id))
+        with self._watched(run_id):
+            await self._delivery.running(self._delivery.flush(run_id))
 
     async def try_flush(self, run_id: str | None = None) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; None when all went well.
@@ -147,13 +149,19 @@ class BatchLogger(LoggerFace):
         """
         run_id = None if run_id is None else valid_run_id(run_id)
         try:
-            return await self._delivery.running(_settled_or_why(self._delivery, run_id))
+            with self._watched(run_id):
+                return await self._delivery.running(_settled_or_why(self._delivery, run_id))
         except AdpError as error:  # closed, or given up
             return error
 
     async def drain(self) -> None:
         """Wait until the buffer is below its high-water mark, half of ``buffer_limit``."""
         await self._delivery.drain()
+
+    def _watched(self, run_id: str | None) -> watched:
+        from adp_async._progress import watched
+
+        return watched(self._delivery, "all runs" if run_id is None else f"run {run_id}", run_id)
 
 
 async def _settled_or_why(delivery: Delivery, run_id: str | None) -> AdpError | None:

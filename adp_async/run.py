@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import anyio
 
 from adp_async._io.log import logger
+from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
-from adp_async.errors import AdpError, DeliveryError
+from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.lenient import LenientWriter
 from adp_async.writer import RunWriter
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.uploads import Uploader
+    from adp_async._progress import watched
     from adp_async.api._experiment_names import ExperimentNames
     from adp_async.api._family import Listing
     from adp_async.api.runs import Runs
@@ -53,6 +55,10 @@ class Host(Protocol):
     def _uploader(self) -> Uploader: ...
 
     def _has_uploads(self, run_id: str) -> bool: ...
+
+    def _watched(
+        self, what: str, run_id: str | None = None, limit: float | None = None
+    ) -> watched: ...
 
     #: The deadline shared by the exits of a run that ran out of time and of its session.
     _ends_by: float | None
@@ -91,7 +97,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         artifact_uri: str | None = None,
     ) -> None:
         super().__init__(run_id, session._intake)
-        self._session = session
+        self._host = session
         self._artifact_uri = artifact_uri
         self.run_name = run_name
         self.experiment_id = experiment_id
@@ -100,16 +106,23 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         self._experiment: str | None = None
 
     @property
+    def _session(self) -> Host:
+        """The session that this process uses it with."""
+        if self._is_inherited:
+            self._attach_anew()
+        return self._host
+
+    @property
     def _uploader(self) -> Uploader:
         return self._session._uploader
 
     def _shared_engine(self) -> Engine:
-        return self._session._shared_engine()
+        return self._host._shared_engine()
 
     @property
     def settings(self) -> Settings:
         """The settings of the run's session."""
-        return self._session.settings
+        return self._host.settings
 
     async def flush(self) -> None:
         """Wait until the service has everything logged into this run so far.
@@ -117,11 +130,13 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         Doesn't linger.  Raises `DeliveryError` naming what was refused and not yet reported.
         There is no time limit: use ``asyncio.timeout``.
         """
-        await self._session.logger.flush(self.run_id)
+        with self._watched():
+            await self._session.logger.flush(self.run_id)
 
     async def try_flush(self) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; see `BatchLogger.try_flush`."""
-        return await self._session.logger.try_flush(self.run_id)
+        with self._watched():
+            return await self._session.logger.try_flush(self.run_id)
 
     async def drain(self) -> None:
         """Wait until the session's buffer is below its high-water mark."""
@@ -135,13 +150,28 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
-        try:
+        self._check_ours()
+        failures: list[AdpError] = []
+        with self._watched():
             try:
-                await self.flush()
+                await _noted(self.flush(), failures)
             finally:
-                await self._finish_uploads(self._session.settings.close_timeout)
-        finally:
-            await self._end(status)
+                timeout = self._session.settings.close_timeout
+                try:
+                    await _noted(self._finish_uploads(timeout), failures)
+                finally:
+                    await _noted(self._end(status), failures)
+        self._report(None, failures)
+
+    def _watched(self, limit: float | None = None) -> watched:
+        name = f"run {self.run_name or self.run_id}"
+        return self._session._watched(name, self.run_id, limit)
+
+    def _check_ours(self) -> None:
+        """Raise `Closed` in a forked child: the parent ends its run itself."""
+        if self._is_inherited or self._is_parents:
+            message = f"run {self.run_id} belongs to the parent process, which ends it"
+            raise Closed(message)
 
     async def _finish_uploads(self, timeout: float) -> None:
         """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
@@ -164,20 +194,23 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         failing on it.  Records in flight may still be delivered; records logged later are accepted
         again.  From any thread.
         """
-        return self._session.logger.discard(self.run_id)
+        return self._host.logger.discard(self.run_id)
 
     def stats(self) -> Stats:
         """Counts of this run as of now; from any thread."""
-        return self._session.logger.stats(self.run_id)
+        return self._host.logger.stats(self.run_id)
 
     async def _leave(self, error: BaseException | None) -> None:
         """Flush and end the run, within ``close_timeout``; what exiting ``start_run`` does."""
+        if self._is_inherited or self._is_parents:
+            await Run.__aexit__(self, None, error, None)
+            return
         await self._end_in_time(None if self.status else status_of(error), error)
 
     async def _end_in_time(self, status: EndStatus | None, error: BaseException | None) -> None:
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
             # Time is kept for setting the status, even if the flush could use all of it, and for
             # the session, which may be exited right after.
@@ -199,9 +232,11 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._is_inherited:
+            return  # nothing was logged here
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
             await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
             await self._uploads_within(ends_by - 0.2 * timeout, failures)
@@ -215,16 +250,13 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
             first, *others = failures
             for other in others:
                 first.add_note(f"also: {other}")
-            raise first
+            raise outward(first) from first.__cause__
         for failure in failures:
             assert error is not None
             attach_note(error, failure)
 
     async def _uploads_within(self, ends_by: float, failures: list[AdpError]) -> None:
-        try:
-            await self._finish_uploads(ends_by - time.monotonic())
-        except AdpError as error:
-            failures.append(error)
+        await _noted(self._finish_uploads(ends_by - time.monotonic()), failures)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -251,7 +283,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         None without that setting, and when the page needs the experiment, which an attached run
         does not know.
         """
-        settings = self._session.settings
+        settings = self._host.settings
         if settings.page_url is None:
             return None
         return page_of_run(
@@ -280,11 +312,11 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         """
         from adp_async.display import picture_of_run
 
-        return picture_of_run(self._session.logger._delivery, self.run_id, keys)
+        return picture_of_run(self._host.logger._delivery, self.run_id, keys)
 
     def _status(self) -> str:
         """The status as far as this session knows it."""
-        is_open = self.run_id in self._session._open_runs
+        is_open = self.run_id in self._host._open_runs
         return "RUNNING" if is_open else self.status or "unknown"
 
     def _repr_html_(self) -> str:
@@ -294,7 +326,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         if self._experiment is not None:
             experiment = f"{self._experiment} (id {experiment})"
         facts: dict[str, object] = {"experiment": experiment, "status": self._status()}
-        delivery = self._session.logger._delivery
+        delivery = self._host.logger._delivery
         return run_page(delivery, self.run_id, name=self.run_name, facts=facts, url=self.url)
 
 
@@ -316,7 +348,13 @@ class LenientRun(LenientWriter, LenientArtifactWriter, Run):
 
         ValueError for a status that does not end a run.
         """
-        await self._end_in_time(end_status(status), None)
+        status = end_status(status)
+        try:
+            self._check_ours()
+        except Closed as failure:
+            self._report(None, [failure])
+        else:
+            await self._end_in_time(status, None)
 
     async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
         """As `Run.log_inputs`, but what fails is a warning."""
@@ -342,6 +380,13 @@ def warned(run: Run) -> Iterator[None]:
         logger.warning("%s", run._undelivered(), extra={"run_id": run.run_id})
 
 
+async def _noted(doing: Coroutine[Any, Any, None], failures: list[AdpError]) -> None:
+    try:
+        await doing
+    except AdpError as error:
+        failures.append(error)
+
+
 async def _within(
     timeout: float,
     doing: Coroutine[Any, Any, None],
@@ -350,11 +395,9 @@ async def _within(
 ) -> None:
     try:
         async with asyncio.timeout(timeout):
-            await doing
+            await _noted(doing, failures)
     except TimeoutError:
         failures.append(too_late())
-    except AdpError as error:
-        failures.append(error)
 
 
 def attach_note(error: BaseException, failure: AdpError) -> None:

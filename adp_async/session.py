@@ -7,7 +7,7 @@ logger delivers from a thread of its own.
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 # What is registered for the interpreter's end runs in reverse order: what a program registers
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 import adp_async._io.lifetime  # noqa: F401
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
+from adp_async._sansio.outward import outward
 from adp_async._sharing import SharesSession
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.recovery import Orphan, Recovery
     from adp_async._io.uploads import Uploader
+    from adp_async._progress import watched
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.messages import Reply
     from adp_async._sansio.statuses import EndStatus
@@ -98,7 +100,11 @@ class Session(SharesSession):
         # With the first session: whoever only imports the package does without all of it.
         from adp_async._io.engine import Engine
 
-        self._engine: Engine = Engine(Settings.resolve(given), transport)
+        try:
+            settings = Settings.resolve(given)
+        except (AdpError, TypeError) as error:
+            raise outward(error) from error.__cause__
+        self._engine: Engine = Engine(settings, transport)
         self._ends_by: float | None = None
         self.logger = BatchLogger(self._delivery)
 
@@ -125,6 +131,12 @@ class Session(SharesSession):
 
     def _shared_engine(self) -> Engine:
         return self._engine
+
+    def _watched(self, what: str, run_id: str | None = None, limit: float | None = None) -> watched:
+        from adp_async._progress import watched
+
+        uploads = partial(self._engine.uploads_on_their_way, run_id)
+        return watched(self._delivery, what, run_id, limit=limit, uploads=uploads)
 
     def _has_uploads(self, run_id: str) -> bool:
         return self._engine.has_uploads(run_id)
@@ -164,7 +176,10 @@ class Session(SharesSession):
         Nothing is connected yet.  Raises `ConfigurationError` for settings that are wrong,
         certificates and the proxy of the environment included.
         """
-        await self._engine.open(LoopThread)
+        try:
+            await self._engine.open(LoopThread)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         return self
 
     async def close(self) -> None:
@@ -173,7 +188,12 @@ class Session(SharesSession):
         Raises `DeliveryError` when records were refused that no flush has reported, or could not be
         delivered in time.
         """
-        await self._engine.close(self._time_to_close())
+        seconds = self._time_to_close()
+        try:
+            with self._watched("closing the session", limit=seconds):
+                await self._engine.close(seconds)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
 
     def on_close(self, hook: Callable[[EndStatus | None], object]) -> Callable[[], None]:
         """Have *hook* called when the session closes, before it does: it still accepts everything.
@@ -321,9 +341,12 @@ class Session(SharesSession):
         """
         from adp_async._sansio.call import Call
 
-        self._engine.check_open()
-        call = Call.of(endpoint, path=path, query=query, body=body, **options)
-        reply = await self._engine.direct.call(call, returning)
+        try:
+            self._engine.check_open()
+            call = Call.of(endpoint, path=path, query=query, body=body, **options)
+            reply = await self._engine.direct.call(call, returning)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         self._open_runs.heard(endpoint, body)
         return reply
 
@@ -331,8 +354,11 @@ class Session(SharesSession):
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
         from adp_async._sansio.call import Call
 
-        self._engine.check_open()
-        return await self._engine.direct.fetch(Call.of(endpoint, **given))
+        try:
+            self._engine.check_open()
+            return await self._engine.direct.fetch(Call.of(endpoint, **given))
+        except AdpError as error:
+            raise outward(error) from error.__cause__
 
 
 async def recover_orphan(

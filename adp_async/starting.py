@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from adp_async._io.log import logger
 from adp_async._sansio.cleaning import cut_text
+from adp_async._sansio.outward import outward
 from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_run_id, valid_text
 from adp_async.errors import AdpError, BadRequest, Conflict, NotFound, shown
 from adp_async.run import LenientRun, Run
@@ -53,11 +54,17 @@ class BegunRun:
             logger.info("run %s: %s", run.run_id, url, extra={"run_id": run.run_id})
         return run
 
+    async def _begun(self) -> Run:
+        try:
+            return await self._begin()
+        except AdpError as error:
+            raise outward(error) from error.__cause__
+
     def __await__(self) -> Generator[Any, None, Run]:
-        return self._begin().__await__()
+        return self._begun().__await__()
 
     async def __aenter__(self) -> Run:
-        self._run = await self._begin()
+        self._run = await self._begun()
         return self._run
 
     async def __aexit__(

@@ -42,13 +42,20 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+#: Its blocks are the cells of one notebook.
+NOTEBOOK = "A notebook"
+
+
 def blocks(language: str) -> list[Any]:
     """The code blocks of a language, each under the heading it stands below."""
-    found = []
+    found: list[tuple[str, str]] = []
     for match in re.finditer(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        headings = re.findall(r"^##+ (.+)$", README[: match.start()], re.MULTILINE)
-        found.append(pytest.param(match[1], id=f"{headings[-1]}"))
-    return found
+        heading = re.findall(r"^##+ (.+)$", README[: match.start()], re.MULTILINE)[-1]
+        if heading == NOTEBOOK and found[-1][0] == heading:
+            found[-1] = (heading, f"{found[-1][1]}\n{match[1]}")
+        else:
+            found.append((heading, match[1]))
+    return [pytest.param(code, id=heading) for heading, code in found]
 
 
 def framework_of(code: Any) -> str:
@@ -58,13 +65,18 @@ def framework_of(code: Any) -> str:
     return found[1] if found else ""
 
 
+def has_processes(code: Any) -> bool:
+    """Whether a block starts processes of its own."""
+    return "import multiprocessing" in code.values[0]
+
+
 def has_fixtures(code: Any) -> bool:
     """Whether it is a file for pytest, with fixtures of ours."""
     return re.search(r"^(async )?def test_\w+\(adp_", code.values[0], re.MULTILINE) is not None
 
 
 def is_plain(code: Any) -> bool:
-    return not framework_of(code) and not has_fixtures(code)
+    return not (framework_of(code) or has_processes(code) or has_fixtures(code))
 
 
 def between(name: str) -> str:
@@ -115,6 +127,20 @@ def test_the_code_runs(code: str) -> None:
             asyncio.run(value())
     if "app" in names:
         asyncio.run(use_web_application(names["app"]))
+
+
+@pytest.mark.mlflow
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", [each for each in blocks("python") if has_processes(each)])
+def test_the_processes_run(code: str, tmp_path: Path) -> None:
+    """Blocks that start processes are scripts: those import them by their file."""
+    path = tmp_path / "script.py"
+    path.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, path], env=environment, cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert (ran.returncode, ran.stderr.decode()) == (0, "")
 
 
 @pytest.mark.mlflow

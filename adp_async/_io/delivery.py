@@ -24,9 +24,10 @@ from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
 from adp_async._sansio.discarding import abandon, discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
+from adp_async._sansio.outward import outward
 from adp_async._sansio.records import BatchLimits, GivenUp
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
-from adp_async.errors import DeliveryError
+from adp_async.errors import AdpError, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -120,6 +121,8 @@ class Delivery:
             raise self.lifetime.error()
         try:
             return await self.thread.run(doing)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling() or self.lifetime.is_open:

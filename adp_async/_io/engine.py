@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
+from adp_async._hop import Hop
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
 from adp_async._io.counting import counted, examined
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
-from adp_async._io.lifetime import Living, Why, forget, register
+from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
 from adp_async._io.log import logger
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
@@ -49,8 +50,12 @@ if TYPE_CHECKING:
 LONGEST_UNDOING = 5.0
 
 
-def connections(settings: Settings) -> AiohttpTransport:
-    """A pool of connections with the limits of *settings*."""
+def connections(settings: Settings) -> Transport:
+    """A pool of connections with the limits of *settings*, to the service or to the agent."""
+    if settings.agent is not None:
+        from adp_async._io.hop import transport_to
+
+        return transport_to(Hop.from_file(settings.agent), settings)
     return AiohttpTransport(
         connect_timeout=settings.connect_timeout,
         timeout=settings.timeout,
@@ -81,7 +86,7 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
-        self._transport = transport
+        self.transport = transport
         self._uploader: Uploader | None = None
         self._making = threading.Lock()
         self.thread: LoopThread | None = None
@@ -139,9 +144,13 @@ class Engine:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
         return self._uploader is not None and self._uploader.has_any(run_id)
 
+    def uploads_on_their_way(self, run_id: str | None = None) -> int:
+        """How many artifacts of one run, or of all, are not uploaded yet."""
+        return 0 if self._uploader is None else len(self._uploader.of(run_id))
+
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
-        return self._caller(self._transport(self.settings), SharedThrottle(self.settings.retry))
+        return self._caller(self.transport(self.settings), SharedThrottle(self.settings.retry))
 
     @property
     def lifetime(self) -> Lifetime:
@@ -315,11 +324,13 @@ class Engine:
             raise failures[0]
 
     def _forked(self) -> None:
+        keep_forever(self)
+        if self.thread is not None:
+            self.thread.forked()
         self._making = threading.Lock()  # a thread of the parent may hold the other
         self.delivery.forked()
         self.open_runs.forked()
         self.close_hooks.forked()
-        self.handles = {}
 
     def _interpreter_ends(self) -> None:
         """The session is still open: end its runs, deliver for a while, and spool the rest."""

@@ -8,8 +8,10 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adp_async._io.lifetime import keep_forever
 from adp_async._io.log import logger
-from adp_async.errors import Closed
+from adp_async._sansio.outward import outward
+from adp_async.errors import AdpError, Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -97,6 +99,8 @@ class LoopThread:
             return future.result(timeout)
         except concurrent.futures.CancelledError:
             raise Closed("the session was closed while this call waited") from None
+        except AdpError as error:
+            raise outward(error) from error.__cause__
         except (TimeoutError, KeyboardInterrupt):
             future.cancel()
             raise
@@ -125,6 +129,10 @@ class LoopThread:
         except RuntimeError:  # it has ended just now
             doing.close()
             raise Closed("the session is closed") from None
+
+    def forked(self) -> None:
+        """In a forked child: the loop is the parent's, and what waits in it must not end here."""
+        keep_forever(self.loop, *asyncio.all_tasks(self.loop))
 
     def stop(self) -> None:
         """End the loop and its thread.  From another thread than its own."""

@@ -22,10 +22,11 @@ from typing import (
 )
 
 from adp_async._sansio.arguments import checked_texts
+from adp_async._sansio.outward import outward
 from adp_async._sansio.rules import count
-from adp_async._sansio.urls import place
+from adp_async._sansio.urls import Placed, place
 from adp_async.api._reading import Found, frame
-from adp_async.errors import UnreadableReply
+from adp_async.errors import AdpError, UnreadableReply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -142,7 +143,10 @@ class Listing(Generic[Item, PageType]):
 
     async def to_list(self) -> list[Item]:
         """All of it as a list, which a notebook shows as a table."""
-        return Found([item async for item in self])
+        try:
+            return Found([item async for item in self])
+        except AdpError as error:
+            raise outward(error) from error.__cause__
 
     async def first(self) -> Item | None:
         """The first item, or None when there is none; sends one request, as a rule."""
@@ -205,11 +209,15 @@ class BlockingListing(Generic[Item, PageType]):
 
     def to_list(self) -> list[Item]:
         """All of it as a list, which a notebook shows as a table."""
-        return Found(self)
+        try:
+            return Found(self)
+        except AdpError as error:
+            raise outward(error) from error.__cause__
 
     def first(self) -> Item | None:
         """The first item, or None when there is none; sends one request, as a rule."""
-        return next(iter(BlockingListing(self._listing._first(), self._wait)), None)
+        found = BlockingListing(self._listing._first(), self._wait).to_list()
+        return found[0] if found else None
 
     def to_pandas(self) -> DataFrame:
         """All of it as a `pandas.DataFrame`; see the asynchronous `Listing.to_pandas`."""
@@ -267,7 +275,7 @@ class Family:
         /,
         **arguments: object,
     ) -> T:
-        placed = place(endpoint, arguments)
+        placed = _placed(endpoint, arguments)
         return await self._caller.call(
             endpoint,
             path=placed.path,
@@ -279,7 +287,7 @@ class Family:
 
     async def _do(self, endpoint: Endpoint, options: CallOptions, /, **arguments: object) -> None:
         """An operation with an empty reply."""
-        placed = place(endpoint, arguments)
+        placed = _placed(endpoint, arguments)
         await self._caller.call(
             endpoint, path=placed.path, query=placed.query, body=placed.body, **options
         )
@@ -314,8 +322,15 @@ class Family:
             return await self._call(endpoint, page_type, options, **arguments, page_token=token)
 
         # Report a wrong argument at the call, not at the first page.
-        place(endpoint, {**arguments, "page_token": page_token})
+        _placed(endpoint, {**arguments, "page_token": page_token})
         return Listing(fetch, page_token, endpoint.operation, most)
+
+
+def _placed(endpoint: Endpoint, arguments: Mapping[str, object]) -> Placed:
+    try:
+        return place(endpoint, arguments)
+    except (TypeError, ValueError) as error:  # the caller's mistake, wherever we found it
+        raise outward(error) from error.__cause__
 
 
 def _count(limit: object) -> int:
