@@ -1,7 +1,4 @@
-"""The client on Windows, as far as it can be tried elsewhere; see `windows` for how.
-
-A real Windows runs the client's tests in `.github/workflows`.
-"""
+"""The client on Windows: on a real one, or as far as it can be tried elsewhere; see `windows`."""
 
 from __future__ import annotations
 
@@ -19,13 +16,17 @@ from adp_async._io.owner import Owner
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, find_spools
 from adp_async.cli.serve import environment
+from adp_async.errors import ConfigurationError
 from adp_async.local import LocalPlatform
+from adp_async.testing import FakeBlockingSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+#: Settings of the tests' own environment, and what would measure a process that looks odd.
+OURS = ("ADP_", "AIDP_", "OCI_", "COVERAGE_")
 FOLDER = Path(__file__).parent
 HERE = Identity("http://127.0.0.1:9", "ocid1.aidataplatform.oc1.iad.a", "w")
 
@@ -44,7 +45,7 @@ def on_windows(script: str, bare: LocalPlatform, spool: Path, *, ends_with: int 
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{_PRELUDE}\n{textwrap.dedent(script)}"],
         env={
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **{name: text for name, text in os.environ.items() if not name.startswith(OURS)},
             **environment(bare),
             "PYTHONPATH": os.pathsep.join([str(FOLDER), str(FOLDER.parent)]),
             "ADP_ASYNC_SPOOL": str(spool),
@@ -60,6 +61,7 @@ def on_windows(script: str, bare: LocalPlatform, spool: Path, *, ends_with: int 
 _PRELUDE = "import windows; windows.become_windows(); import adp_async, sys"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it is Windows")
 def test_what_it_looks_like(bare: LocalPlatform, tmp_path: Path) -> None:
     """The names are really gone: otherwise the other tests prove nothing."""
     script = """
@@ -235,3 +237,16 @@ def test_files_have_numbers_of_any_size() -> None:
 
     assert one != other
     assert Owner.from_text(one.as_text()) == one
+
+
+def test_a_collector_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listens at a port for this machine only, with TLS; a socket's path is refused."""
+    monkeypatch.setattr("adp_async.collector.server._UNIX", None)
+    with FakeBlockingSession() as session, session.start_run() as run:
+        with run.shared() as handle, handle.attach() as worker:
+            worker.log_metric("loss", 0.5)
+            assert handle.address.startswith("https://127.0.0.1:")
+        run.flush()
+        assert run.stats().delivered == 1
+        with pytest.raises(ConfigurationError, match="which this system does not have"):
+            run.shared("/tmp/collector")

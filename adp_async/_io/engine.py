@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
+from adp_async._hop import Hop
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
@@ -49,8 +50,12 @@ if TYPE_CHECKING:
 LONGEST_UNDOING = 5.0
 
 
-def connections(settings: Settings) -> AiohttpTransport:
-    """A pool of connections with the limits of *settings*."""
+def connections(settings: Settings) -> Transport:
+    """A pool of connections with the limits of *settings*, to the service or to the agent."""
+    if settings.agent is not None:
+        from adp_async._io.hop import transport_to
+
+        return transport_to(Hop.from_file(settings.agent), settings)
     return AiohttpTransport(
         connect_timeout=settings.connect_timeout,
         timeout=settings.timeout,
