@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import attrs
 
 from adp_async._io.log import logger
+from adp_async._io.notebook import is_notebook
 from adp_async._sansio.waiting import Wait, end_line, line, share
 from adp_async.stats import counted
 
@@ -167,13 +168,6 @@ def _face(run_id: str | None) -> _Face:
     if is_terminal and os.environ.get("TERM") not in ("dumb", "unknown"):
         return _Terminal()
     return _Log(run_id)
-
-
-def is_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, which can show HTML."""
-    ipython: Any = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return getattr(shell, "kernel", None) is not None
 
 
 class _Notebook:

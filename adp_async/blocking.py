@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         RegisteredModels,
         Runs,
     )
-    from adp_async.run import Run as AsyncRun
     from adp_async.settings import Knobs
     from adp_async.starting import BegunRun
     from adp_async.stats import Health
@@ -279,10 +278,7 @@ class Session:
         return self._begin(begun, owns_session=False)
 
     def _begin(self, begun: BegunRun, *, owns_session: bool) -> StartedRun:
-        async def begin() -> AsyncRun:
-            return await begun
-
-        return started(self.call(begin()), self, owns_session=owns_session)
+        return started(self.call(begun._begun()), self, owns_session=owns_session)
 
     @overload
     def attach_run(

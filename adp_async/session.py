@@ -6,9 +6,11 @@ logger delivers from a thread of its own.
 
 from __future__ import annotations
 
+import asyncio
 import time
+import warnings
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 # What is registered for the interpreter's end runs in reverse order: what a program registers
 # after this import may still log into open sessions.
@@ -173,6 +175,11 @@ class Session:
         certificates and the proxy of the environment included.
         """
         try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            message = "a Session needs asyncio; with trio, use adp_async.blocking in a thread"
+            raise RuntimeError(message) from None
+        try:
             await self._engine.open(LoopThread)
         except AdpError as error:
             raise outward(error) from error.__cause__
@@ -223,6 +230,23 @@ class Session:
             if error is None:
                 raise
             attach_note(error, failure)
+
+    def __del__(self) -> None:
+        engine = self.__dict__.get("_engine")
+        if engine is not None and engine.lifetime.is_open:
+            message = f"unclosed {self!r}; it delivers until the interpreter ends"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __enter__(self) -> NoReturn:
+            message = (
+                "a Session is asynchronous: use `async with`; adp_async.blocking.Session is for "
+                "code without an event loop"
+            )
+            raise TypeError(message)
+
+        def __exit__(self, *error: object) -> None: ...
 
     # ------------------------------------------------------------------ runs
 

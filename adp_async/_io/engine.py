@@ -22,6 +22,7 @@ from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, register
 from adp_async._io.log import logger
+from adp_async._io.notebook import opened
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
 from adp_async._io.tidying import ended
@@ -212,6 +213,7 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
+        opened(self)
 
     async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
         self.thread = None

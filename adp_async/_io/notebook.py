@@ -1,0 +1,49 @@
+"""What is different in a notebook: cells are run twice."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
+
+from adp_async._io.log import logger
+
+if TYPE_CHECKING:
+    from adp_async._io.lifetime import Lifetime
+    from adp_async.settings import Settings
+
+
+class Opened(Protocol):
+    """What a session is made of, once it is open."""
+
+    settings: Settings
+
+    @property
+    def lifetime(self) -> Lifetime: ...
+
+
+_opened: WeakSet[Opened] = WeakSet()
+_has_warned = False
+
+
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+def opened(engine: Opened) -> None:
+    """Warn, once, when a notebook opens a session although one like it is open."""
+    global _has_warned
+    if _has_warned or not is_notebook():
+        return
+    others = [each for each in _opened if each is not engine and each.lifetime.is_open]
+    _opened.add(engine)
+    if any(each.settings == engine.settings for each in others):
+        _has_warned = True
+        logger.warning(
+            "this notebook has another open session with the same settings, which keeps its "
+            "threads and connections: was the cell run twice? Close a session before you open "
+            "another (`await session.close()`), or open it in a cell of its own"
+        )
