@@ -7,6 +7,7 @@ from adp_async._sansio.flattening import flatten
 from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.statuses import EndStatus
+from adp_async._version import __version__ as __version__
 from adp_async.artifacts import Upload, Uploads
 from adp_async.auth import (
     ApiKey,
@@ -46,8 +47,6 @@ from adp_async.session import Session
 from adp_async.settings import Settings
 from adp_async.stats import Health, Stats
 from adp_async.writer import Receipt, Receipts
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdpError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from adp_async._sansio.statuses import end_status
+from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError
 from adp_async.lenient import LenientWriter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from adp_async._io.engine import Engine
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.uploads import Uploader
     from adp_async._sansio.statuses import EndStatus
@@ -46,7 +48,7 @@ class Host(Protocol):
     ) -> None: ...
 
 
-class Run(ArtifactWriter, RunWriter):
+class Run(SharesRun, ArtifactWriter, RunWriter):
     """A run of a blocking session: ``log_*`` return at once, the rest waits.  Thread-safe."""
 
     def __init__(self, run: AsyncRun, session: Host) -> None:
@@ -58,6 +60,9 @@ class Run(ArtifactWriter, RunWriter):
     @property
     def _uploader(self) -> Uploader:
         return self._run._uploader
+
+    def _shared_engine(self) -> Engine:
+        return self._run._shared_engine()
 
     @property
     def run_name(self) -> str | None:

@@ -7,9 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from adp_async.settings import Settings
+    from collections.abc import Callable, Hashable
 
 
 class Openable(Protocol):
@@ -22,28 +20,30 @@ class Openable(Protocol):
 
 
 S = TypeVar("S", bound=Openable)
+K = TypeVar("K", bound="Hashable")
 
 
-class SharedSessions(Generic[S]):
-    """One session for each `Settings`, opened when it is first asked for, and again when closed.
+class SharedSessions(Generic[K, S]):
+    """One session for each key, such as `Settings`.
 
-    A forked child has none of its parent's.
+    It is opened when it is first asked for, and again when closed.  A forked child has none of its
+    parent's.
     """
 
-    def __init__(self, make: Callable[[Settings], S]) -> None:
+    def __init__(self, make: Callable[[K], S]) -> None:
         self._make = make
         self._forked()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
-        self._sessions: dict[Settings, S] = {}
+        self._sessions: dict[K, S] = {}
         self._lock = threading.Lock()  # the parent may have held its own
 
-    def of(self, settings: Settings) -> S:
-        """The open session of *settings*; raises what opening raises."""
+    def of(self, key: K) -> S:
+        """The open session of *key*; raises what opening raises."""
         with self._lock:
-            session = self._sessions.get(settings)
+            session = self._sessions.get(key)
             if session is None or not session.is_open:
-                session = self._sessions[settings] = self._make(settings).open()
+                session = self._sessions[key] = self._make(key).open()
             return session

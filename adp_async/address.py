@@ -27,9 +27,10 @@ class RunAddress:
     """Where a run is, for another process: pickle it, and `attach` there.
 
     A pickled run is its address as well: it arrives as a handle with a session of the process it
-    arrives in.  *settings* are those of the session it comes from; they say where to find the
-    credentials.  Where they hold some themselves (a key, a passphrase or a token that was given as
-    an argument), pickling raises `ConfigurationError`.
+    arrives in; while the run is shared (`Run.shared`), as what `Handle.attach` gives.  *settings*
+    are those of the session it comes from; they say where to find the credentials.  Where they
+    hold some themselves (a key, a passphrase or a token that was given as an argument), pickling
+    raises `ConfigurationError`.
     """
 
     run_id: str
@@ -46,7 +47,9 @@ class RunAddress:
         return session.attach_run(self.run_id, strict=self.strict)
 
 
-def _reduce(run: Any) -> tuple[Callable[[RunAddress], Run], tuple[RunAddress]]:
+def _reduce(run: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    if (handle := run._shared_handle()) is not None:
+        return type(handle).attach, (handle,)
     return RunAddress.attach, (address_of(run),)
 
 

@@ -18,6 +18,7 @@ from adp_async._io.loop_thread import LoopThread
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
 from adp_async._shared_sessions import SharedSessions
+from adp_async._sharing import SharesSession
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.logger import LoggerFace
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from adp_async._io.engine import Engine
     from adp_async._sansio.messages import Reply
     from adp_async._sansio.statuses import EndStatus
     from adp_async._sansio.values import Texts
@@ -101,7 +103,7 @@ class BatchLogger(LoggerFace):
         self._session.call(self._session.session.logger.drain(), timeout)
 
 
-class Session:
+class Session(SharesSession):
     """A session for code without an event loop; see `adp_async.Session`.
 
     It has every operation of that one, without ``await``: *runs*, *experiments*,
@@ -115,9 +117,7 @@ class Session:
     """
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
-    experiments: LateTwin[Experiments] = LateTwin(
-        "blocking.Experiments", "Experiments and their tags."
-    )
+    experiments: LateTwin[Experiments] = LateTwin("blocking.Experiments", "Experiments and tags.")
     registered_models: LateTwin[RegisteredModels] = LateTwin(
         "blocking.RegisteredModels", "Registered models, their tags and permissions."
     )
@@ -154,6 +154,9 @@ class Session:
     def spool_folder(self) -> Path:
         """Where spools are; see `adp_async.Session.spool_folder`."""
         return self.session.spool_folder
+
+    def _shared_engine(self) -> Engine:
+        return self.session._engine
 
     def open(self) -> Self:
         """Start the thread and open the session; what entering does.

@@ -13,6 +13,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
+from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError, DeliveryError
 from adp_async.lenient import LenientWriter
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
     from types import TracebackType
 
+    from adp_async._io.engine import Engine
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.uploads import Uploader
@@ -46,6 +48,8 @@ class Host(Protocol):
 
     @property
     def _intake(self) -> Intake: ...
+
+    def _shared_engine(self) -> Engine: ...
 
     @property
     def _uploader(self) -> Uploader: ...
@@ -74,7 +78,7 @@ class Host(Protocol):
     def _experiment_names(self) -> ExperimentNames: ...
 
 
-class Run(ArtifactWriter, RunWriter):
+class Run(SharesRun, ArtifactWriter, RunWriter):
     """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
 
     *run_id*; *run_name* and *experiment_id* are None for an attached run, which sends no request.
@@ -104,6 +108,9 @@ class Run(ArtifactWriter, RunWriter):
     @property
     def _uploader(self) -> Uploader:
         return self._session._uploader
+
+    def _shared_engine(self) -> Engine:
+        return self._session._shared_engine()
 
     @property
     def settings(self) -> Settings:
@@ -332,7 +339,7 @@ class LenientRun(LenientWriter, LenientArtifactWriter, Run):
     def _report(self, error: BaseException | None, failures: list[AdpError]) -> None:
         for failure in failures:
             if error is None:
-                logger.warning("%s", failure)
+                logger.warning("%s", failure, extra={"run_id": self.run_id})
             else:
                 attach_note(error, failure)
 
@@ -343,9 +350,9 @@ def warned(run: Run) -> Iterator[None]:
     try:
         yield
     except AdpError as failure:
-        logger.warning("%s", failure)
+        logger.warning("%s", failure, extra={"run_id": run.run_id})
     except TimeoutError:
-        logger.warning("%s", run._undelivered())
+        logger.warning("%s", run._undelivered(), extra={"run_id": run.run_id})
 
 
 async def _noted(doing: Coroutine[Any, Any, None], failures: list[AdpError]) -> None:

@@ -18,6 +18,7 @@ import adp_async._io.lifetime  # noqa: F401
 from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
 from adp_async._sansio.outward import outward
+from adp_async._sharing import SharesSession
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Session:
+class Session(SharesSession):
     """A client of one AI Data Platform and workspace.
 
     ``async with Session() as session`` takes its settings from the arguments, the environment and
@@ -135,6 +136,9 @@ class Session:
 
         uploads = partial(self._engine.uploads_on_their_way, run_id)
         return watched(self._delivery, what, run_id, limit=limit, uploads=uploads)
+
+    def _shared_engine(self) -> Engine:
+        return self._engine
 
     def _has_uploads(self, run_id: str) -> bool:
         return self._engine.has_uploads(run_id)

@@ -8,6 +8,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from adp_async._io.log import logger
+from adp_async._io.notebook import tell
 from adp_async._sansio.cleaning import cut_text
 from adp_async._sansio.outward import outward
 from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_run_id, valid_text
@@ -56,7 +57,9 @@ class BegunRun:
         run = self._kind(info.run_id, self._session, **names)
         self._session._open_runs.started(run.run_id)
         if (url := run.url) is not None:
-            logger.info("run %s: %s", run.run_id, url)
+            logger.info("run %s: %s", run.run_id, url, extra={"run_id": run.run_id})
+            if self._session.settings.progress:
+                tell(f"run {run.run_name or run.run_id}: {url}")
         return run
 
     def _begun(self) -> Coroutine[Any, Any, Run]:

@@ -38,7 +38,7 @@ LOG_BATCH = "log_experiment_run_batch"
 PAGE = 4096
 WAL_HEADER, FRAME = 32, 24 + PAGE
 #: What a session over a disk that fails may say about its service, and of what it recovers.
-OTHER_WARNINGS = ("batches are held back", "left behind by", "works again")
+OTHER_WARNINGS = ("batches are held back", "delivered again", "left behind by", "works again")
 
 
 async def until(condition: Callable[[], object]) -> None:

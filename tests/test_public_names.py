@@ -23,7 +23,7 @@ LOGGING: Final = {
 }  # fmt: skip
 SESSION: Final = FAMILIES | {
     "open", "close", "is_open", "settings", "spool_folder", "logger", "call", "fetch",
-    "start_run", "attach_run", "on_close", "health",
+    "start_run", "attach_run", "on_close", "health", "shared",
 }  # fmt: skip
 ARTIFACTS: Final = {
     "log_artifact", "log_artifacts", "log_text", "log_dict", "log_figure",
@@ -31,6 +31,7 @@ ARTIFACTS: Final = {
 RUN: Final = LOGGING | ARTIFACTS | {
     "run_id", "run_name", "experiment_id", "status", "settings", "flush", "try_flush", "drain",
     "finish", "log_inputs", "discard", "stats", "url", "history", "plot",
+    "shared",
 }  # fmt: skip
 LOGGER: Final = LOGGING | {"flush", "try_flush", "drain", "discard", "stats", "health"}
 FAKE: Final = {"service", "requests", "received", "add_run", "answer"}

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import shlex
@@ -83,6 +84,8 @@ def local_environment(
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path / "spool"))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.setenv(name, "")  # what the code sets is taken back
+    log = logging.getLogger("adp_async")
+    monkeypatch.setattr(log, "handlers", [*log.handlers])
     yield
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)

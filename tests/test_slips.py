@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import warnings
 from typing import Any
 
 import pytest
 
-from adp_async import Closed, Session
+from adp_async import ApiKey, Closed, Session, blocking
 from adp_async._io import notebook
+from adp_async.local import LocalPlatform, platform
 from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
 
 
@@ -91,6 +93,16 @@ async def test_a_listing_that_is_read_the_wrong_way() -> None:
             await listing
 
 
+async def test_a_run_that_was_read_is_not_logged_into() -> None:
+    """The error says where the run to log into comes from."""
+    async with FakeSession() as session:
+        found: Any = await session.runs.get(session.add_run("7"))
+        with pytest.raises(AttributeError, match=r"'log_metric': .* session\.attach_run\('7'\)"):
+            found.log_metric("loss", 0.5)
+        with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+            found.nonsense  # noqa: B018 - it raises
+
+
 async def test_a_session_that_is_not_open() -> None:
     """The error says how to open it."""
     with pytest.raises(Closed, match=r"not open yet: enter it with `async with`, or `await"):
@@ -129,6 +141,51 @@ async def test_a_cell_that_is_run_twice(caplog: pytest.LogCaptureFixture) -> Non
                 pass
     (said,) = caplog.messages
     assert "another open session with the same settings" in said
+
+
+@pytest.mark.usefixtures("in_notebook")
+async def test_a_platform_and_blocking_code_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The platform answers although the cell keeps the kernel's event loop busy."""
+    monkeypatch.setattr(platform, "is_notebook", lambda: True)
+    async with LocalPlatform(mlflow=False) as local:
+        with blocking.start_run(
+            platform_id=local.platform_id,
+            workspace=local.workspace,
+            endpoint=local.endpoint,
+            auth=ApiKey(local.config_file, local.profile),
+        ) as run:
+            run.log_metric("loss", 0.5)
+        assert local.gateway.received(run.run_id).info["status"] == "FINISHED"
+    async with LocalPlatform(mlflow=False) as other:
+        assert other.endpoint != local.endpoint
+
+
+@pytest.mark.parametrize("place", ["notebook", "terminal", "neither", "switched off", "gone"])
+async def test_the_link_of_a_run_is_shown(
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, at its start, to whoever is looking."""
+    monkeypatch.setattr(notebook, "is_notebook", lambda: place in ("notebook", "switched off"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: place in ("terminal", "gone"))
+    if place == "gone":
+        monkeypatch.setattr(sys, "stderr", _Gone())
+    async with FakeSession(page_url="https://h/{run_id}", progress=place != "switched off") as each:
+        run = await each.start_run(run_name="sgd")
+        await run.finish()
+    line = f"run sgd: https://h/{run.run_id}\n"
+    shown = capsys.readouterr()
+    assert shown.out == (line if place == "notebook" else "")
+    assert shown.err == (line if place == "terminal" else "")
+
+
+class _Gone:
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> None:
+        raise OSError("the terminal is gone")
+
+    def flush(self) -> None: ...
 
 
 @pytest.mark.usefixtures("in_notebook")

@@ -332,10 +332,10 @@ def test_who_may_have_it_still(
 @pytest.mark.parametrize(
     ("name", "answer", "lives"),
     [
-        ("posix", None, ""),
-        ("posix", PermissionError("another user's"), ""),
-        ("posix", ProcessLookupError("nobody's"), None),
-        ("nt", AssertionError("there it would end the process"), None),
+        ("darwin", None, ""),
+        ("darwin", PermissionError("another user's"), ""),
+        ("darwin", ProcessLookupError("nobody's"), None),
+        ("win32", AssertionError("there it would end the process"), None),
     ],
 )
 def test_a_system_without_proc(
@@ -353,7 +353,8 @@ def test_a_system_without_proc(
             raise answer
 
     monkeypatch.setattr(owner_module, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(owner_module, "os", SimpleNamespace(name=name, kill=kill))
+    monkeypatch.setattr(owner_module, "os", SimpleNamespace(kill=kill))
+    monkeypatch.setattr(owner_module, "sys", SimpleNamespace(platform=name))
     assert started_at(4711) == lives
 
 

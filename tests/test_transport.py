@@ -4,18 +4,23 @@ import asyncio
 import base64
 import functools
 import gzip
+import platform
+import re
 import ssl
 import struct
 from contextlib import asynccontextmanager, suppress
 from socket import SO_LINGER, SOL_SOCKET, socket
 
+import aiohttp
 import pytest
 from attrs import define, field
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from roads import Authority
 
+import adp_async
 from adp_async._io.transport import AiohttpTransport
+from adp_async._io.user_agent import user_agent
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Request
 from adp_async._sansio.signing import Signable, http_date
 from adp_async.auth import ApiKey
@@ -218,7 +223,22 @@ async def test_nothing_is_added_to_what_is_signed(transport):
         headers = server.exchanges[1].headers
 
     automatic = {"accept": "*/*", "accept-encoding": headers["accept-encoding"]}
-    assert headers == {**given, **automatic, "user-agent": "adp-async"}
+    assert headers == {**given, **automatic, "user-agent": user_agent()}
+
+
+def test_the_user_agent_has_versions():
+    """Of this client, Python and aiohttp, and the system: what Oracle's support asks first."""
+    found = re.fullmatch(r"adp-async/(\S+) Python/(\S+) aiohttp/(\S+) \((.+)\)", user_agent())
+
+    assert found is not None
+    assert found.groups()[:3] == (
+        adp_async.__version__,
+        platform.python_version(),
+        aiohttp.__version__,
+    )
+    assert found[4].startswith(platform.system())
+    assert found[4].isprintable()
+    assert found[4].isascii()
 
 
 async def test_netrc_and_proxies_do_not_interfere(monkeypatch, tmp_path):

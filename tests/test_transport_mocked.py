@@ -14,6 +14,7 @@ from aioresponses import aioresponses
 from yarl import URL
 
 from adp_async._io.transport import AiohttpTransport
+from adp_async._io.user_agent import user_agent
 from adp_async._sansio.messages import Request
 from adp_async.errors import ConnectionFailed, ConnectionLost, RequestTimeout
 
@@ -65,7 +66,7 @@ async def test_what_aiohttp_is_asked(mocked, transport):
     assert (method, url) == ("POST", URL(ADDRESS, encoded=True))
     assert call.kwargs["allow_redirects"] is False
     assert call.kwargs["data"] == b"{}"
-    assert call.kwargs["headers"] == {"x-own": "1", "user-agent": "adp-async"}
+    assert call.kwargs["headers"] == {"x-own": "1", "user-agent": user_agent()}
     assert call.kwargs["timeout"] == aiohttp.ClientTimeout(total=7, sock_connect=3)
 
 

@@ -141,9 +141,9 @@ class Caller:
                 wait = self._wait_after(error, attempt) if attempt > 1 else 0.0
                 if time.monotonic() + wait > deadline:
                     raise
-                logger.debug(
-                    "%s: retrying, the reply could not be decoded: %s", endpoint.operation, error
-                )
+                message = "%s: retrying, the reply could not be decoded: %s"
+                about = {"operation": endpoint.operation}
+                logger.debug(message, endpoint.operation, error, extra=about)
             await asyncio.sleep(wait)
             call = call.with_options(timeout=max(0.0, deadline - time.monotonic()))
         return await ask()
@@ -184,7 +184,8 @@ class Caller:
                 wait = self._wait_after(error, progress.attempts)
                 if time.monotonic() + wait > progress.ends_at():
                     raise
-                logger.debug("%s: attempt %d: %s", request.operation, progress.attempts, error)
+                message, operation = "%s: attempt %d: %s", request.operation
+                logger.debug(message, operation, progress.attempts, error, extra=_about(request))
             progress.warn()
             await asyncio.sleep(wait)
 
@@ -362,7 +363,9 @@ class _Progress:
             limit += f", at most {counted(self.max_attempts - self.attempts, 'time')}"
         why = self.last_error or "the service throttles (429), and this call waits for its turn"
         message = "%s: still failing after %.0f s; retrying for %s: %s"
-        logger.warning(message, self.endpoint.operation, now - self.began, limit, why)
+        operation = self.endpoint.operation
+        about = {"operation": operation}
+        logger.warning(message, operation, now - self.began, limit, why, extra=about)
 
     def timed_out(self) -> RequestTimeout:
         after = f", after {self.last_error}" if self.last_error else ""
@@ -391,8 +394,15 @@ def _headers(
 def _unexpected(error: Exception, request: Request) -> AdpError:
     """An error of ours for an unexpected one, whose own message may hold anything."""
     where = "".join(traceback.format_tb(error.__traceback__))
-    logger.debug("%s: unexpected %s:\n%s", request.operation, type(error).__name__, where)
+    message, name = "%s: unexpected %s:\n%s", type(error).__name__
+    logger.debug(message, request.operation, name, where, extra=_about(request))
     return AdpError(f"{request.operation}: failed with {type(error).__name__}")
+
+
+def _about(request: Request) -> dict[str, object]:
+    """What a line of the log says of a request beside its message."""
+    request_id = request.headers.get("opc-request-id")
+    return {"operation": request.operation, "request_id": request_id}
 
 
 def counted(count: int, what: str, ending: str = "s") -> str:

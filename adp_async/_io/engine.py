@@ -87,6 +87,8 @@ class Engine:
         self.recoveries: Recoveries | None = None
         self.open_runs = OpenRuns()
         self.close_hooks = CloseHooks()
+        #: By run (None: all of it), how other processes reach what is shared.
+        self.handles: dict[str | None, Any] = {}
         self._owns_thread = False
         self._changing = asyncio.Lock()  # held while opening or closing
         #: The task that is opening it.
@@ -306,6 +308,7 @@ class Engine:
         self.delivery.forked()
         self.open_runs.forked()
         self.close_hooks.forked()
+        self.handles = {}
 
     def _interpreter_ends(self) -> None:
         """The session is still open: end its runs, deliver for a while, and spool the rest."""
@@ -341,8 +344,9 @@ class Engine:
     def _make_recoveries(self, thread: LoopThread) -> Recoveries:
         from adp_async._io.recovery import Recoveries
 
+        assert self.delivery.keeper is not None  # where no spool can be created, none is emptied
         return Recoveries(
-            find=self.spools.finder(),
+            find=self.spools.finder(self.delivery.keeper.spool.adopt),
             make=self._make_recovery,
             bar=self.delivery.bar,
             thread=thread,

@@ -136,6 +136,10 @@ class SpoolKeeper:
         """Commit now."""
         await self._commit(self.journal.collect)
 
+    async def journaled(self) -> SpoolError | None:
+        """Commit now; why what was accepted so far is not on disk, or None when it is."""
+        return await self._commit(self.journal.collect)
+
     async def before_departure(self, batch: RecordBatch) -> None:
         """Write what must be on disk before *batch* leaves; `NotYet` if that fails."""
         self.state.hand_on()
@@ -305,7 +309,7 @@ class SpoolKeeper:
                 return
             until = error.until if isinstance(error, SpoolUnreadable) else last
             message = "some spooled records cannot be read and will not be delivered: %s"
-            logger.warning(message, error)
+            logger.warning(message, error, extra={"run_id": lane.run_id})
             with self.state.intake.lock:
                 lose(self.accumulator, lane, until, error, time.monotonic())
             self.state.hand_on()

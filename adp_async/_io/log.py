@@ -1,14 +1,47 @@
-"""The logger ``adp_async``, for code that must survive whatever handlers do."""
+"""The logger ``adp_async``, for code that must survive whatever handlers do.
+
+Every line has the attributes *run_id*, *operation*, *status* and *request_id*, so that a format may
+name them and a structured log can be searched by them.  What is known beside the message comes as
+``extra``; what an error among the arguments knows is read from it; the rest is None.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from adp_async.errors import AdpError, Rejection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     _Adapter = logging.LoggerAdapter[logging.Logger]
 else:
     _Adapter = logging.LoggerAdapter
+
+FIELDS: Final = ("run_id", "operation", "status", "request_id")
+
+
+class _Fields(logging.Filter):
+    """Completes the fields of a line, also of one that was logged elsewhere in the package."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        known = record.__dict__
+        known.update((name, known.get(name) or None) for name in FIELDS)
+        given = record.args.values() if isinstance(record.args, dict) else record.args or ()
+        for source in _sources(given):
+            for name in FIELDS:
+                if known[name] is None:
+                    known[name] = getattr(source, name, None) or None
+        return True
+
+
+def _sources(given: object) -> Iterator[object]:
+    """The errors among the arguments of a line, each with what caused it."""
+    for each in given:  # type: ignore[attr-defined]
+        if isinstance(each, AdpError | Rejection):
+            yield each
+            yield getattr(each, "cause", None) or getattr(each, "__cause__", None)
 
 
 class _Undisturbed(_Adapter):
@@ -23,3 +56,4 @@ class _Undisturbed(_Adapter):
 
 
 logger = _Undisturbed(logging.getLogger("adp_async"), {})
+logger.logger.addFilter(_Fields())

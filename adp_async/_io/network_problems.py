@@ -117,6 +117,10 @@ def _no_connection(error: BaseException, way: Way, *, is_known: bool) -> Problem
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         cause = error.certificate_error
+    if isinstance(cause, aiohttp.ServerFingerprintMismatch):
+        what = "no connection: its certificate is another one's"
+        fix = "Is the handle of another job, or of one that has ended?"
+        return Problem(ConnectionFailed, what, fix, is_permanent=True)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return _untrusted(cause)
     if isinstance(cause, ssl.SSLError):

@@ -1,4 +1,4 @@
-"""What is different in a notebook: cells are run twice."""
+"""What is different where a person is looking: a notebook, in which cells are run twice."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ def is_notebook() -> bool:
     ipython: Any = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
+
+
+def tell(line: str) -> None:
+    """Show *line* where a person is looking: below the cell of a notebook, or in a terminal."""
+    try:
+        if is_notebook():
+            print(line)
+        elif sys.stderr is not None and sys.stderr.isatty():
+            print(line, file=sys.stderr)
+    except (OSError, ValueError) as error:  # it is closed, or gone
+        logger.debug("%r could not be shown: %s", line, error)
 
 
 def opened(engine: Opened) -> None:

@@ -171,7 +171,8 @@ class ObjectStorage:
             arrived = reply.headers.get("opc-content-md5", stream.md5)
             if arrived == stream.md5:
                 break
-            logger.debug("%s: attempt %d arrived damaged", endpoint.operation, attempt)
+            message, about = "%s: attempt %d arrived damaged", {"operation": endpoint.operation}
+            logger.debug(message, endpoint.operation, attempt, extra=about)
         else:
             raise ConnectionLost(f"{endpoint.operation}: what arrives is not what was sent")
         etag = reply.headers.get("etag", "")

@@ -75,7 +75,8 @@ class OpenRuns:
                 try:
                     await call(Call.of(endpoints.UPDATE_RUN, body=body), None)
                 except AdpError as failure:
-                    logger.warning("run %s could not be ended %s: %s", run_id, status, failure)
+                    message, about = "run %s could not be ended %s: %s", {"run_id": run_id}
+                    logger.warning(message, run_id, status, failure, extra=about)
             ended.append(run_id)
 
         try:

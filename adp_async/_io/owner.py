@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,6 +23,7 @@ from attrs import asdict, frozen
 #: A spool of another machine counts as abandoned when it was not written to for so long.
 SECONDS_OF_SILENCE: Final = 600.0
 _PROC: Final = Path("/proc")
+_INODES: Final = 2**63
 
 
 @frozen
@@ -30,7 +32,7 @@ class Owner:
 
     *host* and *boot*: the machine, and its start; *boot* is empty where the system has no such
     id.  *pid* and *started*: the process; *started* is empty where that isn't known.  *inode*: of
-    the file, so that a copy of it has no owner.
+    the file, so that a copy of it has no owner; its lower bits, as Windows has some of 128.
     """
 
     host: str
@@ -43,7 +45,7 @@ class Owner:
     def this_process(cls, inode: int) -> Self:
         """This process, having the file *inode*."""
         pid = os.getpid()
-        return cls(socket.gethostname(), _boot(), pid, started_at(pid) or "", inode)
+        return cls(socket.gethostname(), _boot(), pid, started_at(pid) or "", inode % _INODES)
 
     def as_text(self) -> str:
         return msgspec.json.encode(asdict(self)).decode()
@@ -106,8 +108,8 @@ def started_at(pid: int) -> str | None:
 
 
 def _takes_signals(pid: int) -> bool:
-    if os.name != "posix":
-        return False  # on Windows a signal would end it, and locks hold
+    if sys.platform == "win32":
+        return False  # there a signal of any number would end it, and locks hold
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

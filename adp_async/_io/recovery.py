@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from adp_async._io.spool import Piece
     from adp_async._io.spool_file import Identity
     from adp_async.errors import AdpError
+
+#: Takes tokens, each with its Unix time.
+Adopt: TypeAlias = "Callable[[list[tuple[str, float]]], None]"
 
 #: Memory that the records of one recovered spool may take.
 MEMORY_LIMIT = 32 * 2**20
@@ -82,12 +85,14 @@ def open_orphans(
     limit: int,
     but_not: set[Path] | None = None,
     most: int = OPENED,
+    adopt: Adopt | None = None,
 ) -> Found:
     """The first *most* spools in *folder* that have something to deliver for *identity*.  Blocks.
 
     One that is in use, newer, damaged, another user's or of another platform is left untouched; all
     but the first and the last are warned of, and join those of *but_not*, which aren't looked at.
-    Raises `SpoolError` for a folder that can't be read, or is another user's.
+    Raises `SpoolError` for a folder that can't be read, or is another user's.  *adopt* as for
+    `open_orphan`.
     """
     but_not = set() if but_not is None else but_not
     orphans: list[Orphan] = []
@@ -99,7 +104,7 @@ def open_orphans(
         if path in but_not:
             continue
         try:
-            orphan = open_orphan(path, identity=identity, limit=limit)
+            orphan = open_orphan(path, identity=identity, limit=limit, adopt=adopt)
         except SpoolElsewhere as error:
             logger.info("%s", error)
         except SpoolBusy as error:
@@ -117,18 +122,26 @@ def open_orphans(
 
 
 def open_orphan(
-    path: Path, *, identity: Identity | None, limit: int, again: bool = False
+    path: Path,
+    *,
+    identity: Identity | None,
+    limit: int,
+    again: bool = False,
+    adopt: Adopt | None = None,
 ) -> Orphan | None:
     """The spool *path*, None when there is nothing in it to deliver for *identity*.  Blocks.
 
-    *again*: deliver refused records as well.  Raises `SpoolError`, of which
-    `SpoolBusy` is one.
+    *again*: deliver refused records as well.  *adopt* gets the tokens under which other processes
+    have handed records over to the dead one, before the file may go: they will ask again.  Raises
+    `SpoolError`, of which `SpoolBusy` is one.
     """
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
             spool.release()
             return None
+        if adopt is not None and (taken := spool.taken()):
+            adopt(taken)
         if again:
             spool.requeue_refused()
         orphan = Orphan(spool, spool.pieces())
@@ -222,7 +235,8 @@ class Recoveries:
     _done: dict[Path, asyncio.Event] = field(factory=dict, init=False)
     _later: frozenset[str] = field(default=frozenset(), init=False)
     _tasks: set[asyncio.Task[None]] = field(factory=set, init=False)
-    _has_searched: bool = field(default=False, init=False)
+    #: Set after the first search.
+    searched: asyncio.Event = field(factory=asyncio.Event, init=False)
     #: Orphans in trouble: since when, and how much was settled by then; and those told of.
     _since: dict[Path, tuple[float, int]] = field(factory=dict, init=False)
     _reported: set[Path] = field(factory=set, init=False)
@@ -230,7 +244,13 @@ class Recoveries:
     @property
     def is_done(self) -> bool:
         """Whether all that was found so far is delivered, or left alone."""
-        return self._has_searched and not self._tasks
+        return self.searched.is_set() and not self._tasks
+
+    async def settled(self) -> None:
+        """Wait until all that was found so far is delivered, or left alone."""
+        await self.searched.wait()
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
 
     async def run(self) -> None:
         """Look now and every minute, until cancelled."""
@@ -286,7 +306,8 @@ class Recoveries:
             )
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, orphan))
-        self._later, self._has_searched = found.later, True
+        self._later = found.later
+        self.searched.set()
         self._bar()
 
     def _bar(self) -> None:

@@ -7,6 +7,7 @@ of the delivery thread, with a task for every batch in flight.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from typing import TYPE_CHECKING, Final, Protocol
@@ -16,6 +17,7 @@ from attrs import define, field
 from adp_async._io.log import logger
 from adp_async._sansio.actions import Action, action_for
 from adp_async._sansio.dispatch import Fault, fault_of
+from adp_async._sansio.endpoints import LOG_BATCH
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 
 if TYPE_CHECKING:
@@ -154,7 +156,8 @@ class Sender:
     def _stays(self, batch: RecordBatch, error: Exception) -> None:
         if not isinstance(error, NotYet):
             name = type(error).__name__
-            logger.warning("run %s: a batch could not leave: %s", batch.run_id, name, exc_info=True)
+            message, about = "run %s: a batch could not leave: %s", {"run_id": batch.run_id}
+            logger.warning(message, batch.run_id, name, exc_info=True, extra=about)
         self._under_way.discard(batch)
         self.dispatcher.stays(batch, self.clock() + SECONDS_UNTIL_NEXT_TRY, self.clock())
 
@@ -172,7 +175,8 @@ class Sender:
             if _is_our_end(error):
                 raise
             # An error of a signer, an encoder or a library holds this batch only, and for now.
-            logger.debug("run %s: a batch could not be sent", batch.run_id, exc_info=True)
+            message, about = "run %s: a batch could not be sent", {"run_id": batch.run_id}
+            logger.debug(message, batch.run_id, exc_info=True, extra=about)
             failure = AdpError(f"the request could not be sent: {type(error).__name__}")
             return failure, Action.BACK_OFF
         self._learn(batch)
@@ -195,7 +199,7 @@ class Sender:
         try:
             return not await self.service.run_is_gone(batch.run_id)
         except AdpError as trouble:
-            logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
+            _log_unseen(batch, trouble)
             return False
 
     async def _look_at_run(self, batch: RecordBatch, error: AdpError) -> tuple[AdpError, Action]:
@@ -205,7 +209,7 @@ class Sender:
         try:
             is_gone = await self.service.run_is_gone(batch.run_id)
         except AdpError as trouble:
-            logger.debug("run %s could not be looked at: %s", batch.run_id, trouble)
+            _log_unseen(batch, trouble)
             # Nothing is decided while the service can't be asked.
             return (trouble, Action.BACK_OFF) if trouble.retriable else (error, Action.SPLIT)
         return error, Action.GIVE_UP if is_gone else Action.SPLIT
@@ -218,7 +222,9 @@ class Sender:
                 batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
             )
         self.state.hand_on()
-        logger.debug("run %s: a batch of %d: %s", batch.run_id, len(batch.records), action.name)
+        about = {"run_id": batch.run_id, "operation": LOG_BATCH.operation}
+        message = "run %s: a batch of %d: %s"
+        logger.debug(message, batch.run_id, len(batch.records), action.name, extra=about)
         if error is None:
             self._all_clear(batch.lane)
         elif held is not None:
@@ -248,16 +254,21 @@ class Sender:
                     "run %s: its records are held back and will be sent again: %s%s "
                     "(%d such runs so far; `discard` gives up a run's waiting records)"
                 )
-                logger.warning(message, lane.run_id, error, hint, self._held_runs)
+                about = {"run_id": lane.run_id}
+                logger.warning(message, lane.run_id, error, hint, self._held_runs, extra=about)
+                lane.is_alarmed = True
         lane.told = type(error)
 
     def _all_clear(self, lane: Lane) -> None:
         if self._told is not None:
             self._told = None
-            logger.info("batches are delivered again")
+            # At the level of the alarm: otherwise it would never end for most of those it reaches.
+            logger.warning("batches are delivered again")
         if lane.told is not None:
-            lane.told = None
-            logger.info("run %s: its records are delivered again", lane.run_id)
+            level = logging.WARNING if lane.is_alarmed else logging.INFO
+            lane.told, lane.is_alarmed = None, False
+            message, about = "run %s: its records are delivered again", {"run_id": lane.run_id}
+            logger.log(level, message, lane.run_id, extra=about)
 
     def _warn_refused(self, lane: Lane) -> None:
         """A WARNING for a run's first refused record, its tenth, its hundredth, ..."""
@@ -269,7 +280,13 @@ class Sender:
         if not before or len(str(count)) > len(str(before)):
             name = f"{last.kind} {last.key!r}"
             message = "run %s: %d records refused so far, the last one %s: %s"
-            logger.warning(message, lane.run_id, count, name, last.cause)
+            about = {"run_id": lane.run_id}
+            logger.warning(message, lane.run_id, count, name, last.cause, extra=about)
+
+
+def _log_unseen(batch: RecordBatch, trouble: AdpError) -> None:
+    about = {"run_id": batch.run_id}
+    logger.debug("run %s could not be looked at: %s", batch.run_id, trouble, extra=about)
 
 
 def _is_our_end(error: BaseException) -> bool:

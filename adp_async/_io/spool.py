@@ -28,6 +28,7 @@ from adp_async._io.spool_file import (
     SpoolError,
     check_folder,
     file_id,
+    is_open_elsewhere,
     is_still,
     new_name,
     remove,
@@ -40,7 +41,7 @@ from adp_async._io.spool_trust import check_header, check_is_ours, check_owner
 from adp_async._io.spool_writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from adp_async._sansio.journal import Changes
@@ -160,7 +161,8 @@ class Spool:
             _, run_id, first, last = damaged[0]
             more = f", and {len(damaged) - 1} more rows" if len(damaged) > 1 else ""
             message = "%s: records %s to %s of run %r are damaged and set aside%s"
-            logger.warning(message, self.path, first, last, run_id, more)
+            about = {"run_id": run_id}
+            logger.warning(message, self.path, first, last, run_id, more, extra=about)
         with self._database.reading() as connection:
             # The owner is read from the file, not from the WAL.
             connection.execute("PRAGMA wal_checkpoint")
@@ -179,7 +181,16 @@ class Spool:
             is_empty = is_empty and self._database.is_there
             self._release(is_left=not is_empty)
             if is_empty:
-                remove(self.path)
+                self._remove()
+
+    def _remove(self) -> None:
+        """Remove the empty file; another process that looks at it on Windows does so itself."""
+        try:
+            remove(self.path)
+        except OSError as error:
+            if not is_open_elsewhere(error):
+                raise
+            logger.debug("%s is empty, and left to the process that has it open", self.path)
 
     def release(self) -> None:
         """Close the file and leave it as it is, for the next process."""
@@ -239,6 +250,14 @@ class Spool:
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
         """Every record that is still to be delivered, with its run, in order."""
         return self._reader.waiting()
+
+    def taken(self) -> list[tuple[str, float]]:
+        """Tokens under which other processes handed records over, each with its Unix time."""
+        return self._reader.taken()
+
+    def adopt(self, taken: Sequence[tuple[str, float]]) -> None:
+        """Remember the tokens of a spool that is about to go."""
+        self._writer.adopt(taken)
 
     def contents(self) -> Contents:
         """A summary of what it holds, for a person."""

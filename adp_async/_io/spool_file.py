@@ -28,6 +28,8 @@ SUFFIX: Final = ".spool"
 _RESERVED_BYTES: Final = 2**20
 _RESERVED_PART: Final = 8
 _BESIDE: Final = ("-wal", "-shm", "-journal")
+#: Windows' number for a file that another process has open.
+_SHARING_VIOLATION: Final = 32
 
 
 class SpoolError(AdpError):
@@ -183,7 +185,13 @@ def has_room(path: Path, size: int) -> bool:
         return True  # some file systems do not know how large they are
     blocks = disk.f_bavail if user_id() else disk.f_bfree
     reserved = min(_RESERVED_BYTES, disk.f_blocks * disk.f_frsize // _RESERVED_PART)
-    return blocks * disk.f_frsize >= wal + 3 * size + reserved
+    has_enough: bool = blocks * disk.f_frsize >= wal + 3 * size + reserved
+    return has_enough
+
+
+def is_open_elsewhere(error: OSError) -> bool:
+    """Whether a file cannot be removed since another process has it open, as on Windows."""
+    return getattr(error, "winerror", None) == _SHARING_VIOLATION
 
 
 def remove(path: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async._io.authenticator import Authenticator
-    from adp_async._io.recovery import Found
+    from adp_async._io.recovery import Adopt, Found
     from adp_async._io.spool import Spool
     from adp_async._io.spool_file import Identity
     from adp_async.settings import Settings
@@ -70,15 +70,20 @@ class SpoolFolder:
             logger.warning("accepted records are only in memory: %s", error)
             return None
 
-    def finder(self) -> Callable[[set[Path], int], Found]:
-        """A function that opens spools of dead processes: not those seen, and at most so many."""
+    def finder(self, adopt: Adopt | None = None) -> Callable[[set[Path], int], Found]:
+        """A function that opens spools of dead processes: not those seen, and at most so many.
+
+        *adopt* as for `open_orphan`.
+        """
         from adp_async._io.recovery import open_orphans
 
         folder, limit = self.path, self.settings.spool_limit
         identity = self._identity()
 
         def find(seen: set[Path], most: int) -> Found:
-            return open_orphans(folder, identity=identity, limit=limit, but_not=seen, most=most)
+            return open_orphans(
+                folder, identity=identity, limit=limit, but_not=seen, most=most, adopt=adopt
+            )
 
         return find
 

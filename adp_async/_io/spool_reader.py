@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from attrs import frozen
 
 from adp_async._io.spool_file import SpoolUnreadable
-from adp_async._io.spool_rows import PLACES, is_place, is_span, is_token, records_of
+from adp_async._io.spool_rows import PLACES, is_encodable, is_place, is_span, is_token, records_of
 from adp_async._sansio.ranges import joined, without
 
 if TYPE_CHECKING:
@@ -73,6 +73,14 @@ class Reader:
             until = connection.execute(query, (first, run_id, first)).fetchone()[0] or last
         message = f"{self._database.path}: records {first} to {until} of run {run_id!r} are damaged"
         raise SpoolUnreadable(message, until)
+
+    def taken(self) -> list[tuple[str, float]]:
+        """Tokens under which other processes handed records over, each with its Unix time."""
+        if self._database.version < 3:
+            return []
+        with self._database.reading() as connection:
+            rows = connection.execute("SELECT token, taken_at FROM taken").fetchall()
+        return [row for row in rows if is_encodable(row[0]) and type(row[1]) is float]
 
     def pieces(self) -> list[Piece]:
         """What is still to be delivered, run by run."""

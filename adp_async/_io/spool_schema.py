@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 #: "adpa", which identifies the file as a spool.
 APPLICATION_ID: Final = 0x61647061
-#: The version of the tables below.  Format 1 had no checksums and no owner.
-FORMAT: Final = 2
+#: The version of the tables below.  Format 1 had no checksums and no owner, format 2 no *taken*.
+FORMAT: Final = 3
 _CACHE_KIB: Final = 2048
 _PAGE_BYTES: Final = 4096
 #: The WAL's usual size: a larger one is merged into the file less often, which is the expensive
@@ -50,6 +50,10 @@ CREATE TABLE refused (
     run_id TEXT NOT NULL, kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
     reason TEXT NOT NULL, refused_at REAL NOT NULL, checksum INTEGER NOT NULL
 );
+"""
+#: Tokens under which other processes have handed records over.
+_TAKEN: Final = """
+CREATE TABLE taken (token TEXT PRIMARY KEY, taken_at REAL NOT NULL) WITHOUT ROWID;
 """
 _CHECKSUM: Final = ", checksum INTEGER NOT NULL"
 
@@ -112,6 +116,8 @@ def lay_out(connection: sqlite3.Connection, identity: Identity, owner: Owner) ->
 
 def _statements(version: int) -> list[str]:
     tables = _TABLES if version > 1 else _TABLES.replace(_CHECKSUM, "")
+    if version > 2:
+        tables += _TAKEN.lstrip()
     return tables.strip().split(";\n")
 
 

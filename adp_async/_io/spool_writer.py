@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Refused records that are kept for a person to see.
 KEPT_REFUSED: Final = 10_000
+#: Seconds that a token is remembered under which records were handed over: as the service does.
+TAKEN_KEPT: Final = 24 * 3600.0
+#: After so many of them, those that are older are forgotten.
+FORGETTING: Final = 10_000
 
 
 class Writer:
@@ -29,6 +33,8 @@ class Writer:
     def __init__(self, database: Database, limit: int) -> None:
         self._database = database
         self.limit = limit
+        #: Tokens noted since old ones were forgotten.
+        self._taken = 0
 
     def commit(self, changes: Changes, last_error: str = "") -> None:
         """Write *changes*.  `SpoolError` says that their chunks are not written, and why."""
@@ -39,7 +45,7 @@ class Writer:
             self._make_room_for(partial(self._commit_ends, changes, last_error))
             changes.is_settled = True
             self._database.shrink()
-        if changes.chunks or changes.sealed:
+        if changes.chunks or changes.sealed or changes.taken:
             self._make_room_for(partial(self._commit_records, changes))
 
     def _commit_ends(self, changes: Changes, last_error: str) -> None:
@@ -53,6 +59,7 @@ class Writer:
         with self._database.transaction() as connection:
             if obstacle is None:
                 self._insert(connection, rows)
+                self._note_taken(connection, [(token, now) for token in changes.taken])
             # Tokens of records that are on disk already: delivering those makes room.
             self._insert_tokens(connection, changes)
         if obstacle is not None:
@@ -127,6 +134,22 @@ class Writer:
                 for first, last in each.ranges
             ],
         )
+
+    def adopt(self, taken: Sequence[tuple[str, float]]) -> None:
+        """Note tokens under which records came to another process; each with its date."""
+        with self._database.transaction() as connection:
+            self._note_taken(connection, taken)
+
+    def _note_taken(
+        self, connection: sqlite3.Connection, taken: Sequence[tuple[str, float]]
+    ) -> None:
+        if not taken:  # older formats have no table for them
+            return
+        connection.executemany("INSERT OR IGNORE INTO taken VALUES (?, ?)", taken)
+        self._taken += len(taken)
+        if self._taken > FORGETTING:
+            self._taken = 0
+            connection.execute("DELETE FROM taken WHERE taken_at < ?", (time.time() - TAKEN_KEPT,))
 
     def requeue_refused(self) -> int:
         """Queue the refused records again; returns how many.

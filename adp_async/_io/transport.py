@@ -31,6 +31,7 @@ from adp_async._io.network_problems import (
 )
 from adp_async._io.resolver import Resolver
 from adp_async._io.road import proxy_for, trusted_certificates
+from adp_async._io.user_agent import user_agent
 from adp_async._sansio.messages import ERROR_BODY_BYTES, Reply
 from adp_async._sansio.texts import printable
 from adp_async.errors import (
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.messages import Request, Stream
 
 __all__ = ["AiohttpTransport"]
-
-USER_AGENT: Final = "adp-async"
 
 #: The largest successful reply that is read.  A page of 1000 runs with all their tags is about 10
 #: MB.
@@ -119,17 +118,19 @@ class AiohttpTransport:
             self.load()
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(
-                    limit=self._limit, ssl=self._certificates or True, resolver=Resolver()
-                ),
+                connector=self._connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"user-agent": USER_AGENT},
+                headers={"user-agent": user_agent()},
                 # Proxies are looked up in `load`: aiohttp's trust_env brings .netrc along, which
                 # replaces the signature, and costs two hops to other threads a request.
                 trust_env=False,
                 max_line_size=MAX_HEADER_BYTES,
                 max_field_size=MAX_HEADER_BYTES,
             )
+
+    def _connector(self) -> aiohttp.BaseConnector:
+        certificates = self._certificates or True
+        return _Connector(limit=self._limit, ssl=certificates, resolver=Resolver())
 
     async def close(self) -> None:
         """Close all connections.  Requests on their way end with an error."""
@@ -290,7 +291,7 @@ def _client_timeout(total: float | None, connect: float) -> aiohttp.ClientTimeou
     return aiohttp.ClientTimeout(total=total, sock_connect=connect)
 
 
-class _Connector(aiohttp.TCPConnector):
+class Journeying(aiohttp.BaseConnector):
     """Updates the `Journey` of the task that asks for a connection.
 
     aiohttp's tracing would tell that as well, but makes URLs, objects and calls for everything that
@@ -304,6 +305,10 @@ class _Connector(aiohttp.TCPConnector):
         journey.connecting = False
         journey.connected = True
         return connection
+
+
+class _Connector(Journeying, aiohttp.TCPConnector):
+    """Connects to the service."""
 
 
 def _is_cancelled() -> bool:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: Lane, sequence number of the first, records.
 Taken: TypeAlias = "tuple[Lane, int, Sequence[AnyRecord]]"
 
+#: Tokens of other processes that are kept while the disk takes none.
+KEPT_TAKEN = 100_000
 #: Records in one row: a row is read whole, and goes when its last record is settled.
 CHUNK = 1000
 
@@ -91,6 +93,8 @@ class Changes:
     settled: list[Settled] = field(factory=list)
     refused: list[Refused] = field(factory=list)
     unreadable: list[Unreadable] = field(factory=list)
+    #: Tokens under which other processes handed some of its chunks over.
+    taken: list[str] = field(factory=list)
     #: *settled*, *refused* and *unreadable* are written, whatever becomes of the rest.
     is_settled: bool = False
     #: Its chunks complete a batch that leaves and is partly on disk, where a token for a part of
@@ -100,7 +104,8 @@ class Changes:
     notes: Notes | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.chunks or self.sealed or self.settled or self.refused or self.unreadable)
+        ends = self.settled or self.refused or self.unreadable
+        return bool(self.chunks or self.sealed or ends or self.taken)
 
 
 @define
@@ -112,6 +117,9 @@ class Notes:
     settled: set[Lane] = field(factory=set)
     refused: list[Refused] = field(factory=list)
     unreadable: list[Unreadable] = field(factory=list)
+    taken: list[str] = field(factory=list)
+    #: The lanes that hold what was handed over under the tokens of *taken*.
+    pledged: set[Lane] = field(factory=set)
 
 
 @define(eq=False)
@@ -127,7 +135,8 @@ class Journal:
     @property
     def is_dirty(self) -> bool:
         notes = self._notes
-        return bool(notes.took or notes.refused or notes.settled or notes.unreadable)
+        ends = notes.refused or notes.settled or notes.unreadable
+        return bool(notes.took or ends or notes.taken)
 
     @property
     def has_unwritten(self) -> bool:
@@ -138,8 +147,11 @@ class Journal:
         """Whether something has to be written before *batch* leaves.
 
         That is its token, when its records are on disk or will be in a moment.  And for params
-        and tags, that what they overwrite was delivered: it must not come back.
+        and tags, that what they overwrite was delivered: it must not come back.  And that records
+        of another process are here, which sends them again unless that is on disk.
         """
+        if batch.lane in self._notes.pledged:
+            return True
         is_written = batch.span.first < self._written_until.get(batch.lane, 0)
         return is_written or (batch.is_barrier and batch.lane in self._notes.settled)
 
@@ -163,6 +175,14 @@ class Journal:
                 self._notes.unreadable.append(unreadable)
                 self._notes.settled.add(lost.lane)
 
+    def pledge(self, lane: Lane, token: str) -> None:
+        """What was just noted of *lane* came from another process, under *token*.
+
+        Both are written in one transaction, and nothing of it leaves before that.
+        """
+        self._notes.taken.append(token)
+        self._notes.pledged.add(lane)
+
     def restored(self, lane: Lane) -> None:
         """*lane* is that of a process that died: all of it is on disk."""
         self.journaled_until[lane] = lane.next_seq
@@ -181,6 +201,11 @@ class Journal:
         The tokens of others that leave at the same time come along, when their records are there.
         """
         notes = self._notes
+        if batch.lane in notes.pledged:
+            # Records that were handed over together are written together.
+            changes = self.collect()
+            changes.is_due = self._is_partly_written(batch)
+            return changes
         took, took_later = _divided(notes.took, batch.lane, batch.span.last)
         sealed: list[RecordBatch] = []
         sealed_later: list[RecordBatch] = []
@@ -190,16 +215,21 @@ class Journal:
             goes_now = is_written or each.span is batch.span
             (sealed if goes_now else sealed_later).append(each)
         now, self._notes = Notes(took, sealed), Notes(took_later, sealed_later)
+        self._notes.taken, self._notes.pledged = notes.taken, notes.pledged
         ends = now if batch.is_barrier else self._notes
         ends.settled, ends.refused = notes.settled, notes.refused
         ends.unreadable = notes.unreadable
         changes = self._changes(now)
-        on_disk = self.journaled_until.get(batch.lane, 0)
-        changes.is_due = batch.span.first < on_disk < batch.span.last
+        changes.is_due = self._is_partly_written(batch)
         return changes
+
+    def _is_partly_written(self, batch: RecordBatch) -> bool:
+        on_disk = self.journaled_until.get(batch.lane, 0)
+        return batch.span.first < on_disk < batch.span.last
 
     def _changes(self, notes: Notes) -> Changes:
         changes = Changes(refused=notes.refused, unreadable=notes.unreadable, notes=notes)
+        changes.taken = notes.taken
         for lane, first, records in _joined(notes.took):
             if chunks := _chunks(lane, first, records):
                 changes.chunks.extend(chunks)
@@ -246,6 +276,8 @@ class Journal:
             kept.settled | later.settled,
             kept.refused + later.refused,
             kept.unreadable + later.unreadable,
+            (notes.taken + later.taken)[-KEPT_TAKEN:],
+            notes.pledged | later.pledged,
         )
         self.prune()
 

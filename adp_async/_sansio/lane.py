@@ -80,6 +80,7 @@ class Lane:
         "has_gap",
         "held",
         "in_flight",
+        "is_alarmed",
         "last_refused",
         "left_at",
         "next_seq",
@@ -142,6 +143,8 @@ class Lane:
         #: What a person was told: the trouble it is in, and how many records were refused.
         self.told: type[AdpError] | None = None
         self.told_refused = 0
+        #: Whether that trouble was a warning of its own, not one of many.
+        self.is_alarmed = False
         #: Records before this one were discarded: those in flight are not tried again.
         self.discarded_until = first_seq
         #: When it is ready, in which of the two lines it stands, and its last place there.

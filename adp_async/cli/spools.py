@@ -18,6 +18,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
+from adp_async._io.owner import started_at
 from adp_async._io.spool import Contents, Spool
 from adp_async._io.spool_file import (
     SpoolBusy,
@@ -123,19 +124,9 @@ def in_use(path: Path, error: SpoolBusy) -> str:
     if isinstance(error, SpoolElsewhere):
         return str(error).removeprefix(f"{path.absolute()} is ")
     found = _NAME.fullmatch(path.name)
-    if found is not None and _is_alive(pid := int(found[7])):
+    if found is not None and started_at(pid := int(found[7])) is not None:
         return f"in use by pid {pid}"
     return "in use by another process, which delivers it"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _show(console: Console, contents: Contents) -> None:

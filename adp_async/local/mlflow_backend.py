@@ -55,7 +55,8 @@ class MlflowBackend:
         except msgspec.DecodeError:
             return refusal(400, "InvalidParameter", "the body is not a JSON object")
         except aiohttp.ClientError as error:
-            logger.warning("MLflow did not answer %s: %s", route.operation, type(error).__name__)
+            message, about = "MLflow did not answer %s: %s", {"operation": route.operation}
+            logger.warning(message, route.operation, type(error).__name__, extra=about)
             return refusal(503, "ServiceUnavailable", "MLflow did not answer")
 
     async def close(self) -> None:

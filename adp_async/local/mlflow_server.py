@@ -62,6 +62,7 @@ class MlflowServer:
 
     async def start(self) -> None:
         """Return when MLflow answers; its address is then in `url`."""
+        _check_system()
         _check_installed()
         began = time.monotonic()
         try:
@@ -130,6 +131,15 @@ class MlflowServer:
         return f"<MlflowServer {self.url or 'not started'} | {state}>"
 
 
+def _check_system() -> None:
+    if sys.platform == "win32":
+        message = (
+            "a real MLflow is started on Linux and macOS only; on Windows the local platform has a "
+            "stand-in: LocalPlatform(mlflow=False), or adp-async serve --no-mlflow"
+        )
+        raise ConfigurationError(message)
+
+
 def _check_installed() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -164,7 +174,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         logger.debug("MLflow did not end in time and is killed")
     # The leader may have ended before a process it started.
-    _signal(process, signal.SIGKILL)
+    _signal(process, signal.SIGKILL)  # type: ignore[attr-defined, unused-ignore]  # not on Windows
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
@@ -172,7 +182,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     try:
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, number)  # type: ignore[attr-defined, unused-ignore]  # nor this
     except ProcessLookupError:
         logger.debug("MLflow's process group is already gone")
 

@@ -115,9 +115,9 @@ class OpenRuns:
                     self._end(run_id, status)
                 except MlflowException as error:
                     # There is no caller to catch it.
-                    logger.warning(
-                        "run %s, at the end of the process (%s): %s", run_id, status, error
-                    )
+                    message = "run %s, at the end of the process (%s): %s"
+                    about = {"run_id": run_id}
+                    logger.warning(message, run_id, status, error, extra=about)
             self.ended(run_id)
 
     def _forget_parents(self) -> None:

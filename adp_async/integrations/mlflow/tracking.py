@@ -158,7 +158,8 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
     ) -> None:
         """Record the datasets a run reads.  Which models it reads the API has no place for."""
         if models:
-            logger.debug("the API has no place for the model inputs of run %s", run_id)
+            message = "the API has no place for the model inputs of run %s"
+            logger.debug(message, run_id, extra={"run_id": run_id})
         if datasets:  # pragma: no branch - depends on MLflow's version
             from mlflow.utils.proto_json_utils import message_to_json
 
@@ -204,7 +205,7 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
         if failure is not None and sys.exc_info()[1] is None:
             raise failure
         if failure is not None:
-            logger.warning("run %s: %s", run_id, failure)
+            logger.warning("run %s: %s", run_id, failure, extra={"run_id": run_id})
         return info
 
     def _update(self, run_id: str, *, timeout: float | None = None, **changes: Any) -> RunInfo:

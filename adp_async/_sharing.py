@@ -1,0 +1,67 @@
+"""`shared` of sessions and runs: other processes may log into them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from adp_async._io.engine import Engine
+    from adp_async.collector import Handle, Shared
+
+
+class SharesSession:
+    """A session that other processes may use."""
+
+    def _shared_engine(self) -> Engine:
+        raise NotImplementedError
+
+    def shared(
+        self, listen: str | os.PathLike[str] | None = None, *, advertise: str | None = None
+    ) -> Shared:
+        """Have other processes use this session: ``with session.shared() as handle``.
+
+        ``handle.attach(run_id)`` there logs into a run, ``handle.session()`` starts and reads them;
+        all of it is signed and sent here.  Whoever has the handle can do whatever this session can.
+        Arguments and errors as for `Run.shared`.
+        """
+        from adp_async.collector import Shared
+
+        return Shared(self._shared_engine(), None, listen, advertise)
+
+
+class SharesRun:
+    """A run that other processes may log into."""
+
+    _run_id: str
+
+    def _shared_engine(self) -> Engine:
+        raise NotImplementedError
+
+    def shared(
+        self, listen: str | os.PathLike[str] | None = None, *, advertise: str | None = None
+    ) -> Shared:
+        """Have other processes log into this run: ``with run.shared() as handle``.
+
+        *handle* is picklable and has no credentials: ``with handle.attach() as run`` in another
+        process gives the run there.  What is logged there is handed over to this process, which
+        journals it and delivers it together with its own.  Within the block, a pickled run is that
+        as well.
+
+        *listen*: by default a Unix socket, for processes of this machine.  For those of others a
+        host, such as ``"0.0.0.0"``, with or without a port; then it is TLS, with a certificate
+        made for this block and known by its fingerprint.  *advertise*: the host, with or without a
+        port, by which others reach it; by default the address of this machine.
+
+        Raises `ConfigurationError` where it cannot listen, and `Closed`.
+        """
+        from adp_async.collector import Shared
+
+        return Shared(self._shared_engine(), self._run_id, listen, advertise)
+
+    def _shared_handle(self) -> Handle | None:
+        """The handle by which this run is shared at present."""
+        handles = self._shared_engine().handles
+        handle: Handle | None = handles.get(self._run_id)
+        return handle

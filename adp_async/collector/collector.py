@@ -1,0 +1,165 @@
+"""A collector: the handler and the socket of one shared run, or of a whole session."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+
+from adp_async.collector.certificate import Certificate
+from adp_async.collector.handle import Handle
+from adp_async.collector.handler import Handler
+from adp_async.collector.permit import Permit
+from adp_async.collector.server import Listen, Server, host_and_port
+from adp_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from adp_async._io.engine import Engine
+    from adp_async.collector.ledger import WorkerStats
+
+#: Seconds that a collector waits, when it closes, for a worker it has heard nothing of.
+LEASE: Final = 30.0
+#: Seconds that opening waits for the search for records of a collector before this one.
+LONGEST_SEARCH: Final = 30.0
+
+
+@frozen
+class CollectorStats:
+    """What a collector has taken in all, and by worker: *taken* = *settled* + *waiting*."""
+
+    taken: int
+    settled: int
+    workers: Mapping[str, WorkerStats]
+
+    @property
+    def waiting(self) -> int:
+        """Records that are here, and that the service does not have yet."""
+        return self.taken - self.settled
+
+
+class Collector:
+    """Takes the records of other processes, for the session with the working parts *engine*.
+
+    *run_id*: the run that it is for; None: all that the session may do.  *token* and *certificate*
+    are new ones, unless it continues one before it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: str | None,
+        *,
+        listen: str | os.PathLike[str] | None = None,
+        advertise: str | None = None,
+        token: str | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
+        self._engine = engine
+        self._run_id = run_id
+        self._listen = Listen.of(listen)
+        self._advertise = advertise
+        self._token = token or secrets.token_urlsafe(32)
+        self._certificate = certificate
+        self._server: Server | None = None
+        self.handler = Handler(engine, Permit.of(self._token, run_id))
+        self.handle: Handle | None = None
+
+    async def open(self) -> Handle:
+        """Listen, and return what workers need.  In the delivery thread."""
+        await self.prepare()
+        tls = None
+        if not self._listen.is_socket:
+            self._certificate = self._certificate or Certificate.make()
+            tls = self._certificate.context()
+        self._server = server = Server(self.handler, self._listen, tls)
+        await server.open()
+        self.handle = self._make_handle(server)
+        self._engine.handles[self._run_id] = self.handle
+        return self.handle
+
+    async def prepare(self) -> None:
+        """Learn what a collector before this one has taken."""
+        engine = self._engine
+        engine.lifetime.check()
+        if engine.recoveries is not None:
+            try:
+                async with asyncio.timeout(LONGEST_SEARCH):
+                    await engine.recoveries.searched.wait()
+            except TimeoutError:
+                message = "the search for records left behind takes too long for a collector"
+                raise ConfigurationError(message) from None
+        if (keeper := engine.delivery.keeper) is not None:
+            self.handler.ledger.learn(token for token, _ in keeper.spool.taken())
+
+    def _make_handle(self, server: Server) -> Handle:
+        settings = self._engine.settings
+        if self._listen.is_socket:
+            address, fingerprint = f"unix:{server.path}", ""
+        else:
+            assert self._certificate is not None
+            address = f"https://{self._public_address(server.port)}"
+            fingerprint = self._certificate.fingerprint.hex()
+        return Handle(
+            address=address,
+            platform_id=settings.platform_id,
+            workspace=settings.workspace,
+            run_id=self._run_id,
+            fingerprint=fingerprint,
+            token=self._token,
+        )
+
+    def _public_address(self, port: int) -> str:
+        host = self._listen.host
+        if self._advertise is not None:
+            host, given = host_and_port(self._advertise, "advertise")
+            port = given or port
+        elif host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            host = _own_address()
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def close(self, lease: float = LEASE, timeout: float | None = None) -> None:
+        """Wait for workers within their ``with`` block, then answer nobody any more.
+
+        For at most *timeout* seconds (default: ``close_timeout``); one that was not heard of for
+        *lease* seconds is not waited for.  In the delivery thread.
+        """
+        longest = self._engine.settings.close_timeout if timeout is None else timeout
+        until = time.monotonic() + longest
+        while self._server is not None and time.monotonic() < until:
+            if not self.handler.ledger.are_inside(lease):
+                break
+            await asyncio.sleep(0.02)
+        await self.shut()
+
+    async def shut(self) -> None:
+        """Answer nobody any more."""
+        server, self._server = self._server, None
+        if self._engine.handles.get(self._run_id) is self.handle:
+            self._engine.handles.pop(self._run_id, None)
+        if server is not None:
+            await server.close()
+
+    def stats(self) -> CollectorStats:
+        """What was taken, in all and by worker.  From any thread."""
+        with self._engine.delivery.intake.lock:
+            workers = self.handler.ledger.stats()
+        taken = sum(each.taken for each in workers.values())
+        settled = sum(each.settled for each in workers.values())
+        return CollectorStats(taken, settled, workers)
+
+
+def _own_address() -> str:
+    """The address of this machine on the network that leads out of it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

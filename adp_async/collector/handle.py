@@ -1,0 +1,108 @@
+"""The way to a collector, for another process: picklable, and without credentials."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from attrs import asdict, field, frozen
+
+from adp_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from adp_async.collector.session import WorkerSession
+    from adp_async.collector.worker import WorkerRun
+
+Texts = Literal["rank0", "all"]
+
+
+@frozen
+class Handle:
+    """The way to one shared run, or to a shared session: hand it to other processes.
+
+    It pickles to a few hundred bytes, without the service's credentials; it is good for this run
+    alone, and until the collector closes.  Whoever has it can log into the run: its *token* is not
+    shown, and should not be written where others can read it.
+
+    *address* is ``unix:`` and a path, or ``https://host:port`` with the SHA-256 *fingerprint* of
+    its certificate.  *run_id* is None when a whole session is shared.
+    """
+
+    address: str
+    platform_id: str
+    workspace: str | None
+    run_id: str | None
+    fingerprint: str = ""
+    token: str = field(default="", repr=False)
+    #: How requests get there, when it is not by a socket: an object with ``transport(headers)``.
+    carrier: Any = None
+
+    def attach(
+        self,
+        run_id: str | None = None,
+        *,
+        prefix: str | None = None,
+        rank: int | Literal["auto"] | None = None,
+        texts: Texts = "rank0",
+    ) -> WorkerRun:
+        """A run for this process: ``with handle.attach() as run``, or ``async with``.
+
+        It has the ``log_*``, receipts and counts of any run.  What is delivered, for it, is on the
+        collector's disk; exiting waits for that, and so does ``flush()``.
+        ``flush(delivered=True)`` waits for the service.  It leaves the run's status alone.
+        Nothing is sent before something is logged, but for a greeting on entering, which raises
+        when the handle is refused.
+
+        *run_id*: of a shared session, which run.  *prefix* goes before the keys of metrics;
+        ``{rank}`` in it is the rank.  *rank*: this process's among those that log; ``"auto"`` finds
+        it in ``RANK``, ``SLURM_PROCID``, ``OMPI_COMM_WORLD_RANK`` or the context of Ray or Spark.
+        With a rank the prefix is ``rank{rank}/`` by default, and params and tags of others than
+        rank 0 are dropped and counted, unless *texts* is ``"all"``.
+
+        Raises ValueError for a run that it is not for.
+        """
+        from adp_async.collector.worker import attach
+
+        return attach(
+            self,
+            run_id,
+            prefix=prefix,
+            rank=rank,
+            texts=texts,
+        )
+
+    def session(self) -> WorkerSession:
+        """The open session that this process has for this handle; see `blocking.Session`.
+
+        Of a shared session: it starts runs, reads and searches, as far as the collector's own
+        credentials go.
+        """
+        from adp_async.collector.session import session_of
+
+        return session_of(self)
+
+    def to_json(self) -> str:
+        """As text, for a file that only its owner can read; see `from_json`."""
+        facts = asdict(self, filter=lambda attribute, _: attribute.name != "carrier")
+        return msgspec.json.encode(facts).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Handle:
+        """The handle that `to_json` wrote.  Raises `ConfigurationError` for anything else."""
+        try:
+            facts = msgspec.json.decode(text, type=dict[str, str | None])
+            return cls(**facts)  # type: ignore[arg-type]
+        except (msgspec.DecodeError, TypeError):
+            message = "this is not the handle of a collector"
+        raise ConfigurationError(message)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Handle:
+        """The handle in a file that `adp-async agent` wrote.  Raises `ConfigurationError`."""
+        try:
+            with open(path, "rb") as file:
+                return cls.from_json(file.read(2**20))
+        except OSError as error:
+            message = f"no handle can be read from {os.fspath(path)}: {error.strerror}"
+        raise ConfigurationError(message)

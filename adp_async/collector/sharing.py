@@ -1,0 +1,119 @@
+"""What `run.shared()` and `session.shared()` return: a collector, open within a ``with`` block."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+
+from adp_async.collector.collector import Collector
+from adp_async.errors import Closed
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from adp_async._io.engine import Engine
+    from adp_async._io.loop_thread import LoopThread
+    from adp_async.collector.collector import CollectorStats
+    from adp_async.collector.handle import Handle
+
+
+class Shared:
+    """A run, or a session, that other processes log into: ``with run.shared() as handle``.
+
+    ``async with`` is the same.  *handle* is what they need, `stats` what they have handed over.
+    Exiting waits for those that are within their own ``with`` block, for at most
+    ``close_timeout``, and not for one that was not heard of for 30 s.  What was handed over is
+    then the session's to deliver, as if it had been logged here.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: str | None,
+        listen: str | os.PathLike[str] | None = None,
+        advertise: str | None = None,
+    ) -> None:
+        self._engine = engine
+        self._collector = Collector(engine, run_id, listen=listen, advertise=advertise)
+        self._unhook: Callable[[], None] | None = None
+
+    @property
+    def handle(self) -> Handle:
+        """The way to it, for other processes.  Raises `Closed` unless it is open."""
+        handle = self._collector.handle
+        if handle is None:
+            raise Closed("it is not shared yet: use it as `with run.shared() as handle:`")
+        return handle
+
+    def stats(self) -> CollectorStats:
+        """What was handed over, in all and by worker.  From any thread."""
+        return self._collector.stats()
+
+    def __repr__(self) -> str:
+        return repr(self._collector.handle or "<Shared, not open>")
+
+    def __enter__(self) -> Handle:
+        handle = self._thread().wait(self._collector.open())
+        self._hook()
+        return handle
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        thread = self._engine.thread
+        if thread is not None and thread.is_alive:
+            thread.wait(self._collector.close())
+        self._forget()
+
+    async def __aenter__(self) -> Handle:
+        handle = await self._thread().run(self._collector.open())
+        self._hook()
+        return handle
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        thread = self._engine.thread
+        if thread is not None and thread.is_alive:
+            with anyio.CancelScope(shield=True):
+                await thread.run(self._collector.close())
+        self._forget()
+
+    def _thread(self) -> LoopThread:
+        self._engine.lifetime.check()
+        thread = self._engine.thread
+        assert thread is not None
+        return thread
+
+    def _hook(self) -> None:
+        """A session that closes takes nothing more, whoever forgot to exit this."""
+        thread = self._thread()
+
+        def shut(_: object) -> None:
+            thread.call_soon(partial(_start, thread, self._collector))
+
+        self._unhook = self._engine.close_hooks.add(shut)
+
+    def _forget(self) -> None:
+        unhook, self._unhook = self._unhook, None
+        if unhook is not None:
+            unhook()
+
+
+def _start(thread: LoopThread, collector: Collector) -> None:
+    task = thread.loop.create_task(collector.shut(), name="adp_async collector ends")
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+
+
+_ending: set[object] = set()

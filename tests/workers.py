@@ -1,0 +1,55 @@
+"""What processes of the collector's tests do: importable by name, so that they can be spawned."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+
+def log_some(handle: Any, worker: int, count: int = 100, **how: Any) -> tuple[int, int]:
+    """Log *count* numbered points, exit; the process, and how many the collector has."""
+    with handle.attach(**how) as run:
+        for step in range(count):
+            run.log_metric(f"w{worker}", step * 0.5, step)
+    return os.getpid(), run.stats().delivered
+
+
+def log_by_run(run: Any, worker: int, count: int = 100) -> tuple[int, int]:
+    """The same with a run that was passed itself, within ``with run``."""
+    with run:
+        for step in range(count):
+            run.log_metric(f"w{worker}", step * 0.5, step)
+    return os.getpid(), run.stats().delivered
+
+
+def log_async(handle: Any, worker: int, count: int = 100) -> tuple[int, int]:
+    """The same on an event loop."""
+
+    async def log() -> tuple[int, int]:
+        async with handle.attach() as run:
+            for step in range(count):
+                run.log_metric(f"w{worker}", step * 0.5, step)
+            await run.flush()
+            return os.getpid(), run.stats().delivered
+
+    return asyncio.run(log())
+
+
+def log_without_leaving(handle: Any, worker: int, count: int = 100) -> None:
+    """Log and hang, until somebody kills this."""
+    run = handle.attach()
+    for step in range(count):
+        run.log_metric(f"w{worker}", step * 0.5, step)
+    run.flush()
+    time.sleep(60)
+
+
+def what_is_imported(handle: Any, worker: int) -> list[str]:
+    """Log a little, and tell which modules of weight are there, and what this process knows."""
+    import sys
+
+    log_some(handle, worker, 1)
+    heavy = ("oci", "cryptography", "sqlite3", "mlflow")
+    return [name for name in heavy if name in sys.modules]
