@@ -14,11 +14,12 @@ import attrs
 
 import adp_async.session
 from adp_async._blocking_runs import AttachedRun, Run, StartedRun, attached, handle_of, started
-from adp_async._io.loop_thread import LoopThread
+from adp_async._io.loop_thread import LoopThread, awaited
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
 from adp_async._shared_sessions import SharedSessions
 from adp_async._sharing import SharesSession
+from adp_async._signatures import SignatureWithKnobs
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.logger import LoggerFace
@@ -115,6 +116,8 @@ class Session(SharesSession):
     *session* is the asynchronous session.  One that is still open when the interpreter ends is
     closed then, within ``exit_timeout``.
     """
+
+    __signature__ = SignatureWithKnobs(Settings)
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
     experiments: LateTwin[Experiments] = LateTwin("blocking.Experiments", "Experiments and tags.")
@@ -235,7 +238,7 @@ class Session(SharesSession):
         if not isawaitable(endpoint):
             message = f"call takes an Endpoint or an awaitable, not {type(endpoint).__name__}"
             raise TypeError(message)
-        doing = endpoint if iscoroutine(endpoint) else _awaited(endpoint)
+        doing = endpoint if iscoroutine(endpoint) else awaited(endpoint)
         if given:
             doing.close()
             raise TypeError(f"call of an awaitable does not take {', '.join(given)}")
@@ -334,10 +337,6 @@ class Session(SharesSession):
 
     def _repr_html_(self) -> str:
         return self.session._repr_html_()
-
-
-async def _awaited(doing: Awaitable[T]) -> T:
-    return await doing
 
 
 def start_run(

@@ -19,6 +19,7 @@ from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
 from adp_async._sansio.outward import outward
 from adp_async._sharing import SharesSession
+from adp_async._signatures import SignatureWithKnobs
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
@@ -74,6 +75,8 @@ class Session(SharesSession):
     and ``flush`` of runs, may be used from any thread and any event loop: records are delivered in
     a thread of the session's own.  *transport* replaces the connections, for tests.
     """
+
+    __signature__ = SignatureWithKnobs(Settings)
 
     runs: Late[Runs] = Late("runs.Runs", "Runs, and what is logged into them.")
     experiments: Late[Experiments] = Late("experiments.Experiments", "Experiments and their tags.")

@@ -23,6 +23,7 @@ LAYERS = {
     "_version": set(),
     "errors": set(),
     "_html": set(),
+    "_signatures": set(),
     "entities": {"_html", "errors"},
     "_sansio": {"entities", "errors"},
     "_credential_files": {"_sansio", "errors"},
@@ -53,7 +54,8 @@ LAYERS = {
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "_sharing", "display", "_progress", "stats", "starting", "run", "logger", "writer",
+        "_signatures", "_sharing", "display", "_progress", "stats", "starting", "run", "logger",
+        "writer",
         "settings", "api",
         "_io", "auth", "_sansio", "entities", "errors",
     },
@@ -63,8 +65,8 @@ LAYERS = {
         "_io", "_sansio", "entities", "errors",
     },
     "blocking": {
-        "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session", "run", "logger",
-        "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "_signatures", "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session", "run",
+        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
     },
     "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
     "collector": {

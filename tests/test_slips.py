@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import sys
 import warnings
 from typing import Any
 
+import attrs
 import pytest
 
-from adp_async import ApiKey, Closed, Session, blocking
+from adp_async import ApiKey, Closed, RetryPolicy, Session, Settings, blocking
 from adp_async._io import notebook
 from adp_async.local import LocalPlatform, platform
 from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
@@ -206,3 +208,16 @@ def test_two_sessions_in_a_program(
     with FakeBlockingSession(), FakeBlockingSession():
         pass
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("kind", [Session, blocking.Session])
+def test_help_has_the_knobs(kind: type) -> None:
+    """`Session?` shows each setting with its default; a class that takes less has its own."""
+    parameters = inspect.signature(kind).parameters
+
+    for knob in attrs.fields(Settings):
+        assert knob.name in parameters
+    assert parameters["linger"].default == 1.0
+    assert parameters["progress"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert isinstance(parameters["retry"].default, RetryPolicy)
+    assert list(inspect.signature(FakeSession).parameters) == ["knobs"]
