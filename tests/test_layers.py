@@ -65,8 +65,8 @@ LAYERS = {
         "_io", "_sansio", "entities", "errors",
     },
     "blocking": {
-        "_signatures", "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session", "run",
-        "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "_signatures", "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session",
+        "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
     },
     "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
     "collector": {

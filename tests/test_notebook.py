@@ -109,6 +109,7 @@ def test_the_cells_of_the_readme(
         assert output.errors == [], output.text
 
     facts = train.facts
+    assert begin.text == f"run by hand: {facts['link']}"
     assert re.fullmatch(r"digits \(id \d+\)", facts["experiment"])
     assert facts["name"] == "by hand"
     assert facts["status"] == "RUNNING"
