@@ -66,7 +66,8 @@ LAYERS = {
     },
     "blocking": {
         "_signatures", "_sharing", "_blocking_runs", "_shared_sessions", "starting", "session",
-        "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities", "errors",
+        "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "errors",
     },
     "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
     "collector": {
