@@ -268,17 +268,22 @@ class WorkerRun(_WorkerWriter, BlockingRun):
         except ConnectionFailed as error:
             if not error.retriable:  # another one's certificate
                 raise
-            logger.warning("run %s: %s", self.run_id, _not_there(error))
+            self._warn(error)
         except AdpError as error:
             if not error.retriable:
                 raise
-            logger.warning("run %s: %s", self.run_id, _not_there(error))
+            self._warn(error)
+
+    def _warn(self, error: AdpError) -> None:
+        run_id = self.run_id
+        logger.warning("run %s: %s", run_id, _not_there(error), extra={"run_id": run_id})
 
     async def _say(self, endpoint: Any) -> None:
         try:
             await self._session.session.call(endpoint, body={"id": self._part.id}, timeout=GREETING)
         except AdpError as error:
-            logger.debug("run %s: the collector did not hear of the end: %s", self.run_id, error)
+            message = "run %s: the collector did not hear of the end: %s"
+            logger.debug(message, self.run_id, error, extra={"run_id": self.run_id})
 
 
 def attach(
