@@ -241,8 +241,10 @@ class _Log:
     def update(self, wait: Wait) -> None:
         last, self._last = self._last, wait
         is_stuck = last is not None and not _has_moved(last, wait)
-        log = logger.warning if is_stuck else logger.info
-        log("%s", line(wait), extra=self._extra)
+        if is_stuck:
+            logger.warning("still waiting: %s", line(wait), extra=self._extra)
+        else:
+            logger.info("%s", line(wait), extra=self._extra)
 
     def end(self, wait: Wait) -> None:
         logger.info("%s", end_line(wait), extra=self._extra)

@@ -120,7 +120,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[tuple[str, str]]]:
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
             if re.search(r"\d+ of [\d,]+ records? delivered", text) and " s" in text:
-                lines.append((record.levelname, text))
+                lines.append((record.levelname, text.removeprefix("still waiting: ")))
 
     handler, root = Handler(), logging.getLogger("adp_async")
     level = root.level

@@ -54,7 +54,5 @@ def opened(engine: Opened) -> None:
     if any(each.settings == engine.settings for each in others):
         _has_warned = True
         logger.warning(
-            "this notebook has another open session with the same settings, which keeps its "
-            "threads and connections: was the cell run twice? Close a session before you open "
-            "another (`await session.close()`), or open it in a cell of its own"
+            "this notebook has another open session with the same settings: was the cell run twice?"
         )
