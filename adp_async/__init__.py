@@ -41,6 +41,7 @@ from adp_async.errors import (
     UnreadableReply,
     UploadError,
 )
+from adp_async.instrumentation import instrument
 from adp_async.logger import BatchLogger
 from adp_async.run import Run
 from adp_async.session import Session
@@ -96,4 +97,5 @@ __all__ = [
     "address",
     "blocking",
     "flatten",
+    "instrument",
 ]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import attrs
 
+from adp_async._io.counting import counted
 from adp_async._io.log import logger
 from adp_async._io.notebook import is_notebook
 from adp_async._sansio.waiting import Wait, end_line, line, share
-from adp_async.stats import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

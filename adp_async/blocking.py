@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 import attrs
 
 import adp_async.session
+from adp_async._blocking_logger import BatchLogger
 from adp_async._blocking_runs import AttachedRun, Run, StartedRun, attached, handle_of, started
 from adp_async._io.loop_thread import LoopThread, awaited
 from adp_async._sansio.endpoints import Endpoint
@@ -21,8 +22,7 @@ from adp_async._shared_sessions import SharedSessions
 from adp_async._sharing import SharesSession
 from adp_async._signatures import SignatureWithKnobs
 from adp_async.api._late import LateTwin
-from adp_async.errors import AdpError, Closed, DeliveryError
-from adp_async.logger import LoggerFace
+from adp_async.errors import AdpError, Closed
 from adp_async.run import attach_note
 from adp_async.settings import Settings
 
@@ -61,47 +61,6 @@ __all__ = [
     "shared_session",
     "start_run",
 ]
-
-
-class BatchLogger(LoggerFace):
-    """The background logger of a blocking session; ``log_*`` return at once.  Thread-safe.
-
-    Its ``log_*`` take the run's id first and are otherwise those of `Run`.
-    """
-
-    def __init__(self, session: Session) -> None:
-        super().__init__(session.session._delivery)
-        self._session = session
-
-    def flush(self, run_id: str | None = None, timeout: float | None = None) -> None:
-        """Wait until the service has everything accepted so far, of one run or of all.
-
-        Doesn't linger.  Raises `DeliveryError` when records were refused that no flush has
-        reported yet, `TimeoutError` after *timeout* seconds.
-        """
-        self._session.call(self._session.session.logger.flush(run_id), timeout)
-
-    def try_flush(self, run_id: str | None = None, timeout: float | None = None) -> AdpError | None:
-        """As `flush`, but returns the error that would be raised; None when all went well.
-
-        After *timeout* seconds, a `DeliveryError` that says how many records are still waiting.
-        What was refused remains to be told: a later `flush`, or the close, raises it.
-        """
-        try:
-            return self._session.call(self._session.session.logger.try_flush(run_id), timeout)
-        except TimeoutError:
-            left = self.stats(run_id).undelivered
-            message = f"{left} records not delivered yet; the session keeps trying"
-            return DeliveryError(message, undelivered=left, run_id=run_id)
-        except AdpError as error:  # closed
-            return error
-
-    def drain(self, timeout: float | None = None) -> None:
-        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``.
-
-        Raises `TimeoutError` after *timeout* seconds.
-        """
-        self._session.call(self._session.session.logger.drain(), timeout)
 
 
 class Session(SharesSession):

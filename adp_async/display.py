@@ -18,9 +18,9 @@ from attrs import frozen
 
 from adp_async._html import facts as table_of
 from adp_async._html import link, sparkline
+from adp_async._io.counting import counted, examined
 from adp_async._sansio.samples import MOST_KEYS
 from adp_async.errors import shown
-from adp_async.stats import counted, examined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from adp_async._io.counting import counted, examined
 from adp_async._sansio.values import valid_run_id
 from adp_async.errors import AdpError
-from adp_async.stats import Health, Stats, counted, examined
+from adp_async.stats import Health, Stats
 from adp_async.writer import Receipt, Receipts, RunWriter
 
 if TYPE_CHECKING:

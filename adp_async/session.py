@@ -134,14 +134,14 @@ class Session(SharesSession):
     def _uploader(self) -> Uploader:
         return self._engine.uploader
 
+    def _shared_engine(self) -> Engine:
+        return self._engine
+
     def _watched(self, what: str, run_id: str | None = None, limit: float | None = None) -> watched:
         from adp_async._progress import watched
 
         uploads = partial(self._engine.uploads_on_their_way, run_id)
         return watched(self._delivery, what, run_id, limit=limit, uploads=uploads)
-
-    def _shared_engine(self) -> Engine:
-        return self._engine
 
     def _has_uploads(self, run_id: str) -> bool:
         return self._engine.has_uploads(run_id)

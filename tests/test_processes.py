@@ -21,12 +21,13 @@ from adp_async._shared_sessions import SharedSessions
 from adp_async.address import address_of
 from adp_async.auth import CustomSigner
 from adp_async.blocking import _session_of
+from adp_async.local import Fault, LocalPlatform
 from adp_async.testing import FakeBlockingSession
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from adp_async.local import LocalPlatform
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -195,6 +196,57 @@ async def test_a_childs_end_leaves_the_parents_journal(
     async with bare_platform.session():
         await until(lambda: len(gateway.received(run_id).metrics) == 200)
     assert sorted(points(gateway, run_id)["loss"]) == list(range(200))
+
+
+FORK_AND_GO_ON = """
+    import gc, os, sys, threading, time
+    from adp_async import blocking
+
+    session = blocking.Session(timeout=20.0).open()
+    run = session.attach_run(sys.argv[1])
+    how = sys.argv[2]
+    run.log_metric("loss", 1.0, step=0)
+    run.flush()  # its connection is kept open
+    if how == "in flight":
+        run.log_metric("loss", 1.0, step=1)
+        flushing = threading.Thread(target=run.flush)
+        flushing.start()
+        time.sleep(0.2)  # the answer takes half a second
+    pid = os.fork()
+    if pid == 0:
+        if how == "forgets":
+            del session, run
+            gc.collect()
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0
+    began = time.monotonic()
+    if how == "in flight":
+        flushing.join()
+    run.log_metric("loss", 1.0, step=2)
+    run.flush()
+    print(time.monotonic() - began)
+    session.close()
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "tls"])
+@pytest.mark.parametrize("how", ["exits", "forgets", "in flight"])
+async def test_a_childs_end_leaves_the_parents_connections(
+    api_key: RSAPrivateKey, tmp_path: Path, how: str, tls: bool
+) -> None:
+    """A child that ends closes, and says, nothing on the connections it shares with its parent."""
+    async with LocalPlatform(tmp_path / "here", mlflow=False, key=api_key, tls=tls) as platform:
+        gateway, run_id = platform.gateway, platform.gateway.add_run()
+        if how == "in flight":
+            gateway.inject(Fault.drip(0.25), times=None)
+        knobs = {"spool": "off", **({"ca_bundle": platform.ca_bundle} if tls else {})}
+        child = await start(platform, tmp_path, FORK_AND_GO_ON, run_id, how, **knobs)
+        seconds = float(await child.ends_well())
+        assert seconds < 5.0
+        steps = sorted(points(gateway, run_id)["loss"])
+        assert steps == ([0, 1, 2] if how == "in flight" else [0, 2])
+        assert gateway.counts.by_status == {200: len(steps)}, "nothing was sent again"
 
 
 EXEC = """

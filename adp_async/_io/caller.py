@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
+from adp_async._io.observing import are_calls_watched, tell_hold, watched_attempt, watched_call
 from adp_async._sansio.actions import is_about_the_run
 from adp_async._sansio.call import Call
 from adp_async._sansio.codec import decode, encode
@@ -35,6 +36,7 @@ from adp_async.errors import (
     Throttled,
     UnreadableReply,
 )
+from adp_async.instrumentation import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,10 +122,16 @@ class Caller:
 
     async def call(self, call: Call, returning: type[Any] | None = None) -> Any:
         """One operation with its retries, and its reply decoded; see `Session.call`."""
+        if not are_calls_watched():
+            return await self._call(call, returning)
+        doing = self._call(call, returning)
+        return await watched_call(call.endpoint, self.settings.base_url, doing)
+
+    async def _call(self, call: Call, returning: type[Any] | None) -> Any:
         endpoint = call.endpoint
 
         async def ask() -> Any:
-            reply = await self.fetch(call)
+            reply = await self._fetch(call)
             operation = endpoint.operation
             return decode(reply.body, returning or object, reply=reply, operation=operation)
 
@@ -150,6 +158,11 @@ class Caller:
 
     async def fetch(self, call: Call) -> Reply:
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
+        if not are_calls_watched():
+            return await self._fetch(call)
+        return await watched_call(call.endpoint, self.settings.base_url, self._fetch(call))
+
+    async def _fetch(self, call: Call) -> Reply:
         request = self._request(call)
         reply = await self.answered(request, call.endpoint, self._timeout_of(call))
         if on_reply := call.options.get("on_reply"):
@@ -234,7 +247,8 @@ class Caller:
         return await self.auth.recover(error, generation=generation, server_date=date)
 
     async def _attempt_once(self, request: Request, progress: _Progress | None) -> Reply:
-        throttle, departed = self.throttle, time.monotonic()
+        throttle = self.throttle
+        asked_at = departed = time.monotonic()
         while (delay := throttle.take_turn(departed)) > 0.0:
             if progress is not None:
                 progress.is_held = True
@@ -242,16 +256,26 @@ class Caller:
             departed = time.monotonic()
         if progress is not None:
             progress.is_held = False
+        answering = self._answer(request, departed)
+        if watching.on_attempt or watching.on_call_ended:
+            return await watched_attempt(request, asked_at, answering)
+        return await answering
+
+    async def _answer(self, request: Request, departed: float) -> Reply:
+        """The reply to *request*, which leaves now; what it says of the rate is learned."""
+        throttle = self.throttle
         reply = await self._signed_and_sent(request)
         try:
             read_reply(reply, request.operation)
         except Throttled as error:
+            now = time.monotonic()
             throttle.refused(
                 departed=departed,
-                now=time.monotonic(),
+                now=now,
                 jitter=random.random(),  # noqa: S311
                 retry_after=error.retry_after,
             )
+            tell_hold(error, throttle, now)
             raise
         except NotAuthenticated as error:
             error.server_date = reply.headers.get("date")

@@ -18,11 +18,12 @@ import attrs
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
+from adp_async._io.counting import counted, examined
 from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
-from adp_async._io.lifetime import Living, Why, forget, register
+from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
 from adp_async._io.log import logger
-from adp_async._io.notebook import opened
+from adp_async._io.notebook import warn_of_another
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
 from adp_async._io.tidying import ended
@@ -30,6 +31,7 @@ from adp_async._io.tokens import Tokens
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.dispatch import Pulse
 from adp_async.errors import AdpError, Closed
+from adp_async.instrumentation import SessionOpened, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +97,7 @@ class Engine:
         self._opening: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
+        self._opened: SessionOpened | None = None
         self._living = Living(self._forked, self._interpreter_ends)
 
     def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
@@ -215,7 +218,19 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
-        opened(self)
+        warn_of_another(self)
+        self._tell_opened()
+
+    def _tell_opened(self) -> None:
+        settings, delivery = self.settings, self.delivery
+        self._opened = SessionOpened(
+            settings.platform_id,
+            settings.workspace,
+            settings.base_url,
+            stats=partial(counted, delivery),
+            health=partial(examined, delivery),
+        )
+        watching.opened(self._opened)
 
     async def _undo_opening(self, thread: LoopThread | None, spool: Spool | None) -> None:
         self.thread = None
@@ -290,6 +305,8 @@ class Engine:
                 left = max(SHORTEST_COMMIT, ends_at - time.monotonic())
                 await asyncio.wait([recovering], timeout=left)
             await self.batches.transport.close()
+            if self._opened is not None:
+                watching.closed(self._opened)
 
     async def _close_both(self, seconds: float, why: Why) -> None:
         """Records and uploads have the same time; the first failure is raised, the other noted."""
@@ -304,6 +321,9 @@ class Engine:
             raise failures[0]
 
     def _forked(self) -> None:
+        keep_forever(self)
+        if self.thread is not None:
+            self.thread.forked()
         self._making = threading.Lock()  # a thread of the parent may hold the other
         self.delivery.forked()
         self.open_runs.forked()

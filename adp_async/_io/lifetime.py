@@ -92,6 +92,20 @@ def _hear_of_the_end() -> None:
             threading._register_atexit(_interpreter_ends)  # type: ignore[attr-defined]
 
 
+def keep_forever(*things: object) -> None:
+    """Have nothing of *things* torn down, now or at the interpreter's end.
+
+    In a forked child they share sockets and the kernel's list of what to watch with the parent.  A
+    task or a connection that is collected there closes itself: the parent would hear no more of
+    its own connection, or the server be told that it ends.
+    """
+    ctypes = sys.modules.get("ctypes")
+    increment = getattr(getattr(ctypes, "pythonapi", None), "Py_IncRef", None)
+    if ctypes is not None and increment is not None:  # pragma: no branch - CPython has it
+        for thing in things:
+            increment(ctypes.py_object(thing))
+
+
 def forget(living: Living) -> None:
     """Call *living* no more."""
     _living.discard(living)
@@ -99,6 +113,12 @@ def forget(living: Living) -> None:
 
 def _all_living() -> Iterable[Living]:
     return list(_living)
+
+
+def _before_fork() -> None:
+    if _living:
+        # For `keep_forever`: in the child another thread's import of it would never end.
+        import ctypes  # noqa: F401
 
 
 def _after_fork_in_child() -> None:
@@ -115,4 +135,4 @@ def _interpreter_ends() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -8,6 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from adp_async._io.lifetime import keep_forever
 from adp_async._io.log import logger
 from adp_async._sansio.outward import outward
 from adp_async.errors import AdpError, Closed
@@ -128,6 +129,10 @@ class LoopThread:
         except RuntimeError:  # it has ended just now
             doing.close()
             raise Closed("the session is closed") from None
+
+    def forked(self) -> None:
+        """In a forked child: the loop is the parent's, and what waits in it must not end here."""
+        keep_forever(self.loop, *asyncio.all_tasks(self.loop))
 
     def stop(self) -> None:
         """End the loop and its thread.  From another thread than its own."""

@@ -44,7 +44,7 @@ def tell(line: str) -> None:
         logger.debug("%r could not be shown: %s", line, error)
 
 
-def opened(engine: Opened) -> None:
+def warn_of_another(engine: Opened) -> None:
     """Warn, once, when a notebook opens a session although one like it is open."""
     global _has_warned
     if _has_warned or not is_notebook():

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, field
 
 from adp_async._io.log import logger
+from adp_async._io.observing import WatchedBatch
 from adp_async._sansio.actions import Action, action_for
 from adp_async._sansio.dispatch import Fault, fault_of
 from adp_async._sansio.endpoints import LOG_BATCH
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
+from adp_async.instrumentation import watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,11 +219,14 @@ class Sender:
     def _judge(
         self, batch: RecordBatch, error: AdpError | None, action: Action, *, is_visible: bool
     ) -> None:
+        watched = WatchedBatch(batch) if watching.on_batch_settled else None
         with self.state.intake.lock:
             held = self.dispatcher.answered(
                 batch, error, action, self.clock(), jitter=self.jitter(), is_visible=is_visible
             )
         self.state.hand_on()
+        if watched is not None:
+            watched.tell(self.clock())
         about = {"run_id": batch.run_id, "operation": LOG_BATCH.operation}
         message = "run %s: a batch of %d: %s"
         logger.debug(message, batch.run_id, len(batch.records), action.name, extra=about)
