@@ -209,7 +209,7 @@ class _Terminal:
 
         text = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._progress = Progress(
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[line]}", markup=False, table_column=text),
             console=Console(stderr=True, force_jupyter=False),
             transient=True,
@@ -220,10 +220,11 @@ class _Terminal:
             redirect_stderr=False,
         )
         self._task = self._progress.add_task("", total=1.0, line="")
-        self._progress.start()
 
     def update(self, wait: Wait) -> None:
-        self._progress.update(self._task, completed=share(wait), line=line(wait), refresh=True)
+        self._progress.update(self._task, completed=share(wait), line=line(wait))
+        self._progress.start()
+        self._progress.refresh()
 
     def end(self, wait: Wait) -> None:
         self._progress.stop()

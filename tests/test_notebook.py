@@ -264,7 +264,7 @@ def test_progress(light: Notebook, gateway: Gateway, tmp_path: Path) -> None:
     last = cell.output
     last.picture(tmp_path / "progress-end.png")
 
-    assert re.fullmatch(r"run by hand: [\d,]+ of 7,000 records delivered \|.* \d+ s", first.strip())
+    assert re.fullmatch(r"run by hand: [\d,]+ of 7,000 records delivered \| \d+ s.*", first.strip())
     assert bars == 2
     assert re.fullmatch(r"run by hand: 7,000 of 7,000 records delivered \| in \d+ s", last.text)
     assert last.count("svg rect") == 0
