@@ -137,8 +137,9 @@ class watched:  # noqa: N801 - used like the functions of contextlib
 
 
 def _brief(error: Exception) -> str:
-    """*error* without the ids at its end, which the log has."""
-    return f"{type(error).__name__}: {str(error).partition(' (opc-request-id')[0]}"
+    """*error* without its operation, which is clear, and the ids at its end, which the log has."""
+    text = str(error).removeprefix(f"{getattr(error, 'operation', '')}: ")
+    return f"{type(error).__name__}: {text.partition(' (opc-request-id')[0]}"
 
 
 def _settled(delivery: Delivery, run_id: str | None) -> tuple[int, int]:
