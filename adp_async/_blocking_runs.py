@@ -54,40 +54,54 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     def __init__(self, run: AsyncRun, session: Host) -> None:
         super().__init__(run.run_id, run._intake)
         self._artifact_uri = run._artifact_uri
-        self._run = run
-        self._session = session
+        self._inner = run
+        self._host = session
+
+    # Those that this process uses it with; see `RunWriter._attach_anew`.
+
+    @property
+    def _run(self) -> AsyncRun:
+        if self._is_inherited:
+            self._attach_anew()
+        return self._inner
+
+    @property
+    def _session(self) -> Host:
+        if self._is_inherited:
+            self._attach_anew()
+        return self._host
 
     @property
     def _uploader(self) -> Uploader:
         return self._run._uploader
 
     def _shared_engine(self) -> Engine:
-        return self._run._shared_engine()
+        return self._inner._shared_engine()
 
     @property
     def run_name(self) -> str | None:
         """The run's name; None for an attached run."""
-        return self._run.run_name
+        return self._inner.run_name
 
     @property
     def settings(self) -> Settings:
         """The settings of the run's session."""
-        return self._run.settings
+        return self._inner.settings
 
     @property
     def experiment_id(self) -> str | None:
         """The id of the run's experiment; None for an attached run."""
-        return self._run.experiment_id
+        return self._inner.experiment_id
 
     @property
     def status(self) -> EndStatus | None:
         """The status this handle has given the run, or None."""
-        return self._run.status
+        return self._inner.status
 
     @property
     def url(self) -> str | None:
         """The run's page, by the setting *page_url*; see `adp_async.Run.url`."""
-        return self._run.url
+        return self._inner.url
 
     def history(self, key: str, *, limit: int | None = None) -> BlockingListing[Metric, MetricPage]:
         """Every point of the metric *key* that the service has: ``for point in ...``.
@@ -100,7 +114,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
     def plot(self, *keys: str) -> Picture:
         """The metrics called *keys* as this session delivered them; see `adp_async.Run.plot`."""
-        return self._run.plot(*keys)
+        return self._inner.plot(*keys)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the service has everything logged so far.
@@ -131,7 +145,9 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
         ValueError, before anything is done, for a status that does not end a run.
         """
-        self._session.call(self._run.finish(end_status(status)))
+        status = end_status(status)
+        self._inner._check_ours()
+        self._session.call(self._run.finish(status))
 
     def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
         """Record which datasets the run reads."""
@@ -139,11 +155,11 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
     def discard(self) -> int:
         """Give up the records that wait for this run; see `adp_async.Run.discard`."""
-        return self._run.discard()
+        return self._inner.discard()
 
     def stats(self) -> Stats:
         """Counts of this run as of now; from any thread."""
-        return self._run.stats()
+        return self._inner.stats()
 
     def __enter__(self) -> Self:
         return self
@@ -154,17 +170,18 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._session.call(self._exit(error))
+        if not self._is_inherited:  # else nothing was logged here
+            self._session.call(self._exit(error))
 
     async def _exit(self, error: BaseException | None) -> None:
         """What exiting does on the session's event loop."""
         await self._run.__aexit__(None, error, None)
 
     def __repr__(self) -> str:
-        return repr(self._run)
+        return repr(self._inner)
 
     def _repr_html_(self) -> str:
-        return self._run._repr_html_()
+        return self._inner._repr_html_()
 
 
 class _RunWithSession(Run):
@@ -180,7 +197,7 @@ class _RunWithSession(Run):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._owns_session:
+        if self._is_inherited or not self._owns_session:
             super().__exit__(kind, error, traceback)
         elif self._session._thread is not None:  # unless it was closed by hand
             try:
@@ -195,6 +212,7 @@ class StartedRun(_RunWithSession):
     def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, give the run its *status* and end time, and close a session of its own."""
         status = end_status(status)
+        self._inner._check_ours()
         try:
             super().finish(status)
         finally:
@@ -210,7 +228,10 @@ class AttachedRun(_RunWithSession):
 
     def close(self) -> None:
         """Deliver what waits and close the session; leaves the run's status alone."""
-        self._session.close()
+        if not self._owns_session:  # in a forked child, whose session may serve others
+            self.flush()
+        elif not self._is_inherited:
+            self._session.close()
 
 
 class Lenient(LenientWriter, LenientArtifactWriter, Run):
@@ -218,12 +239,12 @@ class Lenient(LenientWriter, LenientArtifactWriter, Run):
 
     def flush(self, timeout: float | None = None) -> None:
         """As `Run.flush`, but what fails is a warning."""
-        with warned(self._run):
+        with warned(self._inner):
             super().flush(timeout)
 
     def drain(self, timeout: float | None = None) -> None:
         """As `Run.drain`, but what fails is a warning."""
-        with warned(self._run):
+        with warned(self._inner):
             super().drain(timeout)
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
@@ -231,12 +252,12 @@ class Lenient(LenientWriter, LenientArtifactWriter, Run):
 
         ValueError for a status that does not end a run.
         """
-        with warned(self._run):
+        with warned(self._inner):
             super().finish(status)
 
     def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
         """As `Run.log_inputs`, but what fails is a warning."""
-        with warned(self._run):
+        with warned(self._inner):
             super().log_inputs(dataset_inputs)
 
     def __exit__(
@@ -245,7 +266,7 @@ class Lenient(LenientWriter, LenientArtifactWriter, Run):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with warned(self._run):
+        with warned(self._inner):
             super().__exit__(kind, error, traceback)
 
 
@@ -262,7 +283,7 @@ class LenientAttachedRun(Lenient, AttachedRun):
 
     def close(self) -> None:
         """As `AttachedRun.close`, but what fails is a warning."""
-        with warned(self._run):
+        with warned(self._inner):
             super().close()
 
 

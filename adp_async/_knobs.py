@@ -96,6 +96,12 @@ def _ca_bundle(value: Any) -> str | PathLike[str] | None:
     return found
 
 
+def _agent(value: Any) -> None:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    is_path = isinstance(path, str) and bool(path) and "\0" not in path
+    require(value is None or is_path, "the path of an agent's socket, or of its file", value)
+
+
 def instance_of(kind: type, called: str) -> Rule:
     """A rule for objects of a class of ours."""
 
@@ -160,6 +166,7 @@ SWITCH: Final = Kind(_switch, _switch_from)
 OVERFLOW: Final = Kind(_overflow)
 SPOOL: Final = Kind(_spool, _spool_from)
 CA_BUNDLE: Final = Kind(_ca_bundle)
+AGENT: Final = Kind(_agent)
 
 
 def knob(default: T, kind: Kind, *, variable: str = "", also: str = "", fix: str = "") -> T:

@@ -74,6 +74,11 @@ def find_region(text: str) -> Region:
     return _published().get(text.lower()) or _told_by_oci(text)
 
 
+def published_names() -> list[str]:
+    """The full names of OCI's published regions."""
+    return sorted({each.name for each in _published().values()})
+
+
 @cache
 def _published() -> dict[str, Region]:
     found = {}

@@ -38,7 +38,8 @@ class SharedSessions(Generic[K, S]):
 
     def _forked(self) -> None:
         self._sessions: dict[K, S] = {}
-        self._lock = threading.Lock()  # the parent may have held its own
+        # The parent may have held its own.  Reentrant: a signal handler may log meanwhile.
+        self._lock = threading.RLock()
 
     def of(self, key: K) -> S:
         """The open session of *key*; raises what opening raises."""

@@ -60,6 +60,12 @@ class SharesRun:
 
         return Shared(self._shared_engine(), self._run_id, listen, advertise)
 
+    def _attach_anew(self) -> None:
+        """In a forked child: log by a session of this process from now on."""
+        from adp_async._inherited import attach_anew
+
+        attach_anew(self)
+
     def _shared_handle(self) -> Handle | None:
         """The handle by which this run is shared at present."""
         handles = self._shared_engine().handles

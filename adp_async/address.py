@@ -1,4 +1,4 @@
-"""A run, picklable, for another process."""
+"""A run for another process: its address, which can be pickled, and what a fork inherits."""
 
 from __future__ import annotations
 

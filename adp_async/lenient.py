@@ -111,7 +111,7 @@ class LenientWriter(RunWriter):
 
     def _take(self, records: Sequence[AnyRecord]) -> Receipts:
         try:
-            self._intake.add_all([each for each in records if type(each.place) is not GivenUp])
+            self._hand_over([each for each in records if type(each.place) is not GivenUp])
         except AdpError as error:
             self._not_taken(error)
         return Receipts(records)

@@ -15,7 +15,7 @@ from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
-from adp_async.errors import AdpError, DeliveryError
+from adp_async.errors import AdpError, Closed, DeliveryError
 from adp_async.lenient import LenientWriter
 from adp_async.writer import RunWriter
 
@@ -97,7 +97,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         artifact_uri: str | None = None,
     ) -> None:
         super().__init__(run_id, session._intake)
-        self._session = session
+        self._host = session
         self._artifact_uri = artifact_uri
         self.run_name = run_name
         self.experiment_id = experiment_id
@@ -106,16 +106,23 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         self._experiment: str | None = None
 
     @property
+    def _session(self) -> Host:
+        """The session that this process uses it with."""
+        if self._is_inherited:
+            self._attach_anew()
+        return self._host
+
+    @property
     def _uploader(self) -> Uploader:
         return self._session._uploader
 
     def _shared_engine(self) -> Engine:
-        return self._session._shared_engine()
+        return self._host._shared_engine()
 
     @property
     def settings(self) -> Settings:
         """The settings of the run's session."""
-        return self._session.settings
+        return self._host.settings
 
     async def flush(self) -> None:
         """Wait until the service has everything logged into this run so far.
@@ -143,6 +150,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         ValueError, before anything is done, for a status that does not end a run.
         """
         status = end_status(status)
+        self._check_ours()
         failures: list[AdpError] = []
         with self._watched():
             try:
@@ -158,6 +166,12 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     def _watched(self, limit: float | None = None) -> watched:
         name = f"run {self.run_name or self.run_id}"
         return self._session._watched(name, self.run_id, limit)
+
+    def _check_ours(self) -> None:
+        """Raise `Closed` in a forked child: the parent ends its run itself."""
+        if self._is_inherited or self._is_parents:
+            message = f"run {self.run_id} belongs to the parent process, which ends it"
+            raise Closed(message)
 
     async def _finish_uploads(self, timeout: float) -> None:
         """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
@@ -180,14 +194,17 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         failing on it.  Records in flight may still be delivered; records logged later are accepted
         again.  From any thread.
         """
-        return self._session.logger.discard(self.run_id)
+        return self._host.logger.discard(self.run_id)
 
     def stats(self) -> Stats:
         """Counts of this run as of now; from any thread."""
-        return self._session.logger.stats(self.run_id)
+        return self._host.logger.stats(self.run_id)
 
     async def _leave(self, error: BaseException | None) -> None:
         """Flush and end the run, within ``close_timeout``; what exiting ``start_run`` does."""
+        if self._is_inherited or self._is_parents:
+            await Run.__aexit__(self, None, error, None)
+            return
         await self._end_in_time(None if self.status else status_of(error), error)
 
     async def _end_in_time(self, status: EndStatus | None, error: BaseException | None) -> None:
@@ -215,6 +232,8 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._is_inherited:
+            return  # nothing was logged here
         timeout = self._session.settings.close_timeout
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True), self._watched(timeout):
@@ -264,7 +283,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         None without that setting, and when the page needs the experiment, which an attached run
         does not know.
         """
-        settings = self._session.settings
+        settings = self._host.settings
         if settings.page_url is None:
             return None
         return page_of_run(
@@ -293,11 +312,11 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         """
         from adp_async.display import picture_of_run
 
-        return picture_of_run(self._session.logger._delivery, self.run_id, keys)
+        return picture_of_run(self._host.logger._delivery, self.run_id, keys)
 
     def _status(self) -> str:
         """The status as far as this session knows it."""
-        is_open = self.run_id in self._session._open_runs
+        is_open = self.run_id in self._host._open_runs
         return "RUNNING" if is_open else self.status or "unknown"
 
     def _repr_html_(self) -> str:
@@ -307,7 +326,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         if self._experiment is not None:
             experiment = f"{self._experiment} (id {experiment})"
         facts: dict[str, object] = {"experiment": experiment, "status": self._status()}
-        delivery = self._session.logger._delivery
+        delivery = self._host.logger._delivery
         return run_page(delivery, self.run_id, name=self.run_name, facts=facts, url=self.url)
 
 
@@ -329,7 +348,13 @@ class LenientRun(LenientWriter, LenientArtifactWriter, Run):
 
         ValueError for a status that does not end a run.
         """
-        await self._end_in_time(end_status(status), None)
+        status = end_status(status)
+        try:
+            self._check_ours()
+        except Closed as failure:
+            self._report(None, [failure])
+        else:
+            await self._end_in_time(status, None)
 
     async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
         """As `Run.log_inputs`, but what fails is a warning."""

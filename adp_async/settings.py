@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict
 import attrs
 from attrs import evolve, field, frozen
 
+from adp_async._hop import through_agent
 from adp_async._knobs import (
+    AGENT,
     CA_BUNDLE,
     COUNT,
     OVERFLOW,
@@ -64,6 +66,7 @@ class Knobs(TypedDict, total=False):
     page_url: str | None
     region: str | None
     auth: Auth | Signer | str | None
+    agent: str | PathLike[str] | None
     linger: float
     max_in_flight: int
     buffer_limit: int
@@ -104,6 +107,9 @@ class Settings:
     *region*: in place of an endpoint, ``us-ashburn-1`` or ``iad``; default that of the
     credentials.  ``OCI_REGION``, then ``OCI_CLI_REGION``.
     *auth*: how to sign, see `adp_async.auth`.  Default an API key.  ``OCI_CLI_AUTH``.
+    *agent*: the socket, or the file, of an ``adp-async agent`` that has the credentials: requests
+    go there, unsigned.  Default none.  A session with an *endpoint* or *auth* of its own does not
+    look for one in the environment.
 
     How it logs:
 
@@ -185,6 +191,7 @@ class Settings:
         kw_only=True,
         metadata={"rule": instance_of(Auth, "an Auth"), "variable": "OCI_CLI_AUTH", "fix": ""},
     )
+    agent: str | PathLike[str] | None = knob(None, AGENT)  # noqa: RUF009 - knob makes a field
 
     linger: float = knob(1.0, SECONDS)
     max_in_flight: int = knob(4, COUNT)
@@ -230,6 +237,7 @@ class Settings:
         knobs = attrs.fields_dict(cls)
         if unknown := [name for name in given if name not in knobs]:
             raise TypeError(_unknown(unknown, knobs))
+        given = through_agent(given, environ)
         values: dict[str, Any] = {"auth": auth_from(given.pop("auth", None), environ)}
         for name, each in knobs.items():
             if name in given:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=20, help="of test_processes: forks")
     parser.addoption("--kills", type=int, default=10, help="of test_kill: rounds")
+    parser.addoption("--hop-kills", type=int, default=4, help="of test_collector_kill: rounds")
     parser.addoption("--points", type=int, default=100_000, help="of test_disk: while it is down")
     parser.addoption("--minutes", type=float, default=0.08, help="of test_soak: its length")
     parser.addoption("--storm", type=float, default=3.0, help="of test_storm: its seconds")

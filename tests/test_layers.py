@@ -33,49 +33,52 @@ LAYERS = {
     "_private_keys": {"_sansio", "errors"},
     "auth": {"_private_keys", "_oci_config", "_credential_files", "_sansio", "errors"},
     "_knobs": {"_sansio", "errors"},
+    "_hop": {"auth", "errors"},
     "_regions": set(),
-    "settings": {"auth", "_knobs", "_regions", "_sansio", "errors"},
+    "settings": {"_regions", "_hop", "_knobs", "auth", "_sansio", "errors"},
     "_io": {
-        "_version", "stats", "instrumentation", "settings", "auth", "_knobs", "_regions",
-        "_sansio", "entities", "errors",
+        "settings", "_regions", "_hop", "_knobs", "auth", "_sansio", "entities", "instrumentation",
+        "stats", "errors", "_version",
     },
-    "api": {"_html", "_sansio", "entities", "errors"},
-    "_progress": {"_html", "_io", "_sansio"},
+    "api": {"_sansio", "entities", "_html", "errors"},
+    "_progress": {"_io", "_sansio", "_html"},
     "_line_chart": {"_sansio"},
     "_svg_chart": {"_html"},
     "display": {
-        "_html", "_line_chart", "_svg_chart", "stats", "settings", "_io", "_sansio", "errors",
+        "_svg_chart", "_line_chart", "_io", "settings", "_sansio", "stats", "_html", "errors",
     },
     "writer": {"_io", "_sansio", "errors"},
     "_sharing": {"_io"},
-    "logger": {"writer", "_progress", "stats", "_io", "_sansio", "entities", "errors"},
+    "logger": {"writer", "_progress", "_io", "_sansio", "entities", "stats", "errors"},
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
-        "_sharing", "display", "artifacts", "lenient", "logger", "writer", "_progress", "stats",
-        "settings", "api", "_io", "_sansio", "entities", "errors",
+        "lenient", "artifacts", "logger", "_sharing", "writer", "display", "_progress", "api",
+        "_io", "settings", "_sansio", "entities", "stats", "errors",
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "_signatures", "_sharing", "display", "_progress", "stats", "starting", "run", "logger",
-        "writer", "settings", "api", "_io", "auth", "_sansio", "entities", "errors",
+        "_signatures", "starting", "run", "logger", "_sharing", "writer", "display", "_progress",
+        "api", "_io",
+        "settings", "auth", "_sansio", "entities", "stats", "errors",
     },
     "_shared_sessions": set(),
     "_blocking_runs": {
-        "_sharing", "display", "artifacts", "lenient", "run", "writer", "stats", "settings", "api",
-        "_io", "_sansio", "entities", "errors",
+        "run", "lenient", "artifacts", "_sharing", "writer", "display", "api", "_io", "settings",
+        "_sansio", "entities", "stats", "errors",
     },
     "_blocking_logger": {"logger", "errors"},
     "blocking": {
-        "_signatures", "_sharing", "_blocking_logger", "_blocking_runs", "_shared_sessions",
-        "starting", "session",
-        "run", "logger", "writer", "stats", "settings", "api", "_io", "_sansio", "entities",
+        "_signatures", "_blocking_logger", "_blocking_runs", "_shared_sessions", "session",
+        "starting", "run",
+        "logger", "_sharing", "writer", "api", "_io", "settings", "_sansio", "entities", "stats",
         "errors",
     },
-    "address": {"blocking", "_blocking_runs", "lenient", "run", "settings"},
+    "_inherited": {"blocking", "_shared_sessions", "session", "run", "_io", "settings", "errors"},
+    "address": {"blocking", "_blocking_runs", "run", "lenient", "settings"},
     "collector": {
-        "blocking", "_blocking_runs", "_shared_sessions", "session", "run", "writer", "stats",
-        "settings", "auth", "_io", "_sansio", "errors",
+        "blocking", "_blocking_runs", "_shared_sessions", "session", "run", "writer", "_io",
+        "settings", "_hop", "auth", "_sansio", "stats", "errors",
     },
 }  # fmt: skip
 
@@ -95,7 +98,7 @@ PURE = {"attrs", "cattrs", "msgspec", "yarl"}
 
 
 #: What a layer hands out although it stands above: imported when it is asked for.
-HANDED_OUT = {"_sharing": {"collector"}}
+HANDED_OUT = {"_sharing": {"collector", "_inherited"}}
 
 
 def modules(layer: str) -> list[Path]:

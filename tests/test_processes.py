@@ -286,9 +286,9 @@ FORK_IN_A_LOOP = """
     from adp_async import blocking
     from adp_async.address import address_of
 
-    def child(run):
+    def child(session, run):
         try:
-            run.log_metric("child", 1.0)
+            session.logger.log_metric(run.run_id, "child", 1.0)
         except adp_async.Closed as error:
             assert "parent process" in str(error), error
         else:
@@ -306,7 +306,7 @@ FORK_IN_A_LOOP = """
                 if step == 50:
                     pid = os.fork()
                     if pid == 0:
-                        child(run)
+                        child(session, run)
                 await asyncio.sleep(0)
             code = await asyncio.to_thread(os.waitpid, pid, 0)
             assert code[1] == 0, code
@@ -317,7 +317,7 @@ FORK_IN_A_LOOP = """
 
 @needs_fork
 async def test_a_fork_within_a_running_loop(bare_platform: LocalPlatform, tmp_path: Path) -> None:
-    """In the child, the parent's run is an error; a handle of its own works."""
+    """In the child, the parent's session is an error; a handle of its own works."""
     run_id = bare_platform.gateway.add_run()
     child = await start(bare_platform, tmp_path, FORK_IN_A_LOOP, run_id)
     await child.ends_well()

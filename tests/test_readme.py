@@ -21,13 +21,17 @@ import pytest
 import typer
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 import adp_async
 from adp_async._knobs import variable_of
 from adp_async.api.__main__ import table
 from adp_async.cli import app
 from adp_async.cli.serve import environment
+from adp_async.instrumentation import HOOKS, watching
 from adp_async.settings import Settings
+from adp_async.testing import FakeBlockingSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +65,11 @@ def framework_of(code: Any) -> str:
     return found[1] if found else ""
 
 
+def has_processes(code: Any) -> bool:
+    """Whether a block starts processes of its own."""
+    return "import multiprocessing" in code.values[0]
+
+
 def between(name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
     assert found is not None, name
@@ -89,11 +98,21 @@ def local_environment(
     yield
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
+    forget_hooks()
+
+
+def forget_hooks() -> None:
+    """The code may have set some."""
+    for name in HOOKS:
+        setattr(watching, name, ())
 
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", [each for each in blocks("python") if not framework_of(each)])
+@pytest.mark.parametrize(
+    "code",
+    [each for each in blocks("python") if not (framework_of(each) or has_processes(each))],
+)
 def test_the_code_runs(code: str) -> None:
     """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
     names = run_code(code)
@@ -102,6 +121,20 @@ def test_the_code_runs(code: str) -> None:
             asyncio.run(value())
     if "app" in names:
         asyncio.run(use_web_application(names["app"]))
+
+
+@pytest.mark.mlflow
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", [each for each in blocks("python") if has_processes(each)])
+def test_the_processes_run(code: str, tmp_path: Path) -> None:
+    """Blocks that start processes are scripts: those import them by their file."""
+    path = tmp_path / "script.py"
+    path.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, path], env=environment, cwd=tmp_path, capture_output=True, timeout=120
+    )
+    assert (ran.returncode, ran.stderr.decode()) == (0, "")
 
 
 @pytest.mark.mlflow
@@ -292,3 +325,37 @@ def test_links_lead_somewhere() -> None:
 def test_the_version_is_in_the_changelog() -> None:
     """What is released is described."""
     assert f"### {adp_async.__version__}\n" in README.partition("## Changelog")[2]
+
+
+# ------------------------------------------------------------------ recipes
+
+
+def test_the_prometheus_recipe() -> None:
+    """Its collector has the session's counts, in the format that Prometheus reads."""
+    (code,) = [
+        each.values[0] for each in blocks("python") if "class AdpCollector" in each.values[0]
+    ]
+    names: dict[str, Any] = {}
+    exec(code.partition("\n\nwith ")[0], names)
+    registry = CollectorRegistry()
+    with FakeBlockingSession() as session:
+        registry.register(names["AdpCollector"](session))
+        run = session.attach_run(session.session.add_run())
+        run.log_param("lr", 0.1)
+        run.flush()
+        run.log_param("lr", 0.2)
+        assert run.try_flush() is not None
+        session.session.logger._delivery.accumulator.rejections.take(None)
+        text = generate_latest(registry).decode()
+        value = registry.get_sample_value
+        assert value("adp_async_accepted_total") == 2
+        assert value("adp_async_delivered_total") == 1
+        assert value("adp_async_rejected_total", {"error": "BadRequest"}) == 1
+        assert value("adp_async_requests_total") == session.logger.stats().requests
+        assert value("adp_async_waiting") == value("adp_async_oldest_seconds") == 0
+        assert value("adp_async_health", {"status": "ok"}) == 1
+        assert value("adp_async_health", {"status": "failing"}) == 0
+    families = {family.name for family in text_string_to_metric_families(text)}
+    alarms = set(re.findall(r"`(adp_async_\w+?)(?:_total)?[`{]", README))
+    assert alarms
+    assert alarms <= families

@@ -39,6 +39,7 @@ def test_defaults():
         "page_url": None,
         "region": None,
         "auth": ApiKey(),
+        "agent": None,
         "linger": 1.0,
         "max_in_flight": 4,
         "buffer_limit": 256 * 2**20,

@@ -37,7 +37,9 @@ OTHERS = """aiohttp anyio attrs cattrs cryptography msgspec multiprocessing oci.
 
 
 def become_windows() -> None:
-    """From here on, for the whole process."""
+    """From here on, for the whole process; on a real Windows nothing is to be done."""
+    if sys.platform == "win32":
+        return
     for name in OTHERS.split():
         __import__(name)
     asyncio.new_event_loop().close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
+from adp_async._hop import Hop
 from adp_async._io.authenticator import Authenticator
 from adp_async._io.caller import Caller, SharedThrottle
 from adp_async._io.close_hooks import CloseHooks
@@ -50,8 +51,12 @@ if TYPE_CHECKING:
 LONGEST_UNDOING = 5.0
 
 
-def connections(settings: Settings) -> AiohttpTransport:
-    """A pool of connections with the limits of *settings*."""
+def connections(settings: Settings) -> Transport:
+    """A pool of connections with the limits of *settings*, to the service or to the agent."""
+    if settings.agent is not None:
+        from adp_async._io.hop import transport_to
+
+        return transport_to(Hop.from_file(settings.agent), settings)
     return AiohttpTransport(
         connect_timeout=settings.connect_timeout,
         timeout=settings.timeout,
@@ -82,7 +87,7 @@ class Engine:
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
         self.delivery = self._make_delivery(settings)
-        self._transport = transport
+        self.transport = transport
         self._uploader: Uploader | None = None
         self._making = threading.Lock()
         self.thread: LoopThread | None = None
@@ -146,7 +151,7 @@ class Engine:
 
     def _caller_of_other_servers(self) -> Caller:
         """They have other limits, and so a throttle of their own."""
-        return self._caller(self._transport(self.settings), SharedThrottle(self.settings.retry))
+        return self._caller(self.transport(self.settings), SharedThrottle(self.settings.retry))
 
     @property
     def lifetime(self) -> Lifetime:
@@ -328,7 +333,6 @@ class Engine:
         self.delivery.forked()
         self.open_runs.forked()
         self.close_hooks.forked()
-        self.handles = {}
 
     def _interpreter_ends(self) -> None:
         """The session is still open: end its runs, deliver for a while, and spool the rest."""

@@ -5,13 +5,14 @@ Requests are those for the service; nothing is signed, and the token of the job 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
 from adp_async._io.network_problems import Way
 from adp_async._io.transport import AiohttpTransport, Journeying
-from adp_async.auth import Auth
 from adp_async.errors import AdpError
 
 if TYPE_CHECKING:
@@ -19,58 +20,39 @@ if TYPE_CHECKING:
 
     from yarl import URL
 
+    from adp_async._hop import Hop
+    from adp_async._io.caller import Transport
     from adp_async._sansio.messages import Reply, Request
-    from adp_async.auth import Signer
+    from adp_async.settings import Settings
 
-#: What every URL to a collector at a socket begins with.
-AT_A_SOCKET: Final = "http://localhost"
-
-
-class Unsigned(Auth):
-    """For a session whose requests a collector signs."""
-
-    mode = "collector"
-    only_computes = True
-
-    def load(self) -> Signer:
-        return _sign_nothing
-
-    def is_quick(self, signer: Signer) -> bool:
-        return True
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is Unsigned
-
-    def __hash__(self) -> int:
-        return hash(Unsigned)
+#: The header with a worker's name.
+WORKER: Final = "x-adp-worker"
 
 
-def _sign_nothing(request: object) -> None:
-    """Nothing to do."""
+def worker_name() -> str:
+    """This process's name among the workers: its host and number."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def transport_to(hop: Hop, settings: Settings) -> Transport:
+    """Connections to the collector at *hop*."""
+    headers = {"authorization": f"Bearer {hop.token}", WORKER: worker_name()}
+    if hop.carrier is not None:
+        carried: Any = hop.carrier.transport(headers)
+        return carried  # type: ignore[no-any-return]
+    return HopTransport(hop, headers, settings)
 
 
 class HopTransport(AiohttpTransport):
-    """A pool of connections to one collector.
+    """A pool of connections to one collector; *headers* go with each request."""
 
-    *socket* is the path of its Unix socket; without one, *fingerprint* is the SHA-256 of its
-    certificate, and no other is accepted.  *headers* go with each request.
-    """
-
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        socket: str = "",
-        fingerprint: bytes = b"",
-        headers: Mapping[str, str],
-        connect_timeout: float,
-        timeout: float,
-        limit: int,
-    ) -> None:
-        super().__init__(connect_timeout=connect_timeout, timeout=timeout, limit=limit)
-        self._base_url = base_url
-        self._socket = socket
-        self._fingerprint = fingerprint
+    def __init__(self, hop: Hop, headers: Mapping[str, str], settings: Settings) -> None:
+        super().__init__(
+            connect_timeout=settings.connect_timeout,
+            timeout=settings.timeout,
+            limit=settings.max_connections,
+        )
+        self._hop = hop
         self._headers = headers
 
     def load(self, address: str = "") -> None:
@@ -78,23 +60,28 @@ class HopTransport(AiohttpTransport):
         self._is_loaded = True
 
     def _connector(self) -> aiohttp.BaseConnector:
-        if self._socket:
-            return _SocketConnector(self._socket, limit=self._limit)
-        return _PinnedConnector(limit=self._limit, ssl=aiohttp.Fingerprint(self._fingerprint))
+        if path := self._hop.socket:
+            return _SocketConnector(path, limit=self._limit)
+        pinned = aiohttp.Fingerprint(bytes.fromhex(self._hop.fingerprint))
+        return _PinnedConnector(limit=self._limit, ssl=pinned)
 
     def _way_to(self, url: URL) -> Way:
         # A job's own network: no proxy of the environment leads there.
         return self._ways.setdefault("", Way(None, answered=True))
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
-        if not request.url.startswith(f"{self._base_url}/"):
-            # Other servers want credentials, which are only where the collector is.
-            message = (
-                "this process has no credentials: what goes to other servers than the tracking "
-                "service, such as artifacts, is sent by the process that shares the run"
-            )
-            raise AdpError(message)
+        check_address(request, self._hop.base_url)
         return await super().send(request.with_headers(self._headers), timeout=timeout)
+
+
+def check_address(request: Request, base_url: str) -> None:
+    """Raise `AdpError` for a request that is for others than the collector."""
+    if not request.url.startswith(f"{base_url}/"):
+        message = (
+            "this process has no credentials: what goes to other servers than the tracking "
+            "service, such as artifacts, is sent by the process that shares the run"
+        )
+        raise AdpError(message)
 
 
 class _SocketConnector(Journeying, aiohttp.UnixConnector):

@@ -120,5 +120,6 @@ def _arrived(origin: str, signer: Signer) -> CustomSigner:
 _MODULES_OF_KEYS: Final = ("oci.", "cryptography.")
 _FIX: Final = (
     "Have each process find the credentials itself: by a profile of OCI's config file, a key_file, "
-    "the environment (OCI_CLI_KEY_CONTENT, OCI_CLI_PASSPHRASE), or a principal of the machine."
+    "the environment (OCI_CLI_KEY_CONTENT, OCI_CLI_PASSPHRASE), or a principal of the machine; or "
+    "pickle the run within `with run.shared():`, whose handle needs no credentials."
 )

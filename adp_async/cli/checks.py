@@ -231,7 +231,7 @@ def fingerprint(auth: Auth, signer: object) -> Iterator[Finding]:
     profile = auth._profile()
     named, computed = fingerprint_of(profile), KeyFile.fingerprint_of(key)
     if named == computed:
-        yield Finding("fingerprint", "ok", f"{computed}, of the key as of {profile.where}")
+        yield Finding("fingerprint", "ok", f"{computed}, in the key and in {profile.where}")
         return
     told = f"the key's is {computed}, and {profile.looked('fingerprint')} says {named}"
     fix = "Name the key that belongs to the fingerprint, or the fingerprint of this key."

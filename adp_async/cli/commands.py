@@ -356,3 +356,55 @@ def sync_command(
     given = CommandLine(auth=auth, config_file=config_file, profile=profile)
     wish = sync.Wish(path, again=again, anywhere=to_recorded_endpoint, timeout=timeout)
     raise typer.Exit(sync.sync(wish, given))
+
+
+@app.command(
+    "agent",
+    epilog=examples(
+        "adp-async agent                            # for this user, on this machine",
+        "adp-async agent --listen 0.0.0.0           # for other machines, by TLS",
+        "adp-async agent --status",
+    ),
+)
+@errors_in_one_line
+def agent_command(
+    socket: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The Unix socket, instead of one in the folder."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Listen there by TLS; also HOST:PORT."),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="By which others reach it; also HOST:PORT."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="For its handle, certificate and spool; default beside the socket, or in the "
+            "user's state folder.",
+        ),
+    ] = None,
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(min=0.0, metavar="SECONDS", help="End when nobody came for so long."),
+    ] = None,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show what a running agent has taken.")
+    ] = False,
+) -> None:
+    """Collect for processes without credentials.
+
+    It journals what they log and sends it in full requests, until a signal ends it. It prints the
+    line that leads their sessions to it. Started again in the same folder, it goes on where the
+    last one ended, however that was.
+    """
+    from adp_async.cli.agent import Options, run_agent, show_status
+
+    check_exclusive(socket=socket is not None, listen=listen is not None)
+    options = Options(socket, listen, advertise, folder, idle_timeout)
+    raise typer.Exit(show_status(options) if status else run_agent(options))

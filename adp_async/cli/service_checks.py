@@ -14,6 +14,7 @@ from yarl import URL
 from adp_async import RetryPolicy, Session
 from adp_async._io.road import proxy_for, trusted_certificates
 from adp_async._io.transport import AiohttpTransport
+from adp_async._regions import find_region, published_names
 from adp_async._sansio.messages import Request
 from adp_async._sansio.signing import parse_http_date
 from adp_async.cli.finding import Finding, State
@@ -45,15 +46,12 @@ ANY_ADDRESS: Final = "https://aidp.us-ashburn-1.oci.oraclecloud.com"
 
 
 def region(name: str) -> Finding:
-    """Whether ``oci`` knows the region, where it is installed.  Blocks while it is imported."""
-    try:
-        import oci.regions
-    except ImportError:
-        return Finding("region", "ok", f"{name} (not compared with OCI's list: oci is missing)")
-    if oci.regions.is_region(name):
-        return Finding("region", "ok", f"{name}, which oci {oci.__version__} knows")
-    near = get_close_matches(name, oci.regions.REGIONS, n=1)
-    told = f"{name} is not among the {len(oci.regions.REGIONS)} regions that oci knows"
+    """Whether the region is known, here or to ``oci``.  Blocks where that has to be imported."""
+    if find_region(name).is_known:
+        return Finding("region", "ok", f"{name}, a region of OCI")
+    names = published_names()
+    near = get_close_matches(name, names, n=1)
+    told = f"{name} is not among the {len(names)} regions that are known"
     fix = "A new region needs a newer oci, or AIDP_ENDPOINT."
     return Finding("region", "warning", told, f"Did you mean {near[0]}? {fix}" if near else fix)
 

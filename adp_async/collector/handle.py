@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import msgspec
-from attrs import asdict, field, frozen
+from attrs import frozen
 
-from adp_async.errors import ConfigurationError
+from adp_async._hop import Hop
 
 if TYPE_CHECKING:
     from adp_async.collector.session import WorkerSession
@@ -18,7 +16,7 @@ Texts = Literal["rank0", "all"]
 
 
 @frozen
-class Handle:
+class Handle(Hop):
     """The way to one shared run, or to a shared session: hand it to other processes.
 
     It pickles to a few hundred bytes, without the service's credentials; it is good for this run
@@ -28,15 +26,6 @@ class Handle:
     *address* is ``unix:`` and a path, or ``https://host:port`` with the SHA-256 *fingerprint* of
     its certificate.  *run_id* is None when a whole session is shared.
     """
-
-    address: str
-    platform_id: str
-    workspace: str | None
-    run_id: str | None
-    fingerprint: str = ""
-    token: str = field(default="", repr=False)
-    #: How requests get there, when it is not by a socket: an object with ``transport(headers)``.
-    carrier: Any = None
 
     def attach(
         self,
@@ -81,28 +70,3 @@ class Handle:
         from adp_async.collector.session import session_of
 
         return session_of(self)
-
-    def to_json(self) -> str:
-        """As text, for a file that only its owner can read; see `from_json`."""
-        facts = asdict(self, filter=lambda attribute, _: attribute.name != "carrier")
-        return msgspec.json.encode(facts).decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Handle:
-        """The handle that `to_json` wrote.  Raises `ConfigurationError` for anything else."""
-        try:
-            facts = msgspec.json.decode(text, type=dict[str, str | None])
-            return cls(**facts)  # type: ignore[arg-type]
-        except (msgspec.DecodeError, TypeError):
-            message = "this is not the handle of a collector"
-        raise ConfigurationError(message)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Handle:
-        """The handle in a file that `adp-async agent` wrote.  Raises `ConfigurationError`."""
-        try:
-            with open(path, "rb") as file:
-                return cls.from_json(file.read(2**20))
-        except OSError as error:
-            message = f"no handle can be read from {os.fspath(path)}: {error.strerror}"
-        raise ConfigurationError(message)

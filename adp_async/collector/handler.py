@@ -14,9 +14,10 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from attrs import define, field
+from attrs import asdict, define, field
 
 from adp_async._io.handover import has_room, is_safe, take
+from adp_async._io.hop import WORKER
 from adp_async._io.log import logger
 from adp_async._sansio.endpoints import LOG_BATCH, Scope
 from adp_async._sansio.messages import Reply, Request
@@ -52,7 +53,6 @@ PASSED_ON: Final = (
 )  # fmt: skip
 #: And those of the service's reply that are the worker's.
 HANDED_BACK: Final = ("content-type", "opc-request-id", "etag", "opc-next-page")
-WORKER: Final = "x-adp-worker"
 _MARK: Final = "/mlops/api/2.0/"
 _JSON: Final = {"content-type": "application/json"}
 EMPTY: Final = Reply(200, _JSON, b"{}")
@@ -193,11 +193,19 @@ class Handler:
                 worker.inside.add(str(given.get("id", "")))
             case "leave":
                 worker.inside.discard(str(given.get("id", "")))
+            case "status":
+                return self._status()
             case "flush":
                 return await self._flush(worker, given)
             case _:
                 raise Refused(404, "NotFound", f"a collector has no {what[:80]!r}")
         return EMPTY
+
+    def _status(self) -> Reply:
+        stats = self.ledger.stats()
+        workers = {name: asdict(each) for name, each in stats.items()}
+        waiting = sum(each.waiting for each in stats.values())
+        return _json({"workers": workers, "waiting": waiting, "answers": self.by_status})
 
     async def _flush(self, worker: Any, given: Mapping[str, Any]) -> Reply:
         """Wait until the service has what this run has so far; and what it has refused."""
