@@ -83,7 +83,7 @@ LAYERS = {
 }  # fmt: skip
 
 #: Standing on top of all of it, for users' tests and hands; nothing below may know of them.
-TOPS = {"", "cli", "integrations", "local", "testing", "__main__"}
+TOPS = {"", "cli", "integrations", "local", "testing", "pytest_plugin", "__main__"}
 
 #: What the pure core must not touch: clocks, dice, disks, sockets, tasks.
 IMPURE = {

@@ -70,6 +70,15 @@ def has_processes(code: Any) -> bool:
     return "import multiprocessing" in code.values[0]
 
 
+def has_fixtures(code: Any) -> bool:
+    """Whether it is a file for pytest, with fixtures of ours."""
+    return re.search(r"^(async )?def test_\w+\(adp_", code.values[0], re.MULTILINE) is not None
+
+
+def is_plain(code: Any) -> bool:
+    return not (framework_of(code) or has_processes(code) or has_fixtures(code))
+
+
 def between(name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
     assert found is not None, name
@@ -109,10 +118,7 @@ def forget_hooks() -> None:
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize(
-    "code",
-    [each for each in blocks("python") if not (framework_of(each) or has_processes(each))],
-)
+@pytest.mark.parametrize("code", [each for each in blocks("python") if is_plain(each)])
 def test_the_code_runs(code: str) -> None:
     """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
     names = run_code(code)
@@ -151,6 +157,18 @@ def test_the_training_runs(code: str, tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr.decode()
     assert b"training goes on" not in ran.stderr
     assert b"is logged as" not in ran.stderr
+
+
+@pytest.mark.mlflow
+@pytest.mark.parametrize("code", [each for each in blocks("python") if has_fixtures(each)])
+def test_the_tests_pass(code: str, tmp_path: Path) -> None:
+    """So does a block for pytest, in a run of its own, with the plugin."""
+    (tmp_path / "test_it.py").write_text(code)
+    own = ["-p", "no:adp_async", "-p", "adp_async.pytest_plugin", "-o", "asyncio_mode=auto"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *own]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=120)
+    assert f"{code.count('def test_')} passed" in ran.stdout.decode(), ran.stdout.decode()
 
 
 def run_code(code: str) -> dict[str, Any]:

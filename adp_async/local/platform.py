@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
-    from adp_async import Session
+    from adp_async import Session, blocking
     from adp_async.local.answers import Backend
 
 __all__ = ["LocalPlatform", "SessionProfile"]
@@ -288,6 +288,16 @@ class LocalPlatform:
         Its spool is in the platform's directory, and is removed with it.
         """
         from adp_async import Session
+
+        return Session(self.platform_id, self.workspace, **(self._knobs() | overrides))
+
+    def blocking_session(self, **overrides: Any) -> blocking.Session:
+        """An `adp_async.blocking.Session` for this platform, not entered yet; as `session`."""
+        from adp_async import blocking
+
+        return blocking.Session(self.platform_id, self.workspace, **(self._knobs() | overrides))
+
+    def _knobs(self) -> dict[str, Any]:
         from adp_async.auth import ApiKey
 
         settings: dict[str, Any] = {
@@ -297,7 +307,7 @@ class LocalPlatform:
         }
         if self.ca_bundle is not None:
             settings["ca_bundle"] = self.ca_bundle
-        return Session(self.platform_id, self.workspace, **(settings | overrides))
+        return settings
 
     def add_session_profile(self, profile: str = "SESSION") -> SessionProfile:
         """Add a profile with a session token to the config file, for the same platform."""
