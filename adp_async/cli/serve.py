@@ -116,7 +116,7 @@ def _facts(platform: LocalPlatform) -> dict[str, str]:
 
 
 def python_lines(platform: LocalPlatform) -> list[str]:
-    """Three lines that log a metric, wherever they are pasted."""
+    """Lines that log a metric, wherever they are pasted, and how a notebook begins."""
     given = {
         "platform_id": repr(platform.platform_id),
         "workspace": repr(platform.workspace),
@@ -132,6 +132,7 @@ def python_lines(platform: LocalPlatform) -> list[str]:
         "import adp_async",
         f"platform = dict({arguments})",
         "with adp_async.blocking.start_run('first', **platform) as run: run.log_metric('loss', .5)",
+        "# in a notebook: session = await adp_async.Session(**platform).open()",
     ]
 
 
