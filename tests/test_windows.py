@@ -16,7 +16,9 @@ from adp_async._io.owner import Owner
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import Identity, find_spools
 from adp_async.cli.serve import environment
+from adp_async.errors import ConfigurationError
 from adp_async.local import LocalPlatform
+from adp_async.testing import FakeBlockingSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -235,3 +237,16 @@ def test_files_have_numbers_of_any_size() -> None:
 
     assert one != other
     assert Owner.from_text(one.as_text()) == one
+
+
+def test_a_collector_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It listens at a port for this machine only, with TLS; a socket's path is refused."""
+    monkeypatch.setattr("adp_async.collector.server._UNIX", None)
+    with FakeBlockingSession() as session, session.start_run() as run:
+        with run.shared() as handle, handle.attach() as worker:
+            worker.log_metric("loss", 0.5)
+            assert handle.address.startswith("https://127.0.0.1:")
+        run.flush()
+        assert run.stats().delivered == 1
+        with pytest.raises(ConfigurationError, match="which this system does not have"):
+            run.shared("/tmp/collector")

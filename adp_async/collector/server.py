@@ -12,7 +12,7 @@ import tempfile
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from attrs import frozen
@@ -30,6 +30,8 @@ MOST_BYTES: Final = 32 * 2**20
 #: Seconds that requests under way get when the server closes.
 SHUTDOWN: Final = 2.0
 _SOCKET: Final = "collector"
+#: Python offers these on POSIX only.
+_UNIX: Final[Any] = getattr(socket, "AF_UNIX", None)
 
 
 @frozen
@@ -44,13 +46,21 @@ class Listen:
     def of(cls, text: str | os.PathLike[str] | None) -> Listen:
         """What a user has written: a path, ``host`` or ``host:port``; None: a new socket.
 
+        Where there are no Unix sockets, as on Windows, that is a port for this machine only.
+
         >>> Listen.of("0.0.0.0:8443")
         Listen(path='', host='0.0.0.0', port=8443)
         """
         if text is None:
-            return cls()
+            return cls() if _UNIX else cls(host="127.0.0.1")
         plain = os.fspath(text)
         if os.sep in plain:
+            if not _UNIX:
+                message = (
+                    f"listen: {plain!r:.200} would be a Unix socket, which this system does not "
+                    "have; name a host, such as 127.0.0.1"
+                )
+                raise ConfigurationError(message)
             path = os.path.abspath(plain)
             if len(os.fsencode(path)) > LONGEST_PATH:
                 message = (
@@ -128,7 +138,7 @@ class Server:
             folder = Path(self.path).parent
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _remove_dead(self.path)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening = socket.socket(_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)  # 0600 from its first moment
         try:
             listening.bind(self.path)
@@ -192,7 +202,7 @@ class Server:
 
 def _remove_dead(path: str) -> None:
     """Remove a socket that nobody listens at; OSError when somebody does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except FileNotFoundError:
