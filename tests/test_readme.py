@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ import attrs
 import mlflow
 import pytest
 import typer
+import yaml
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -156,7 +159,9 @@ def test_the_code_runs(code: str) -> None:
     for name, value in names.items():
         if name.startswith("test_"):
             asyncio.run(value())
-    if "app" in names:
+    if isinstance(names.get("app"), FastAPI):
+        use_fastapi(names["app"])
+    elif "app" in names:
         asyncio.run(use_web_application(names["app"]))
 
 
@@ -268,6 +273,27 @@ def run_code(code: str) -> dict[str, Any]:
     else:
         exec(compiled, names)
     return names
+
+
+def use_fastapi(application: FastAPI) -> None:
+    """Its route logs, its handler answers 422 for a client's bad key, and it tells its health."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of httpx, which newer ones of Starlette replace
+        from fastapi.testclient import TestClient
+    with adp_async.blocking.Session() as session:
+        run = session.start_run("web")
+        with TestClient(application) as client:
+            answer = client.post(f"/runs/{run.run_id}/scores", json={"score": 0.5})
+            assert (answer.status_code, set(answer.json())) == (200, {"waiting"})
+            answer = client.post(f"/runs/{run.run_id}/scores", json={"sc\nore": 0.5})
+            assert answer.status_code == 422
+            assert f"metric 'sc\\nore' of run {run.run_id}" in answer.json()["detail"]
+            health = client.get("/health").json()
+            assert health["tracking"] == "ok"
+            assert set(health) == {"tracking", "since", "waiting"}
+        points = [point.value for point in session.runs.metric_history(run.run_id, "score")]
+        run.finish()
+    assert points == [0.5]
 
 
 async def use_web_application(application: Any) -> None:
@@ -460,3 +486,18 @@ def test_the_prometheus_recipe() -> None:
     alarms = set(re.findall(r"`(adp_async_\w+?)(?:_total)?[`{]", README))
     assert alarms
     assert alarms <= families
+
+
+def test_the_grace_of_a_container() -> None:
+    """Finishing requests and closing the session fit together into the pod's grace."""
+    (manifest,) = [each.values[0] for each in blocks("yaml")]
+    spec = yaml.safe_load(manifest)["spec"]
+    (container,) = spec["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    requests = float(container["command"][-1])
+    closing = float(environment["ADP_ASYNC_CLOSE_TIMEOUT"])
+
+    assert requests + closing < spec["terminationGracePeriodSeconds"]
+    assert set(environment) <= {variable(knob) for knob in attrs.fields(Settings)}
+    (mount,) = container["volumeMounts"]
+    assert environment["ADP_ASYNC_SPOOL"].startswith(f"{mount['mountPath']}/")
