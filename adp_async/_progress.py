@@ -21,6 +21,7 @@ import attrs
 
 from adp_async._io.counting import counted
 from adp_async._io.log import logger
+from adp_async._io.notebook import is_notebook
 from adp_async._sansio.waiting import Wait, end_line, line, share
 
 if TYPE_CHECKING:
@@ -136,8 +137,9 @@ class watched:  # noqa: N801 - used like the functions of contextlib
 
 
 def _brief(error: Exception) -> str:
-    """*error* without the ids at its end, which the log has."""
-    return f"{type(error).__name__}: {str(error).partition(' (opc-request-id')[0]}"
+    """*error* without its operation, which is clear, and the ids at its end, which the log has."""
+    text = str(error).removeprefix(f"{getattr(error, 'operation', '')}: ")
+    return f"{type(error).__name__}: {text.partition(' (opc-request-id')[0]}"
 
 
 def _settled(delivery: Delivery, run_id: str | None) -> tuple[int, int]:
@@ -167,13 +169,6 @@ def _face(run_id: str | None) -> _Face:
     if is_terminal and os.environ.get("TERM") not in ("dumb", "unknown"):
         return _Terminal()
     return _Log(run_id)
-
-
-def is_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, which can show HTML."""
-    ipython: Any = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return getattr(shell, "kernel", None) is not None
 
 
 class _Notebook:
@@ -215,7 +210,7 @@ class _Terminal:
 
         text = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         self._progress = Progress(
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[line]}", markup=False, table_column=text),
             console=Console(stderr=True, force_jupyter=False),
             transient=True,
@@ -226,10 +221,11 @@ class _Terminal:
             redirect_stderr=False,
         )
         self._task = self._progress.add_task("", total=1.0, line="")
-        self._progress.start()
 
     def update(self, wait: Wait) -> None:
-        self._progress.update(self._task, completed=share(wait), line=line(wait), refresh=True)
+        self._progress.update(self._task, completed=share(wait), line=line(wait))
+        self._progress.start()
+        self._progress.refresh()
 
     def end(self, wait: Wait) -> None:
         self._progress.stop()
@@ -247,8 +243,10 @@ class _Log:
     def update(self, wait: Wait) -> None:
         last, self._last = self._last, wait
         is_stuck = last is not None and not _has_moved(last, wait)
-        log = logger.warning if is_stuck else logger.info
-        log("%s", line(wait), extra=self._extra)
+        if is_stuck:
+            logger.warning("still waiting: %s", line(wait), extra=self._extra)
+        else:
+            logger.info("%s", line(wait), extra=self._extra)
 
     def end(self, wait: Wait) -> None:
         logger.info("%s", end_line(wait), extra=self._extra)

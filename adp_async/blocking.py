@@ -15,11 +15,12 @@ import attrs
 import adp_async.session
 from adp_async._blocking_logger import BatchLogger
 from adp_async._blocking_runs import AttachedRun, Run, StartedRun, attached, handle_of, started
-from adp_async._io.loop_thread import LoopThread
+from adp_async._io.loop_thread import LoopThread, awaited
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
 from adp_async._shared_sessions import SharedSessions
 from adp_async._sharing import SharesSession
+from adp_async._signatures import SignatureWithKnobs
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed
 from adp_async.run import attach_note
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         RegisteredModels,
         Runs,
     )
-    from adp_async.run import Run as AsyncRun
     from adp_async.settings import Knobs
     from adp_async.starting import BegunRun
     from adp_async.stats import Health
@@ -75,6 +75,8 @@ class Session(SharesSession):
     *session* is the asynchronous session.  One that is still open when the interpreter ends is
     closed then, within ``exit_timeout``.
     """
+
+    __signature__ = SignatureWithKnobs(Settings)
 
     runs: LateTwin[Runs] = LateTwin("blocking.Runs", "Runs, and what is logged into them.")
     experiments: LateTwin[Experiments] = LateTwin("blocking.Experiments", "Experiments and tags.")
@@ -195,7 +197,7 @@ class Session(SharesSession):
         if not isawaitable(endpoint):
             message = f"call takes an Endpoint or an awaitable, not {type(endpoint).__name__}"
             raise TypeError(message)
-        doing = endpoint if iscoroutine(endpoint) else _awaited(endpoint)
+        doing = endpoint if iscoroutine(endpoint) else awaited(endpoint)
         if given:
             doing.close()
             raise TypeError(f"call of an awaitable does not take {', '.join(given)}")
@@ -241,10 +243,7 @@ class Session(SharesSession):
         return self._begin(begun, owns_session=False)
 
     def _begin(self, begun: BegunRun, *, owns_session: bool) -> StartedRun:
-        async def begin() -> AsyncRun:
-            return await begun
-
-        return started(self.call(begin()), self, owns_session=owns_session)
+        return started(self.call(begun._begun()), self, owns_session=owns_session)
 
     @overload
     def attach_run(
@@ -297,10 +296,6 @@ class Session(SharesSession):
 
     def _repr_html_(self) -> str:
         return self.session._repr_html_()
-
-
-async def _awaited(doing: Awaitable[T]) -> T:
-    return await doing
 
 
 def start_run(

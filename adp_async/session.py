@@ -6,9 +6,11 @@ logger delivers from a thread of its own.
 
 from __future__ import annotations
 
+import asyncio
 import time
+import warnings
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 # What is registered for the interpreter's end runs in reverse order: what a program registers
 # after this import may still log into open sessions.
@@ -17,6 +19,7 @@ from adp_async._io.loop_thread import LoopThread
 from adp_async._io.source import source_tags
 from adp_async._sansio.outward import outward
 from adp_async._sharing import SharesSession
+from adp_async._signatures import SignatureWithKnobs
 from adp_async.api._late import Late
 from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
@@ -72,6 +75,8 @@ class Session(SharesSession):
     and ``flush`` of runs, may be used from any thread and any event loop: records are delivered in
     a thread of the session's own.  *transport* replaces the connections, for tests.
     """
+
+    __signature__ = SignatureWithKnobs(Settings)
 
     runs: Late[Runs] = Late("runs.Runs", "Runs, and what is logged into them.")
     experiments: Late[Experiments] = Late("experiments.Experiments", "Experiments and their tags.")
@@ -178,6 +183,11 @@ class Session(SharesSession):
         certificates and the proxy of the environment included.
         """
         try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            message = "a Session needs asyncio; with trio, use adp_async.blocking in a thread"
+            raise RuntimeError(message) from None
+        try:
             await self._engine.open(LoopThread)
         except AdpError as error:
             raise outward(error) from error.__cause__
@@ -228,6 +238,23 @@ class Session(SharesSession):
             if error is None:
                 raise
             attach_note(error, failure)
+
+    def __del__(self) -> None:
+        engine = self.__dict__.get("_engine")
+        if engine is not None and engine.lifetime.is_open:
+            message = f"unclosed {self!r}; it delivers until the interpreter ends"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __enter__(self) -> NoReturn:
+            message = (
+                "a Session is asynchronous: use `async with`; adp_async.blocking.Session is for "
+                "code without an event loop"
+            )
+            raise TypeError(message)
+
+        def __exit__(self, *error: object) -> None: ...
 
     # ------------------------------------------------------------------ runs
 

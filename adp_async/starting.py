@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from adp_async._io.log import logger
+from adp_async._io.notebook import tell
 from adp_async._sansio.cleaning import cut_text
 from adp_async._sansio.outward import outward
 from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_run_id, valid_text
@@ -14,7 +16,7 @@ from adp_async.errors import AdpError, BadRequest, Conflict, NotFound, shown
 from adp_async.run import LenientRun, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Coroutine, Generator
     from types import TracebackType
 
     from adp_async._sansio.records import BatchLimits
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 #: MLflow's names of what a run is part of, and what it is for.
 PARENT: Final = "mlflow.parentRunId"
 DESCRIPTION: Final = "mlflow.note.content"
+#: What is still to be done with what ``start_run`` returns.
+BEGIN: Final = "await it, or enter it with `async with`"
 
 
 class BegunRun:
     """A run to be: awaited or entered, it begins, and the ``async with`` block ends it."""
 
     _run: Run | None = None
+    #: Nothing is missing from one that could not be made.
+    _is_begun = True
 
     def __init__(self, session: Host, *, strict: bool) -> None:
         self._session = session
@@ -52,9 +58,15 @@ class BegunRun:
         self._session._open_runs.started(run.run_id)
         if (url := run.url) is not None:
             logger.info("run %s: %s", run.run_id, url, extra={"run_id": run.run_id})
+            if self._session.settings.progress:
+                tell(f"run {run.run_name or run.run_id}: {url}")
         return run
 
-    async def _begun(self) -> Run:
+    def _begun(self) -> Coroutine[Any, Any, Run]:
+        self._is_begun = True
+        return self._begin_outwardly()
+
+    async def _begin_outwardly(self) -> Run:
         try:
             return await self._begin()
         except AdpError as error:
@@ -76,6 +88,30 @@ class BegunRun:
         assert self._run is not None
         await self._run._leave(error)
 
+    def _called(self) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{self._called()} | {BEGIN}>"
+
+    def __del__(self) -> None:
+        if not self._is_begun:
+            message = f"{self._called()} was neither awaited nor entered: nothing was done"
+            warnings.warn(message, RuntimeWarning, stacklevel=2, source=self)
+
+    if not TYPE_CHECKING:  # for a type checker, none of these are there
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            hint = f"; {self._called()} is not a run yet: {BEGIN}" if hasattr(Run, name) else ""
+            raise AttributeError(f"{message}{hint}", name=name, obj=self)
+
+        def __enter__(self) -> NoReturn:
+            message = f"{self._called()} of an asynchronous session: use `async with`"
+            raise TypeError(message)
+
+        def __exit__(self, *error: object) -> None: ...
+
 
 class ResumedRun(BegunRun):
     """What ``session.attach_run(run_id, resume=True)`` returns."""
@@ -83,6 +119,10 @@ class ResumedRun(BegunRun):
     def __init__(self, run_id: str, session: Host, *, strict: bool) -> None:
         super().__init__(session, strict=strict)
         self._run_id = valid_run_id(run_id)
+        self._is_begun = False
+
+    def _called(self) -> str:
+        return f"attach_run({self._run_id!r}, resume=True)"
 
     async def _begin(self) -> Run:
         return self._handle(await self._session.runs.update(self._run_id, status="RUNNING"))
@@ -119,6 +159,11 @@ class StartedRun(BegunRun):
         except (TypeError, ValueError) as error:
             # It is the caller's mistake: where we found it doesn't matter.
             raise error.with_traceback(None)  # noqa: B904 - the same error
+        self._is_begun = False
+
+    def _called(self) -> str:
+        named = [each for each in (self._experiment, self._run_name) if each is not None]
+        return f"start_run({', '.join(map(shown, named))})"
 
     def _check_texts(self, params: Texts | None, tags: Texts | None, *, strict: bool) -> None:
         """A lenient run mends them as it logs them, once it is there."""

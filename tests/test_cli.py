@@ -280,6 +280,16 @@ def _exports(command: list[str]) -> list[str]:
     return exports
 
 
+def test_on_windows_the_lines_are_those_of_powershell(
+    bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quoted as it takes them; elsewhere they are a shell's."""
+    assert f"export AIDP_ENDPOINT={bare.endpoint}" in serving._exports(bare)
+    monkeypatch.setattr(serving, "sys", SimpleNamespace(platform="win32"))
+    assert f"$env:AIDP_ENDPOINT = '{bare.endpoint}'" in serving._exports(bare)
+    assert serving._assignment("A", "it's") == "$env:A = 'it''s'"
+
+
 def test_serve_has_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """The platform it shows refuses what is beyond it; Ctrl-C is a good end."""
     quotas = []

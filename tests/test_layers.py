@@ -23,6 +23,7 @@ LAYERS = {
     "_version": set(),
     "errors": set(),
     "_html": set(),
+    "_signatures": set(),
     "stats": {"_html"},
     "instrumentation": {"stats", "errors"},
     "entities": {"_html", "errors"},
@@ -57,7 +58,8 @@ LAYERS = {
     },
     "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
-        "starting", "run", "logger", "_sharing", "writer", "display", "_progress", "api", "_io",
+        "_signatures", "starting", "run", "logger", "_sharing", "writer", "display", "_progress",
+        "api", "_io",
         "settings", "auth", "_sansio", "entities", "stats", "errors",
     },
     "_shared_sessions": set(),
@@ -67,7 +69,8 @@ LAYERS = {
     },
     "_blocking_logger": {"logger", "errors"},
     "blocking": {
-        "_blocking_logger", "_blocking_runs", "_shared_sessions", "session", "starting", "run",
+        "_signatures", "_blocking_logger", "_blocking_runs", "_shared_sessions", "session",
+        "starting", "run",
         "logger", "_sharing", "writer", "api", "_io", "settings", "_sansio", "entities", "stats",
         "errors",
     },

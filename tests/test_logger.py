@@ -92,10 +92,10 @@ async def test_awaiting_a_receipt() -> None:
         run = attach(session)
         receipt = run.log_metric("loss", 0.5)
         assert (receipt.done, receipt.delivered) == (False, False)
-        assert repr(receipt) == "<Metric 'loss' waiting>"
+        assert repr(receipt) == "<Receipt for metric 'loss' | waiting>"
         await receipt
         assert (receipt.done, receipt.delivered) == (True, True)
-        assert repr(receipt) == "<Metric 'loss' delivered>"
+        assert repr(receipt) == "<Receipt for metric 'loss' | delivered>"
         assert len(session.received(run.run_id).metrics) == 1
         await receipt
         receipt.wait(0)  # its end is known, so nothing blocks

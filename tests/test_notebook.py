@@ -109,6 +109,7 @@ def test_the_cells_of_the_readme(
         assert output.errors == [], output.text
 
     facts = train.facts
+    assert begin.text == f"run by hand: {facts['link']}"
     assert re.fullmatch(r"digits \(id \d+\)", facts["experiment"])
     assert facts["name"] == "by hand"
     assert facts["status"] == "RUNNING"
@@ -263,7 +264,7 @@ def test_progress(light: Notebook, gateway: Gateway, tmp_path: Path) -> None:
     last = cell.output
     last.picture(tmp_path / "progress-end.png")
 
-    assert re.fullmatch(r"run by hand: [\d,]+ of 7,000 records delivered \|.* \d+ s", first.strip())
+    assert re.fullmatch(r"run by hand: [\d,]+ of 7,000 records delivered \| \d+ s.*", first.strip())
     assert bars == 2
     assert re.fullmatch(r"run by hand: 7,000 of 7,000 records delivered \| in \d+ s", last.text)
     assert last.count("svg rect") == 0

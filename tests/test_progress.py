@@ -41,23 +41,23 @@ ROOT = Path(__file__).parent.parent
         ),
         (
             Wait("run 7", total=9, held=61.0, error="Throttled: 429", elapsed=2),
-            "run 7: 0 of 9 records delivered | held for 61 s: too many requests | 2 s",
+            "run 7: 0 of 9 records delivered | 2 s | held for 61 s: too many requests",
         ),
         (
             Wait("run 7", total=9, error="ConnectionFailed: no\nconnection \x1b[31m", elapsed=2),
-            "run 7: 0 of 9 records delivered | ConnectionFailed: no connection [31m | 2 s",
+            "run 7: 0 of 9 records delivered | 2 s | ConnectionFailed: no connection [31m",
         ),
         (
             Wait("run 7", delivered=9, total=9, error="Throttled: 429", elapsed=2, limit=5),
-            "run 7: 9 of 9 records delivered | waiting for the service's answer | "
-            "2 s of at most 5 s",
+            "run 7: 9 of 9 records delivered | 2 s of at most 5 s | "
+            "waiting for the service's answer",
         ),
         (Wait("run 7", uploads=1, elapsed=2), "run 7: 1 artifact to upload | 2 s"),
         (
             Wait("run 7", delivered=1, total=1, uploads=1200, elapsed=2),
             "run 7: 1 of 1 record delivered | 1,200 artifacts to upload | 2 s",
         ),
-        (Wait("a\r\nb", elapsed=7200), "a b: waiting for the service's answer | 7,200 s"),
+        (Wait("a\r\nb", elapsed=7200), "a b: 7,200 s | waiting for the service's answer"),
     ],
 )
 def test_lines(wait: Wait, shown: str) -> None:
@@ -120,7 +120,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[tuple[str, str]]]:
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
             if re.search(r"\d+ of [\d,]+ records? delivered", text) and " s" in text:
-                lines.append((record.levelname, text))
+                lines.append((record.levelname, text.removeprefix("still waiting: ")))
 
     handler, root = Handler(), logging.getLogger("adp_async")
     level = root.level
@@ -150,7 +150,7 @@ async def test_a_flush_that_waits(said: list[tuple[str, str]]) -> None:
         await until(lambda: any(level == "WARNING" for level, _ in said))
         assert said[0][0] == "INFO"
         name = run.run_name or run.run_id
-        assert said[0][1].startswith(f"run {name}: 0 of 2 records delivered | ServiceFault: ")
+        assert said[0][1].startswith(f"run {name}: 0 of 2 records delivered | 0 s | ServiceFault: ")
         outage.left = 0
         await flush
         assert said[-1][0] == "INFO"
@@ -208,7 +208,7 @@ async def test_leaving_says_how_long_at_most(said: list[tuple[str, str]]) -> Non
         await starting.__aexit__(None, None, None)
     with pytest.raises(DeliveryError):
         await session.close()
-    assert [text for _, text in said if re.match(r"run sgd: 0 of 1 .* of at most 1 s$", text)]
+    assert [text for _, text in said if re.match(r"run sgd: 0 of 1 .* of at most 1 s ", text)]
 
 
 @pytest.mark.usefixtures("soon")
@@ -332,7 +332,7 @@ def test_a_terminal_has_a_bar() -> None:
     written = in_terminal(PROGRAM, TERM="xterm")
 
     assert "━" in written
-    assert re.search(r"run sgd: 0 of 2 records delivered \| Serv", written)
+    assert re.search(r"run sgd: 0 of 2 records delivered \| \d s \| Serv", written)
     # Erased: rich clears the line it was on.
     assert "\x1b[2K" in written.rpartition("records delivered")[2]
     assert written.rstrip().endswith("done")

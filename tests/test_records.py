@@ -105,8 +105,8 @@ def test_a_record_tells_what_became_of_it() -> None:
         refused.wait()
     assert (delivered.delivered, delivered.done) == (True, True)
     assert (refused.delivered, refused.done) == (False, True)
-    assert repr(delivered) == "<Metric 'loss' delivered>"
-    assert repr(refused) == "<Param 'lr' not delivered: DeliveryError>"
+    assert repr(delivered) == "<Receipt for metric 'loss' | delivered>"
+    assert repr(refused) == "<Receipt for param 'lr' | not delivered: DeliveryError>"
 
 
 async def test_a_record_can_be_awaited_after_its_end() -> None:

@@ -8,6 +8,7 @@ import platform
 import re
 import ssl
 import struct
+import threading
 from contextlib import asynccontextmanager, suppress
 from socket import SO_LINGER, SOL_SOCKET, socket
 
@@ -764,3 +765,23 @@ async def test_a_header_with_a_line_break_is_not_sent(transport):
         assert not raised.value.retriable
 
         assert server.exchanges == []
+
+
+@pytest.mark.parametrize("ending", ["closed", "aborted"])
+async def test_no_thread_outlives_the_pool(ending):
+    """The one that looks hosts up ends with it: a notebook opens many sessions."""
+
+    def resolvers() -> int:
+        return sum(each.name == "adp_async resolver" for each in threading.enumerate())
+
+    before = resolvers()
+    transport = AiohttpTransport()
+    await transport.open()
+    assert resolvers() == before + 1
+    if ending == "closed":
+        await transport.close()
+    else:
+        transport.abort()
+    async with asyncio.timeout(10):
+        while resolvers() > before:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.005)

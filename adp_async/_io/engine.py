@@ -24,6 +24,7 @@ from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
 from adp_async._io.log import logger
+from adp_async._io.notebook import warn_of_another
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
 from adp_async._io.tidying import ended
@@ -222,6 +223,7 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
+        warn_of_another(self)
         self._tell_opened()
 
     def _tell_opened(self) -> None:

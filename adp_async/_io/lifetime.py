@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Why(enum.Enum):
     """Why nothing is accepted."""
 
-    NOT_OPENED = "it is not open yet"
+    NOT_OPENED = "it is not open yet: enter it with `async with`, or `await session.open()`"
     CLOSED = "it is closed"
     CRASHED = "its sender crashed"
     FORKED = "it belongs to the parent process; open a session in this process"

@@ -14,7 +14,7 @@ from adp_async._sansio.outward import outward
 from adp_async.errors import AdpError, Closed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -138,6 +138,11 @@ class LoopThread:
         """End the loop and its thread.  From another thread than its own."""
         if self.call_soon(self._end):
             self._thread.join(LONGEST_JOIN)
+
+
+async def awaited(doing: Awaitable[T]) -> T:
+    """A coroutine that awaits *doing*, whatever kind of awaitable that is."""
+    return await doing
 
 
 async def _last_calls() -> None:

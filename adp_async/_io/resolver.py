@@ -45,9 +45,13 @@ class Resolver(AbstractResolver):
             for name, number in [_named(kind, address)]
         ]
 
-    async def close(self) -> None:
+    def stop(self) -> None:
         """End the thread; one that hangs is abandoned."""
         self._worker.stop()
+
+    async def close(self) -> None:
+        """The same, for aiohttp."""
+        self.stop()
 
 
 def _named(kind: int, address: tuple[Any, ...]) -> tuple[str, int]:

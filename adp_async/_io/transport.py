@@ -86,6 +86,7 @@ class AiohttpTransport:
         self._max_reply_bytes = max_reply_bytes
         self._ca_bundle = ca_bundle
         self._session: aiohttp.ClientSession | None = None
+        self._resolver: Resolver | None = None
         self._certificates: ssl.SSLContext | None = None
         self._is_loaded = False
         self._ways: dict[str, Way] = {}
@@ -130,17 +131,28 @@ class AiohttpTransport:
 
     def _connector(self) -> aiohttp.BaseConnector:
         certificates = self._certificates or True
-        return _Connector(limit=self._limit, ssl=certificates, resolver=Resolver())
+        # aiohttp does not close a resolver that it was given.
+        self._resolver = Resolver()
+        return _Connector(limit=self._limit, ssl=certificates, resolver=self._resolver)
+
+    def _stop_resolver(self) -> None:
+        resolver, self._resolver = self._resolver, None
+        if resolver is not None:
+            resolver.stop()
 
     async def close(self) -> None:
         """Close all connections.  Requests on their way end with an error."""
         session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        try:
+            if session is not None:
+                await session.close()
+        finally:
+            self._stop_resolver()
 
     def abort(self) -> None:
         """Drop the connections, whose event loop may be gone; the system closes them."""
         session, self._session = self._session, None
+        self._stop_resolver()
         connector = None if session is None else session.connector
         if session is not None and connector is not None:
             session.detach()

@@ -99,7 +99,8 @@ class Record(msgspec.Struct, gc=False, omit_defaults=True, eq=False):
         verdict = self._verdict()
         state = "waiting" if verdict is None else repr(verdict).strip("<>")
         key: str = self.key  # type: ignore[attr-defined]
-        return f"<{type(self).__name__} {key!r} {state}>"
+        kind = {Metric: "metric", Param: "param", RunTag: "tag"}.get(type(self), "record")
+        return f"<Receipt for {kind} {key!r} | {state}>"
 
 
 class Metric(Record, gc=False, omit_defaults=True, eq=False):

@@ -42,26 +42,29 @@ class Wait:
 
 
 def line(wait: Wait) -> str:
-    """One line, without control characters.
+    """One line, without control characters; what a narrow terminal cuts off comes last.
 
     >>> line(Wait("run sgd", delivered=1240, total=20000, elapsed=12.3, held=3.2))
-    'run sgd: 1,240 of 20,000 records delivered | held for 3 s: too many requests | 12 s'
+    'run sgd: 1,240 of 20,000 records delivered | 12 s | held for 3 s: too many requests'
     >>> line(Wait("the session", total=1, elapsed=4.0, limit=25.0, error="no connection"))
-    'the session: 0 of 1 record delivered | no connection | 4 s of at most 25 s'
+    'the session: 0 of 1 record delivered | 4 s of at most 25 s | no connection'
     """
     parts = [_records(wait)]
     if wait.lost:
         parts.append(f"{wait.lost:,} refused or dropped")
     if wait.uploads:
         parts.append(f"{_many(wait.uploads, 'artifact')} to upload")
-    if wait.held >= 0.5 and not wait.is_settled:
-        parts.append(f"held for {wait.held:,.0f} s: too many requests")
-    elif wait.error is not None and not wait.is_settled:
-        parts.append(printable(wait.error, LONGEST_ERROR))
-    if wait.is_settled and not wait.uploads:
-        parts.append("waiting for the service's answer")
-    parts.append(_time(wait))
+    parts += [_time(wait), _trouble(wait)]
     return f"{_name(wait)}: {' | '.join(part for part in parts if part)}"
+
+
+def _trouble(wait: Wait) -> str:
+    """What is waited for."""
+    if wait.is_settled:
+        return "" if wait.uploads else "waiting for the service's answer"
+    if wait.held >= 0.5:
+        return f"held for {wait.held:,.0f} s: too many requests"
+    return "" if wait.error is None else printable(wait.error, LONGEST_ERROR)
 
 
 def end_line(wait: Wait) -> str:

@@ -12,6 +12,7 @@ from typing import (
     Any,
     Final,
     Generic,
+    NoReturn,
     Protocol,
     Self,
     TypeAlias,
@@ -42,6 +43,8 @@ Item = TypeVar("Item")
 ItemOut = TypeVar("ItemOut", covariant=True)
 PageType = TypeVar("PageType", bound="Page[object]")
 
+#: How a listing is read.
+READING: Final = "`await listing.to_list()`, or `async for item in listing`"
 #: Items of a page that is asked for when only some are wanted.
 PAGE: Final = 1000
 
@@ -129,8 +132,7 @@ class Listing(Generic[Item, PageType]):
         return f"<Listing of {self._operation} | async for item in it>"
 
     def _repr_html_(self) -> str:
-        reading = "await listing.to_list(), or: async for item in listing"
-        return _shown(self._operation, reading, self._start)
+        return _shown(self._operation, READING, self._start)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         token, more, left = self._start, self._most != 0, self._most
@@ -140,6 +142,16 @@ class Listing(Generic[Item, PageType]):
                 yield item  # type: ignore[misc]
             more, token = _next(token, page.next_page_token)
             left, more = _less(left, page, more=more)
+
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __iter__(self) -> NoReturn:
+            message = f"a listing is asynchronous: {READING}"
+            raise TypeError(message)
+
+        def __await__(self) -> NoReturn:
+            message = f"a listing is not awaited itself: {READING}"
+            raise TypeError(message)
 
     async def to_list(self) -> list[Item]:
         """All of it as a list, which a notebook shows as a table."""
@@ -194,7 +206,7 @@ class BlockingListing(Generic[Item, PageType]):
         return f"<Listing of {self._listing._operation} | for item in it>"
 
     def _repr_html_(self) -> str:
-        reading = "listing.to_list(), or: for item in listing"
+        reading = "`listing.to_list()`, or `for item in listing`"
         return _shown(self._listing._operation, reading, self._listing._start)
 
     def __iter__(self) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -115,7 +116,7 @@ def _facts(platform: LocalPlatform) -> dict[str, str]:
 
 
 def python_lines(platform: LocalPlatform) -> list[str]:
-    """Three lines that log a metric, wherever they are pasted."""
+    """Lines that log a metric, wherever they are pasted, and how a notebook begins."""
     given = {
         "platform_id": repr(platform.platform_id),
         "workspace": repr(platform.workspace),
@@ -131,6 +132,7 @@ def python_lines(platform: LocalPlatform) -> list[str]:
         "import adp_async",
         f"platform = dict({arguments})",
         "with adp_async.blocking.start_run('first', **platform) as run: run.log_metric('loss', .5)",
+        "# in a notebook: session = await adp_async.Session(**platform).open()",
     ]
 
 
@@ -159,7 +161,15 @@ def environment(platform: LocalPlatform) -> dict[str, str]:
 
 
 def _exports(platform: LocalPlatform) -> list[str]:
-    return [f"export {name}={shlex.quote(text)}" for name, text in environment(platform).items()]
+    """The lines that set them: of a shell, on Windows of PowerShell."""
+    return [_assignment(name, text) for name, text in environment(platform).items()]
+
+
+def _assignment(name: str, text: str) -> str:
+    if sys.platform == "win32":
+        quoted = text.replace("'", "''")
+        return f"$env:{name} = '{quoted}'"
+    return f"export {name}={shlex.quote(text)}"
 
 
 def _page_url(platform: LocalPlatform) -> str:

@@ -1,7 +1,7 @@
 """Runs and what is logged into them: metrics, params, tags, datasets, models, artifacts."""
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from attrs import field, frozen
 
@@ -143,6 +143,17 @@ class Run(Entity):
     def _row(self) -> dict[str, object]:
         """Facts by their own names, then ``metrics.loss``, ``params.lr`` and ``tags.team``."""
         return {**self.info._row(), **self.data._row()}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name.startswith(("log_", "set_tag")) or name in ("flush", "finish"):
+                message += (
+                    ": this is what the service knows of a run; to log into it, take "
+                    f"session.attach_run({self.info.run_id!r})"
+                )
+            raise AttributeError(message, name=name, obj=self)
 
 
 @frozen

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["Background"]
 
 
 class Background:
-    """Keeps *platform* entered, in an event loop and thread of its own, until `stop`."""
+    """Keeps what *begin* starts, in an event loop and thread of its own; `stop` has it end."""
 
-    def __init__(self, platform: AbstractAsyncContextManager[Any]) -> None:
+    def __init__(
+        self, begin: Callable[[], Awaitable[object]], end: Callable[[], Awaitable[None]]
+    ) -> None:
         self._started: Future[None] = Future()
-        self._platform = platform
+        self._begin = begin
+        self._end = end
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._keep())
         self._thread = threading.Thread(target=self._run, name="local platform", daemon=True)
@@ -42,9 +45,12 @@ class Background:
 
     async def _keep(self) -> None:
         try:
-            async with self._platform:
+            await self._begin()
+            try:
                 self._started.set_result(None)
                 await asyncio.get_running_loop().create_future()  # until `stop` cancels it
+            finally:
+                await self._end()
         except BaseException as error:
             if self._started.done():
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import tempfile
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from attrs import define, field
 
+from adp_async._io.notebook import is_notebook
 from adp_async.local.background import Background
 from adp_async.local.certificates import Certificates
 from adp_async.local.gateway import Gateway
@@ -144,6 +146,9 @@ class LocalPlatform:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
+        if is_notebook():
+            # A cell that waits without `await` would keep the kernel's loop from answering it.
+            return await asyncio.to_thread(self.__enter__)
         return await self.start()
 
     async def __aexit__(
@@ -152,12 +157,15 @@ class LocalPlatform:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        if self._background is not None:
+            await asyncio.to_thread(self.__exit__, None, None, None)
+        else:
+            await self.close()
 
     def __enter__(self) -> Self:
         if self._background is not None:
             raise RuntimeError("the local platform is already started")
-        background = Background(self)
+        background = Background(self.start, self.close)
         background.start()
         self._background = background
         return self
