@@ -252,12 +252,12 @@ class Lane:
         else:
             self.queue.put(records, now, with_text=with_text)
 
-    def encode(self, records: list[AnyRecord]) -> bytes:
+    def encode(self, records: list[AnyRecord], *, with_text: bool) -> bytes:
         """The body of a request with *records*, which are in this lane."""
         try:
             for record in records:
                 record.place = None
-            return encode_records(self.run_id, records)
+            return encode_records(self.run_id, records, with_text=with_text)
         finally:
             for record in records:
                 record.place = self

@@ -105,7 +105,8 @@ def restore(
         # Parts of a batch that was taken apart share its span.
         span.last = max(span.last, ranges[-1][1])
         span.open += len(records)
-        body, is_barrier = lane.encode(records), has_text(records)
+        is_barrier = has_text(records)
+        body = lane.encode(records, with_text=is_barrier)
         batch = RecordBatch(lane, records, body, token, span, is_barrier, list(ranges))
         lane.sealed.append((batch, 0.0))
         accumulator.count_waiting(records, with_text=is_barrier)
