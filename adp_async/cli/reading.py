@@ -56,8 +56,8 @@ Points = dict[str, list[tuple[float, float]]]
 @asynccontextmanager
 async def _session(given: CommandLine) -> AsyncIterator[Session]:
     """A session that only reads."""
-    known: dict[str, Any] = {**given.arguments(), "auth": given.authentication()}
     retry = RetryPolicy(max_attempts=ATTEMPTS)
+    known = given.session_arguments()
     async with Session(**known, spool=False, recover=False, retry=retry) as session:
         session.settings.required_workspace()
         yield session
