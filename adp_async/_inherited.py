@@ -44,15 +44,25 @@ _heirs: Final = SharedSessions(_heir_of)
 
 def attach_anew(run: Any) -> None:
     """Have *run*, which was opened before this process was forked, log by a session of its own."""
+    run_id: str | None = run.run_id
+    if run_id is None:
+        message = "the run has no id yet: in a forked process it can be used once it is created"
+        raise Closed(message)
+    with _heirs.lock:
+        if run._is_inherited:
+            _attach(run, run_id)
+
+
+def _attach(run: Any, run_id: str) -> None:
     try:
         session = _session_here(run)
     except AdpError as error:
-        message = f"run {run.run_id}: this forked process has no session for it: {error}"
+        message = f"run {run_id}: this forked process has no session for it: {error}"
         raise Closed(message) from error
     inner = run if isinstance(run, AsyncRun) else run._inner
-    _adopt(inner, session.session, session)
+    _adopt(inner, run_id, session.session, session)
     if inner is not run:
-        _adopt(run, session, session)
+        _adopt(run, run_id, session, session)
 
 
 def _session_here(run: AsyncRun | blocking.Run) -> blocking.Session:
@@ -61,6 +71,8 @@ def _session_here(run: AsyncRun | blocking.Run) -> blocking.Session:
     return handle.session() if handle is not None else _heirs.of(run._shared_engine())
 
 
-def _adopt(handle: Any, host: Any, session: blocking.Session) -> None:
-    handle._log_into(session.session._intake)
-    handle._host, handle._is_parents, handle._owns_session = host, True, False
+def _adopt(handle: Any, run_id: str, host: Any, session: blocking.Session) -> None:
+    handle._run_id, handle._host, handle._owns_session = run_id, host, False
+    handle._is_parents = True
+    # The last: until then it is inherited for other threads, which wait here.
+    handle._intake = session.session._intake

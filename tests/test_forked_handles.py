@@ -170,6 +170,7 @@ async def test_other_handles(bare_platform: LocalPlatform, tmp_path: Path) -> No
 
 MANY = """
     def logs_in_threads(run):
+        sys.setswitchinterval(1e-6)
         begin = threading.Barrier(8)
 
         def work(number):
