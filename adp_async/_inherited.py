@@ -44,22 +44,19 @@ _heirs: Final = SharedSessions(_heir_of)
 
 def attach_anew(run: Any) -> None:
     """Have *run*, which was opened before this process was forked, log by a session of its own."""
-    run_id: str | None = run.run_id
-    if run_id is None:
-        message = "the run has no id yet: in a forked process it can be used once it is created"
-        raise Closed(message)
+    inner = run if isinstance(run, AsyncRun) else run._inner
+    run_id = inner._needs_id("a run in a forked process")
     with _heirs.lock:
         if run._is_inherited:
-            _attach(run, run_id)
+            _attach(run, inner, run_id)
 
 
-def _attach(run: Any, run_id: str) -> None:
+def _attach(run: AsyncRun | blocking.Run, inner: AsyncRun, run_id: str) -> None:
     try:
         session = _session_here(run)
     except AdpError as error:
         message = f"run {run_id}: this forked process has no session for it: {error}"
         raise Closed(message) from error
-    inner = run if isinstance(run, AsyncRun) else run._inner
     _adopt(inner, run_id, session.session, session)
     if inner is not run:
         _adopt(run, run_id, session, session)
@@ -72,6 +69,7 @@ def _session_here(run: AsyncRun | blocking.Run) -> blocking.Session:
 
 
 def _adopt(handle: Any, run_id: str, host: Any, session: blocking.Session) -> None:
+    # One that started offline has another name in its parent.
     handle._run_id, handle._host, handle._owns_session = run_id, host, False
     handle._is_parents = True
     # The last: until then it is inherited for other threads, which wait here.

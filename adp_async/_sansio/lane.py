@@ -81,6 +81,8 @@ class Lane:
         "held",
         "in_flight",
         "is_alarmed",
+        "is_created",
+        "key",
         "last_refused",
         "left_at",
         "next_seq",
@@ -103,7 +105,12 @@ class Lane:
     )
 
     def __init__(self, run_id: str, waits: Waits | None, first_seq: int = 0) -> None:
+        #: What the run is called here, and on disk.  It never changes.
+        self.key = run_id
+        #: What the service calls it: the same, but for a run that started offline.
         self.run_id = run_id
+        #: Whether the service has it; nothing leaves before.
+        self.is_created = True
         #: How receipts of this lane are waited for; None when nobody has a receipt.
         self.waits = waits
         self.queue = RecordQueue(first_seq)
@@ -223,6 +230,16 @@ class Lane:
         """Records that are not settled, in flight or not."""
         sealed = sum(span.open for span in self.spans)
         return len(self.queue) + len(self.tail) + self.spooled + sealed
+
+    # A run that starts offline
+
+    def hold(self) -> None:
+        """The service does not have the run yet: nothing leaves."""
+        self.is_created = False
+
+    def name(self, run_id: str) -> None:
+        """The service has the run, and calls it *run_id*."""
+        self.run_id, self.is_created = run_id, True
 
     # The queue
 
