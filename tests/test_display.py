@@ -132,6 +132,24 @@ async def test_a_session() -> None:
     assert cells(session._repr_html_())["session"] == "closed"
 
 
+async def test_a_logger() -> None:
+    """It shows what its session does, and its repr says what holds records."""
+    async with FakeSession(linger=0.0, close_timeout=0.2, spool=False) as session:
+        assert cells(session.logger._repr_html_())["workspace"] == "fake"
+        outage = session.answer("log_experiment_run_batch", status=503)
+        run = await session.start_run()
+        run.log_metric("loss", 0.5)
+        async with asyncio.timeout(10):
+            while session.health().status == "ok":  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+        assert repr(session.logger).endswith(" | held back by ServiceFault>")
+        shown = cells(session.logger._repr_html_())
+        assert shown["last error"].startswith("ServiceFault: ")
+        outage.left = 0
+        await run.flush()
+        assert "held back" not in repr(session.logger)
+
+
 def test_the_blocking_face() -> None:
     """A blocking session and its runs show themselves as the asynchronous ones do."""
     with FakeBlockingSession(page_url="http://h/{run_id}") as session:

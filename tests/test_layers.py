@@ -49,7 +49,9 @@ LAYERS = {
     },
     "writer": {"_io", "_sansio", "errors"},
     "_sharing": {"_io"},
-    "logger": {"writer", "_progress", "_io", "_sansio", "entities", "stats", "errors"},
+    "logger": {
+        "writer", "display", "_progress", "_io", "_sansio", "entities", "stats", "errors",
+    },
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "run": {
