@@ -30,6 +30,24 @@ _SOCKET: Final = "unix:"
 _LOCALHOST: Final = "http://localhost"
 
 
+class Carrier:
+    """Carries requests of workers to a collector, where that is not done by a socket.
+
+    It is part of the handle: picklable and, so that a process has one session, comparable and
+    hashable.
+    """
+
+    async def carry(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Have `Shared.answer` called with these arguments, and return what it returns.
+
+        Whatever it raises means that no answer came: the request is sent again, under the same
+        token.
+        """
+        raise NotImplementedError
+
+
 @frozen
 class Hop:
     """The way to one shared run, or to a shared session.
@@ -44,8 +62,8 @@ class Hop:
     run_id: str | None
     fingerprint: str = ""
     token: str = field(default="", repr=False)
-    #: How requests get there, when it is not by a socket: an object with ``transport(headers)``.
-    carrier: Any = None
+    #: How requests get there, when it is not by a socket.
+    carrier: Carrier | None = None
 
     @property
     def socket(self) -> str:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import os
 
     from adp_async._io.engine import Engine
-    from adp_async.collector import Handle, Shared
+    from adp_async.collector import Carrier, Handle, Shared
 
 
 class SharesSession:
@@ -18,7 +18,12 @@ class SharesSession:
         raise NotImplementedError
 
     def shared(
-        self, listen: str | os.PathLike[str] | None = None, *, advertise: str | None = None
+        self,
+        listen: str | os.PathLike[str] | None = None,
+        *,
+        advertise: str | None = None,
+        carrier: Carrier | None = None,
+        token: str | None = None,
     ) -> Shared:
         """Have other processes use this session: ``with session.shared() as handle``.
 
@@ -28,7 +33,7 @@ class SharesSession:
         """
         from adp_async.collector import Shared
 
-        return Shared(self._shared_engine(), None, listen, advertise)
+        return Shared(self._shared_engine(), None, listen, advertise, carrier, token)
 
 
 class SharesRun:
@@ -40,7 +45,12 @@ class SharesRun:
         raise NotImplementedError
 
     def shared(
-        self, listen: str | os.PathLike[str] | None = None, *, advertise: str | None = None
+        self,
+        listen: str | os.PathLike[str] | None = None,
+        *,
+        advertise: str | None = None,
+        carrier: Carrier | None = None,
+        token: str | None = None,
     ) -> Shared:
         """Have other processes log into this run: ``with run.shared() as handle``.
 
@@ -49,16 +59,19 @@ class SharesRun:
         journals it and delivers it together with its own.  Within the block, a pickled run is that
         as well.
 
-        *listen*: by default a Unix socket, for processes of this machine.  For those of others a
+        *listen*: by default a Unix socket, for processes of this machine (on Windows its own
+        address).  For those of others a
         host, such as ``"0.0.0.0"``, with or without a port; then it is TLS, with a certificate
         made for this block and known by its fingerprint.  *advertise*: the host, with or without a
-        port, by which others reach it; by default the address of this machine.
+        port, by which others reach it; by default the address of this machine.  *carrier*: carries
+        requests in place of a socket.  *token*: what the handle authenticates with, for a collector
+        that goes on where one before it ended; by default a new one.
 
         Raises `ConfigurationError` where it cannot listen, and `Closed`.
         """
         from adp_async.collector import Shared
 
-        return Shared(self._shared_engine(), self._run_id, listen, advertise)
+        return Shared(self._shared_engine(), self._run_id, listen, advertise, carrier, token)
 
     def _attach_anew(self) -> None:
         """In a forked child: log by a session of this process from now on."""

@@ -122,7 +122,8 @@ class Session(SharesSession):
     def spool_folder(self) -> Path:
         """Where spools are: what ``spool=`` names, or the user's state folder.
 
-        Raises an `AdpError` when that user has no home.
+        Once the session is open it is the folder in use, which is another where that one cannot be
+        written.  Raises an `AdpError` when there is none.
         """
         return self._engine.spools.path
 

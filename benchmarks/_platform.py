@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from adp_async.local import Gateway, LocalPlatform, Quota
@@ -21,13 +23,21 @@ if TYPE_CHECKING:
 
 
 class Counter:
-    """A backend that takes every batch and keeps only how many records came."""
+    """A backend that takes every batch and keeps only how many records came.
+
+    When asked for, also how long ago the moments were that are their values.
+    """
 
     def __init__(self) -> None:
         self.records = 0
+        self.latencies: list[float] | None = None
 
     async def answer(self, route: Route, received: Received) -> Answer:
         self.records += received.body.count(b'"key":')
+        if self.latencies is not None:
+            now = time.monotonic()
+            moments = re.findall(rb'"value":([0-9.e+]+)', received.body)
+            self.latencies += [now - float(moment) for moment in moments]
         return EMPTY
 
     async def close(self) -> None:
@@ -84,7 +94,11 @@ def _quota(question: dict[str, Any]) -> Quota | None:
     return Quota(question["rate"], question["burst"], question["retry_after"])
 
 
-def _answer(gateway: Gateway, question: dict[str, Any]) -> dict[str, int]:
+def _answer(gateway: Gateway, question: dict[str, Any]) -> dict[str, Any]:
+    if "latencies" in question:
+        assert isinstance(gateway.backend, Counter)
+        found, gateway.backend.latencies = gateway.backend.latencies, []
+        return {"latencies": found or []}
     if "rate" in question:
         gateway.quota = _quota(question)
     if question.get("reset"):

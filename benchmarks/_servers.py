@@ -259,6 +259,14 @@ class Platform:
         counts: dict[str, int] = self._ask({"gateway": gateway})
         return counts
 
+    def latencies(self, gateway: int) -> list[float]:
+        """Seconds from the moments that are the records' values until they came, since last asked.
+
+        The first call begins it.
+        """
+        found: list[float] = self._ask({"gateway": gateway, "latencies": True})["latencies"]
+        return found
+
     def _ask(self, question: dict[str, Any]) -> Any:
         return ask(self._process, question)
 

@@ -15,7 +15,7 @@ from attrs import define
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from adp_async.local import Gateway, LocalPlatform
 
@@ -80,14 +80,22 @@ def not_outlived_by(
 
 
 async def start(
-    platform: LocalPlatform, folder: Path, script: str, *arguments: object, **knobs: object
+    platform: LocalPlatform,
+    folder: Path,
+    script: str,
+    *arguments: object,
+    environ: Mapping[str, str] | None = None,
+    **knobs: object,
 ) -> Child:
-    """Run *script*, whose sessions need no argument; *knobs* are theirs."""
+    """Run *script*, whose sessions need no argument; *knobs* are theirs.
+
+    *environ* is added to its environment.
+    """
     file = folder / "script.py"
     file.write_text(textwrap.dedent(script))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-X", "faulthandler", str(file), *map(str, arguments)),
-        env=environment(platform, **knobs),
+        env={**environment(platform, **knobs), **(environ or {})},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,

@@ -280,6 +280,16 @@ def _exports(command: list[str]) -> list[str]:
     return exports
 
 
+def test_on_windows_the_lines_are_those_of_powershell(
+    bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quoted as it takes them; elsewhere they are a shell's."""
+    assert f"export AIDP_ENDPOINT={bare.endpoint}" in serving._exports(bare)
+    monkeypatch.setattr(serving, "sys", SimpleNamespace(platform="win32"))
+    assert f"$env:AIDP_ENDPOINT = '{bare.endpoint}'" in serving._exports(bare)
+    assert serving._assignment("A", "it's") == "$env:A = 'it''s'"
+
+
 def test_serve_has_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     """The platform it shows refuses what is beyond it; Ctrl-C is a good end."""
     quotas = []
@@ -541,10 +551,13 @@ def test_doctor_looks_at_the_spool(
 
 
 def test_doctor_says_that_there_is_no_home(
-    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
+    at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A user of whom the system knows nothing but a number: records are in memory only."""
+    """A user of whom the system knows nothing but a number: the journal is a temporary file."""
     import pwd
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def unknown(uid: int) -> Any:
         raise KeyError(uid)

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import stat
 import sys
+import tempfile
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -353,8 +354,8 @@ def test_what_a_spool_says_is_clean(
     assert "run [31mRED" in shown[0].stdout
 
 
-def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no usual folder: one line reports it, and how to name one."""
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The usual folders are those for temporary files."""
     import pwd
 
     def unknown(uid: int) -> Any:
@@ -363,6 +364,16 @@ def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     for name in ("HOME", "XDG_STATE_HOME", "ADP_ASYNC_SPOOL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for arguments in ([], ["--list"]):
+        assert sync(*arguments).stdout.startswith(f"no spools in {tmp_path}/adp_async-spool")
+
+
+def test_without_any_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line reports it, and how to name one."""
+    for name in ("HOME", "XDG_STATE_HOME", "ADP_ASYNC_SPOOL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr("adp_async._io.spool_places._shared_folders", list)
     for arguments in ([], ["--list"]):
         result = sync(*arguments)
         assert (result.exit_code, result.stderr.count("\n")) == (1, 1)

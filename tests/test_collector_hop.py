@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import pickle
 import re
@@ -10,7 +11,7 @@ import stat
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import pytest
@@ -19,6 +20,8 @@ from children import points
 
 import adp_async
 from adp_async import DeliveryError, blocking
+from adp_async.collector import Carrier
+from adp_async.collector import session as sessions
 from adp_async.collector.ranks import find_rank
 from adp_async.errors import (
     AdpError,
@@ -410,6 +413,63 @@ def test_plain_http_to_a_tls_collector(fake: FakeBlockingSession) -> None:
         assert shared._collector.handler.by_status == {}
 
 
+# ------------------------------------------------------------------ carriers of one's own
+
+
+@attrs.frozen
+class ByHand(Carrier):
+    """Carries requests within this process, to what is shared under *name*."""
+
+    name: str
+    desks: ClassVar[dict[str, Any]] = {}
+
+    async def carry(self, *request: Any) -> Any:
+        answer = self.desks[self.name]
+        if isinstance(answer, list):
+            failure = answer.pop(0)
+            if not answer:
+                self.desks[self.name] = self.desks[f"{self.name} mended"]
+            raise failure
+        return await answer(*request)
+
+
+def test_a_carrier_in_place_of_a_socket(fake: FakeBlockingSession) -> None:
+    """Requests are carried as they are; what it raises means that no answer came."""
+    run = fake.attach_run(fake.session.add_run())
+    shared = run.shared(carrier=ByHand("desk"))
+    ByHand.desks["desk"] = [ValueError("secret"), ConnectionFailed("gone")]
+    ByHand.desks["desk mended"] = shared.answer
+    with shared as handle:
+        assert pickle.loads(pickle.dumps(handle)) == handle
+        worker = handle.attach()
+        worker.log_metric("loss", 0.5)
+        worker.flush(timeout=10, delivered=True)
+        with pytest.raises(NotAuthenticated):
+            attrs.evolve(handle, token="guess").attach().__enter__()
+    assert steps(fake, run.run_id) == {"loss": [0]}
+    with pytest.raises(Closed):
+        asyncio.run(shared.answer("POST", "/", {}, b""))
+
+
+def test_a_carrier_that_is_slow(fake: FakeBlockingSession) -> None:
+    """It is given up after the time of an attempt, and asked again."""
+    run = fake.attach_run(fake.session.add_run())
+    shared = run.shared(carrier=ByHand("slow"))
+
+    async def slow(*request: Any) -> Any:
+        ByHand.desks["slow"] = shared.answer
+        await asyncio.sleep(30)
+
+    ByHand.desks["slow"] = slow
+    with pytest.MonkeyPatch.context() as patch, shared as handle:
+        patch.setitem(sessions.DEFAULTS, "timeout", 0.2)  # type: ignore[misc]
+        worker = handle.attach()
+        worker.log_metric("loss", 0.5)
+        worker.flush(timeout=10)
+    run.flush()
+    assert steps(fake, run.run_id) == {"loss": [0]}
+
+
 # ------------------------------------------------------------------ mistakes
 
 
@@ -462,7 +522,7 @@ def test_a_session_that_closes_under_it(listen: str | None) -> None:
     session = FakeBlockingSession().open()
     run = session.attach_run(session.session.add_run())
     shared = run.shared(listen)
-    handle = shared.__enter__()
+    handle = shared.open()
     session.close()
     with pytest.raises(Closed):
         run.shared().__enter__()
@@ -471,7 +531,7 @@ def test_a_session_that_closes_under_it(listen: str | None) -> None:
     with pytest.raises(TimeoutError):
         worker.flush(timeout=0.2)
     worker.discard()
-    shared.__exit__(None, None, None)
+    shared.close()
 
 
 def test_outside_of_its_block() -> None:

@@ -10,8 +10,12 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import time
+import urllib.request
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +23,10 @@ import attrs
 import mlflow
 import pytest
 import typer
+import yaml
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -70,13 +76,41 @@ def has_processes(code: Any) -> bool:
     return "import multiprocessing" in code.values[0]
 
 
+#: What a block imports, or names, that logs through an engine; and the module that it takes.
+ENGINES = {
+    "from pyspark": "pyspark",
+    "import ray": "ray",
+    "import torch.distributed": "torch",
+    "from distributed": "distributed",
+    "# served.py": "gunicorn",
+}
+
+
+def engine_of(code: Any) -> str:
+    """The engine that a block logs through, if it does."""
+    text = code if isinstance(code, str) else code.values[0]
+    found = [name for begin, name in ENGINES.items() if re.search(f"^{begin}", text, re.MULTILINE)]
+    return found[0] if found else ""
+
+
 def has_fixtures(code: Any) -> bool:
     """Whether it is a file for pytest, with fixtures of ours."""
     return re.search(r"^(async )?def test_\w+\(adp_", code.values[0], re.MULTILINE) is not None
 
 
-def is_plain(code: Any) -> bool:
-    return not (framework_of(code) or has_processes(code) or has_fixtures(code))
+def kind_of(code: Any) -> str:
+    """Which of the tests below runs a block."""
+    if engine_of(code):
+        return "engine"
+    if has_processes(code):
+        return "processes"
+    if has_fixtures(code):
+        return "tests"
+    return "framework" if framework_of(code) else "plain"
+
+
+def python_blocks(kind: str) -> list[Any]:
+    return [each for each in blocks("python") if kind_of(each) == kind]
 
 
 def between(name: str) -> str:
@@ -118,20 +152,22 @@ def forget_hooks() -> None:
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", [each for each in blocks("python") if is_plain(each)])
+@pytest.mark.parametrize("code", python_blocks("plain"))
 def test_the_code_runs(code: str) -> None:
     """Every Python block runs as it stands, by itself; its tests pass, its application answers."""
     names = run_code(code)
     for name, value in names.items():
         if name.startswith("test_"):
             asyncio.run(value())
-    if "app" in names:
+    if isinstance(names.get("app"), FastAPI):
+        use_fastapi(names["app"])
+    elif "app" in names:
         asyncio.run(use_web_application(names["app"]))
 
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", [each for each in blocks("python") if has_processes(each)])
+@pytest.mark.parametrize("code", python_blocks("processes"))
 def test_the_processes_run(code: str, tmp_path: Path) -> None:
     """Blocks that start processes are scripts: those import them by their file."""
     path = tmp_path / "script.py"
@@ -145,7 +181,7 @@ def test_the_processes_run(code: str, tmp_path: Path) -> None:
 
 @pytest.mark.mlflow
 @pytest.mark.usefixtures("local_environment")
-@pytest.mark.parametrize("code", [each for each in blocks("python") if framework_of(each)])
+@pytest.mark.parametrize("code", python_blocks("framework"))
 def test_the_training_runs(code: str, tmp_path: Path) -> None:
     """So does every block that trains with a framework, in a process of its own."""
     framework = framework_of(code)
@@ -160,7 +196,59 @@ def test_the_training_runs(code: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.mlflow
-@pytest.mark.parametrize("code", [each for each in blocks("python") if has_fixtures(each)])
+@pytest.mark.usefixtures("local_environment")
+@pytest.mark.parametrize("code", python_blocks("engine"))
+def test_the_engines_run(code: str, gateway: Gateway, tmp_path: Path) -> None:
+    """So does every block that logs through an engine, as its users start it; points arrive."""
+    engine = engine_of(code)
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"needs {engine}: pip install 'adp-async[test-cluster]'")
+    if engine == "pyspark" and shutil.which("java") is None:
+        pytest.skip("needs a Java runtime")
+    (tmp_path / "served.py").write_text(code)
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
+        "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0",
+    }  # fmt: skip
+    command = [sys.executable, *STARTED.get(engine, ["served.py"])]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE)
+    try:
+        if engine == "gunicorn":
+            ask_gunicorn()
+            process.terminate()
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors.decode()[-5000:]
+    assert gateway.by_operation["log_experiment_run_batch"] > 0
+    assert gateway.by_operation["update_experiment_run"] > 0, "the run was ended"
+
+
+#: How a block is started, other than as a script.
+PORT = 8479
+STARTED = {
+    "torch": [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "served.py",
+    ],
+    "gunicorn": ["-m", "gunicorn", "--preload", "-b", f"127.0.0.1:{PORT}", "served:app"],
+}  # fmt: skip
+
+
+def ask_gunicorn() -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/", timeout=20) as answer:
+                assert answer.read() == b"logged"
+                return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.mark.mlflow
+@pytest.mark.parametrize("code", python_blocks("tests"))
 def test_the_tests_pass(code: str, tmp_path: Path) -> None:
     """So does a block for pytest, in a run of its own, with the plugin."""
     (tmp_path / "test_it.py").write_text(code)
@@ -185,6 +273,27 @@ def run_code(code: str) -> dict[str, Any]:
     else:
         exec(compiled, names)
     return names
+
+
+def use_fastapi(application: FastAPI) -> None:
+    """Its route logs, its handler answers 422 for a client's bad key, and it tells its health."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of httpx, which newer ones of Starlette replace
+        from fastapi.testclient import TestClient
+    with adp_async.blocking.Session() as session:
+        run = session.start_run("web")
+        with TestClient(application) as client:
+            answer = client.post(f"/runs/{run.run_id}/scores", json={"score": 0.5})
+            assert (answer.status_code, set(answer.json())) == (200, {"waiting"})
+            answer = client.post(f"/runs/{run.run_id}/scores", json={"sc\nore": 0.5})
+            assert answer.status_code == 422
+            assert f"metric 'sc\\nore' of run {run.run_id}" in answer.json()["detail"]
+            health = client.get("/health").json()
+            assert health["tracking"] == "ok"
+            assert set(health) == {"tracking", "since", "waiting"}
+        points = [point.value for point in session.runs.metric_history(run.run_id, "score")]
+        run.finish()
+    assert points == [0.5]
 
 
 async def use_web_application(application: Any) -> None:
@@ -377,3 +486,18 @@ def test_the_prometheus_recipe() -> None:
     alarms = set(re.findall(r"`(adp_async_\w+?)(?:_total)?[`{]", README))
     assert alarms
     assert alarms <= families
+
+
+def test_the_grace_of_a_container() -> None:
+    """Finishing requests and closing the session fit together into the pod's grace."""
+    (manifest,) = [each.values[0] for each in blocks("yaml")]
+    spec = yaml.safe_load(manifest)["spec"]
+    (container,) = spec["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    requests = float(container["command"][-1])
+    closing = float(environment["ADP_ASYNC_CLOSE_TIMEOUT"])
+
+    assert requests + closing < spec["terminationGracePeriodSeconds"]
+    assert set(environment) <= {variable(knob) for knob in attrs.fields(Settings)}
+    (mount,) = container["volumeMounts"]
+    assert environment["ADP_ASYNC_SPOOL"].startswith(f"{mount['mountPath']}/")

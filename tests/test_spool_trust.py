@@ -621,10 +621,11 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-async def test_without_a_home_records_are_in_memory(
-    homeless: None, caplog: pytest.LogCaptureFixture
+async def test_without_any_place_records_are_in_memory(
+    homeless: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The usual warning, and a session that works, more than once."""
+    monkeypatch.setattr("adp_async._io.spool_places._shared_folders", list)
     for _ in range(2):
         session = FakeSession(spool=True)
         async with session:

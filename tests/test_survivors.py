@@ -859,14 +859,18 @@ FORKED_WHILE_A_THREAD_LOGS = """
 
     def child():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(5)  # one that hangs dies of it
-        for log in (run.log_param, run.set_tag, run.log_metric):
+        signal.alarm(20)  # one that hangs dies of it
+        for log in (session.logger.log_param, session.logger.set_tag, session.logger.log_metric):
             try:
-                log("key", 1.0)
+                log(run.run_id, "key", 1.0)
             except Closed:
                 continue
             os._exit(2)
-        os._exit(0)
+        done.set()
+        for log in (run.log_param, run.set_tag, run.log_metric):
+            log("key", 1.0)
+        run.flush()
+        os._exit(0 if run.stats().delivered == 3 else 3)
 
     def work():
         while not done.is_set():
@@ -881,7 +885,7 @@ FORKED_WHILE_A_THREAD_LOGS = """
         threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for _ in range(100):
+        for _ in range(40):
             pid = os.fork()
             if not pid:
                 child()
@@ -897,7 +901,10 @@ FORKED_WHILE_A_THREAD_LOGS = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_child_never_waits_for_a_lock_of_the_parent() -> None:
-    """Forked while other threads log, it hears at once that the session is not its own."""
+    """Forked while other threads log, it hears at once that the session is not its own.
+
+    The run that it inherits gets another.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FORKED_WHILE_A_THREAD_LOGS)],

@@ -52,7 +52,7 @@ def on_windows(script: str, bare: LocalPlatform, spool: Path, *, ends_with: int 
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == ends_with, done.stderr[-3000:]
     return done.stdout

@@ -5,15 +5,17 @@ Requests are those for the service; nothing is signed, and the token of the job 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from adp_async._io.network_problems import Way
+from adp_async._io.network_problems import Way, name_of
 from adp_async._io.transport import AiohttpTransport, Journeying
-from adp_async.errors import AdpError
+from adp_async._sansio.messages import Reply
+from adp_async.errors import AdpError, ConnectionLost, RequestTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from adp_async._hop import Hop
     from adp_async._io.caller import Transport
-    from adp_async._sansio.messages import Reply, Request
+    from adp_async._sansio.messages import Request
     from adp_async.settings import Settings
 
 #: The header with a worker's name.
@@ -38,8 +40,7 @@ def transport_to(hop: Hop, settings: Settings) -> Transport:
     """Connections to the collector at *hop*."""
     headers = {"authorization": f"Bearer {hop.token}", WORKER: worker_name()}
     if hop.carrier is not None:
-        carried: Any = hop.carrier.transport(headers)
-        return carried  # type: ignore[no-any-return]
+        return CarriedTransport(hop, headers, settings)
     return HopTransport(hop, headers, settings)
 
 
@@ -72,6 +73,49 @@ class HopTransport(AiohttpTransport):
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         check_address(request, self._hop.base_url)
         return await super().send(request.with_headers(self._headers), timeout=timeout)
+
+
+class CarriedTransport:
+    """Has the carrier of *hop* carry each request; *headers* go with it."""
+
+    def __init__(self, hop: Hop, headers: Mapping[str, str], settings: Settings) -> None:
+        assert hop.carrier is not None
+        self._hop = hop
+        self._carrier = hop.carrier
+        self._headers = headers
+        self._timeout = settings.timeout
+
+    def load(self, address: str = "") -> None:
+        """Nothing to do."""
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    def abort(self) -> None:
+        """Nothing to do."""
+
+    async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
+        """The reply; `ConnectionLost` when the carrier fails, `RequestTimeout`."""
+        check_address(request, self._hop.base_url)
+        target = request.url.removeprefix(self._hop.base_url)
+        headers = {**request.headers, **self._headers}
+        seconds = self._timeout if timeout is None else timeout
+        carrying = self._carrier.carry(request.method, target, headers, request.body or b"")
+        try:
+            async with asyncio.timeout(seconds):
+                status, answered, body = await carrying
+        except TimeoutError:
+            problem: AdpError = RequestTimeout(f"{name_of(request)}: no reply in {seconds:g} s")
+        except AdpError:
+            raise
+        except Exception as error:
+            problem = ConnectionLost(f"{name_of(request)}: no reply: {type(error).__name__}")
+        else:
+            return Reply(status, dict(answered), body)
+        raise problem
 
 
 def check_address(request: Request, base_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -76,6 +77,9 @@ class Found:
 
     orphans: tuple[Orphan, ...] = ()
     later: frozenset[str] = frozenset()
+
+    def __add__(self, other: Found) -> Found:
+        return Found(self.orphans + other.orphans, self.later | other.later)
 
 
 def open_orphans(
@@ -262,7 +266,8 @@ class Recoveries:
                 if found.later:
                     await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
                 else:
-                    await asyncio.sleep(SEARCH_EVERY)
+                    # Not at the same moment as the processes that were started together.
+                    await asyncio.sleep(SEARCH_EVERY * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
             self.bar(frozenset())
             for task in self._tasks:
@@ -335,7 +340,7 @@ class Recoveries:
         try:
             # Of one run the older records come first; other orphans don't wait.
             for other, runs in list(self._runs.items()):
-                if other < path and runs & self._runs[path]:
+                if (other.name, other) < (path.name, path) and runs & self._runs[path]:
                     await self._done[other].wait()
             recovery = Recovery(orphan, self.make(), self._look_at)
             if not await recovery.run(self.thread):

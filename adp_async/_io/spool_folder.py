@@ -6,7 +6,6 @@ SQLite and its tables are a quarter of the import's time: they are imported when
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING
 
 from adp_async._io.log import logger
@@ -35,14 +34,19 @@ class SpoolFolder:
         self.settings = settings
         # Resolved now: the working folder may change.
         spool = settings.spool
-        self._path = None if isinstance(spool, bool) else absolute_folder(spool)
+        self._named = None if isinstance(spool, bool) else absolute_folder(spool)
+        #: Where this process's own is, once there is one.
+        self._taken: Path | None = None
 
     @property
     def path(self) -> Path:
-        """Where it is; an `AdpError` when the user has no home."""
-        from adp_async._io.spool_file import default_spool_folder
+        """Where it is, or would be; an `AdpError` when there is no place for it."""
+        return self._taken or self._places()[0]
 
-        return self._path or default_spool_folder()
+    def _places(self) -> list[Path]:
+        from adp_async._io.spool_places import spool_places
+
+        return spool_places() if self._named is None else [self._named]
 
     async def create(self, auth: Authenticator) -> Spool | None:
         """A spool for this process, made in the thread of *auth*.
@@ -54,13 +58,10 @@ class SpoolFolder:
         # Now, as the caller waits: a fork during an import leaves the module locked for good.
         import adp_async._io.keeper
         import adp_async._io.recovery  # noqa: F401
-        from adp_async._io.spool import Spool
         from adp_async._io.spool_file import SpoolError
 
-        limit = self.settings.spool_limit
         try:
-            create = partial(Spool.create, self.path, self._identity(), limit=limit)
-            making = asyncio.ensure_future(auth.run(create))
+            making = asyncio.ensure_future(auth.run(self._create))
             return await asyncio.shield(making)
         except asyncio.CancelledError:
             if await ended([making], LONGEST_WAIT) and making.exception() is None:
@@ -70,20 +71,56 @@ class SpoolFolder:
             logger.warning("accepted records are only in memory: %s", error)
             return None
 
+    def _create(self) -> Spool:
+        """In the first place that can be written.  Raises the `SpoolError` of the first place."""
+        from adp_async._io.spool import Spool
+        from adp_async._io.spool_file import SpoolError
+        from adp_async._io.spool_places import prepare, why_not_first
+
+        problems: list[SpoolError] = []
+        for place in self._places():
+            try:
+                if self._named is None:
+                    prepare(place)
+                spool = Spool.create(place, self._identity(), limit=self.settings.spool_limit)
+            except SpoolError as error:
+                problems.append(error)
+                continue
+            self._taken = place
+            if self._named is None and (why := why_not_first(place, problems)):
+                logger.warning("accepted records are journaled in %s: %s", place, why)
+            return spool
+        raise problems[0]
+
     def finder(self, adopt: Adopt | None = None) -> Callable[[set[Path], int], Found]:
         """A function that opens spools of dead processes: not those seen, and at most so many.
 
         *adopt* as for `open_orphan`.
         """
-        from adp_async._io.recovery import open_orphans
+        from adp_async._io.recovery import Found, open_orphans
+        from adp_async._io.spool_file import SpoolError
+        from adp_async._io.spool_places import may_search
 
-        folder, limit = self.path, self.settings.spool_limit
-        identity = self._identity()
+        folders = [each for each in self._places() if self._named is not None or may_search(each)]
+        limit, identity = self.settings.spool_limit, self._identity()
 
         def find(seen: set[Path], most: int) -> Found:
-            return open_orphans(
-                folder, identity=identity, limit=limit, but_not=seen, most=most, adopt=adopt
-            )
+            found, problems = Found(), []
+            for folder in folders:
+                try:
+                    found += open_orphans(
+                        folder,
+                        identity=identity,
+                        limit=limit,
+                        but_not=seen,
+                        most=most - len(found.orphans),
+                        adopt=adopt,
+                    )
+                except SpoolError as error:  # the others are searched all the same
+                    problems.append(error)
+            if problems and not found.orphans:
+                raise problems[0]
+            return found
 
         return find
 

@@ -66,7 +66,7 @@ async def _serve(options: Options, home: Path) -> int:
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(ending.set))
     async with Session(spool=home / _SPOOL, recover=True) as session:
         engine = session._engine
         assert engine.thread is not None

@@ -21,7 +21,8 @@ import attrs
 from attrs import field, frozen
 
 import adp_async
-from adp_async._io.spool_file import SpoolError, check_folder, default_spool_folder
+from adp_async._io.spool_file import SpoolError, check_folder
+from adp_async._io.spool_places import prepare, spool_places, why_not_first
 from adp_async._knobs import absolute_folder, found_in, variables_of
 from adp_async._oci_config import fingerprint_of, read_profile
 from adp_async._sansio.rules import shown
@@ -155,25 +156,44 @@ def _source(knob: attrs.Attribute[object], given: CommandLine) -> str:
 
 def spool(settings: Settings) -> Finding:
     """Whether records can be journaled."""
-    if settings.spool is False:
+    named = settings.spool
+    if named is False:
         return Finding("spool", "warning", "off: a killed process loses its undelivered records")
     try:
-        named = settings.spool
-        folder = default_spool_folder() if isinstance(named, bool) else absolute_folder(named)
+        places = spool_places() if isinstance(named, bool) else [absolute_folder(named)]
     except SpoolError as error:
         fix = "Until then records are only in memory: a killed process loses them."
         return Finding("spool", "warning", str(error), fix)
+    problems: list[SpoolError] = []
+    for place in places:
+        try:
+            free = _free(place, is_usual=isinstance(named, bool))
+        except SpoolError as error:
+            problems.append(error)
+        else:
+            return _told(settings, place, free, why_not_first(place, problems))
+    fix = "Make it writable, or set ADP_ASYNC_SPOOL to another folder or to off."
+    return Finding("spool", "wrong", str(problems[0]), fix)
+
+
+def _free(folder: Path, *, is_usual: bool) -> int:
+    """The bytes that are free there.  Raises `SpoolError` where no spool can be created."""
     try:
+        if is_usual:
+            prepare(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_folder(folder, to_create=True)
         with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
-    except SpoolError as error:
-        return Finding("spool", "wrong", str(error))
+            return shutil.disk_usage(folder).free
     except OSError as error:
-        fix = "Make it writable, or set ADP_ASYNC_SPOOL to another folder or to off."
-        return Finding("spool", "wrong", f"{folder} cannot be written: {error.strerror}", fix)
+        raise SpoolError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def _told(settings: Settings, folder: Path, free: int, why: str) -> Finding:
     told = f"{folder}, {free / 2**30:.1f} GiB free"
+    if why and isinstance(settings.spool, bool):
+        fix = "Others delete such folders sooner: ADP_ASYNC_SPOOL names one that stays."
+        return Finding("spool", "warning", f"{told}: {why}", fix)
     if free < settings.spool_limit:
         fix = "An outage of hours may need more: ADP_ASYNC_SPOOL names another folder."
         return Finding("spool", "warning", told, fix)

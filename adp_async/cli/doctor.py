@@ -42,10 +42,14 @@ _SIGNS: Final[dict[State, tuple[str, str]]] = {
 
 def run_doctor(given: CommandLine, *, as_json: bool = False) -> int:
     """Examine and print; the exit code, 1 if anything is wrong."""
-    # The library's warnings would repeat the findings.
-    logging.getLogger("adp_async").addHandler(logging.NullHandler())
     console = None if as_json else console_for()
-    findings = asyncio.run(_examined(console, given))
+    # Without a handler, Python would print the library's warnings, which repeat the findings.
+    logger, handler = logging.getLogger("adp_async"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        findings = asyncio.run(_examined(console, given))
+    finally:
+        logger.removeHandler(handler)
     wrong = sum(each.state == "wrong" for each in findings)
     if console is None:
         print_json({"ok": not wrong, "findings": [each.fields() for each in findings]})

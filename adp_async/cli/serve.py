@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -160,7 +161,15 @@ def environment(platform: LocalPlatform) -> dict[str, str]:
 
 
 def _exports(platform: LocalPlatform) -> list[str]:
-    return [f"export {name}={shlex.quote(text)}" for name, text in environment(platform).items()]
+    """The lines that set them: of a shell, on Windows of PowerShell."""
+    return [_assignment(name, text) for name, text in environment(platform).items()]
+
+
+def _assignment(name: str, text: str) -> str:
+    if sys.platform == "win32":
+        quoted = text.replace("'", "''")
+        return f"$env:{name} = '{quoted}'"
+    return f"export {name}={shlex.quote(text)}"
 
 
 def _page_url(platform: LocalPlatform) -> str:

@@ -25,10 +25,10 @@ from adp_async._io.spool_file import (
     SpoolElsewhere,
     SpoolError,
     SpoolForeign,
-    default_spool_folder,
     find_spools,
     remove,
 )
+from adp_async._io.spool_places import may_search, spool_places
 from adp_async._knobs import absolute_folder
 from adp_async._sansio.records import KINDS, Metric, spell
 from adp_async._sansio.texts import printable
@@ -54,7 +54,7 @@ __all__ = [
     "look_at",
     "short_name",
     "spools_at",
-    "usual_folder",
+    "usual_folders",
 ]
 
 #: A spool that is only emptied never grows.
@@ -64,9 +64,9 @@ _NAME = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)-\d+-(\d+)-[0-9a-f]+\
 
 
 def spools_at(path: Path | None) -> list[Path]:
-    """The spools to work on: one file, or those of a folder or of the usual one."""
+    """The spools to work on: one file, or those of a folder or of the usual ones."""
     if path is None:
-        return find_spools(usual_folder())
+        return [spool for folder in usual_folders() for spool in find_spools(folder)]
     if path.is_dir():
         return find_spools(path)
     if not path.exists():
@@ -74,14 +74,15 @@ def spools_at(path: Path | None) -> list[Path]:
     return [path]
 
 
-def usual_folder() -> Path:
-    """The folder that sessions of this user spool to.  Raises `ConfigurationError`."""
+def usual_folders() -> list[Path]:
+    """The folders that sessions of this user spool to.  Raises `ConfigurationError`."""
     named = os.environ.get("ADP_ASYNC_SPOOL", "").strip()
     is_switch = named.lower() in ("", "on", "off", "true", "false", "yes", "no", "1", "0")
     if is_switch:
-        return default_spool_folder()
+        places = spool_places()
+        return [each for each in places if may_search(each)] or places[:1]
     try:
-        return absolute_folder(named)
+        return [absolute_folder(named)]
     except ValueError as error:
         raise ConfigurationError(f"ADP_ASYNC_SPOOL: {error}") from None
 
@@ -99,7 +100,7 @@ def list_spools(path: Path | None, *, as_json: bool = False) -> int:
     for each in paths:
         _show(console, look_at(each))
     if not paths:
-        say(console, f"no spools in {path or usual_folder()}")
+        say(console, f"no spools in {path or usual_folders()[0]}")
     return 0
 
 

@@ -24,7 +24,7 @@ from adp_async.cli.spools import (
     look_at,
     short_name,
     spools_at,
-    usual_folder,
+    usual_folders,
 )
 from adp_async.errors import ConfigurationError, Forbidden, NotAuthenticated, NotFound
 from adp_async.session import recover_orphan
@@ -68,7 +68,7 @@ def sync(wish: Wish, given: CommandLine) -> int:
     console = console_for()
     paths = spools_at(wish.path)
     if not paths:
-        say(console, f"no spools in {wish.path or usual_folder()}")
+        say(console, f"no spools in {wish.path or usual_folders()[0]}")
         return 0
     with Reporter.of(console) as reporter:
         try:

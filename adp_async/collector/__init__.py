@@ -5,7 +5,10 @@ hop speaks the service's own API: a worker is an ordinary session whose requests
 collector, which journals what it takes and sends full, signed requests.
 """
 
+from adp_async._hop import Carrier
+from adp_async.collector.collector import CollectorStats
 from adp_async.collector.handle import Handle
+from adp_async.collector.ledger import WorkerStats
 from adp_async.collector.sharing import Shared
 
-__all__ = ["Handle", "Shared"]
+__all__ = ["Carrier", "CollectorStats", "Handle", "Shared", "WorkerStats"]

@@ -15,12 +15,13 @@ from adp_async.collector.handle import Handle
 from adp_async.collector.handler import Handler
 from adp_async.collector.permit import Permit
 from adp_async.collector.server import Listen, Server, host_and_port
-from adp_async.errors import ConfigurationError
+from adp_async.errors import Closed, ConfigurationError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from adp_async._hop import Carrier
     from adp_async._io.engine import Engine
     from adp_async.collector.ledger import WorkerStats
 
@@ -58,6 +59,7 @@ class Collector:
         *,
         listen: str | os.PathLike[str] | None = None,
         advertise: str | None = None,
+        carrier: Carrier | None = None,
         token: str | None = None,
         certificate: Certificate | None = None,
     ) -> None:
@@ -67,22 +69,29 @@ class Collector:
         self._advertise = advertise
         self._token = token or secrets.token_urlsafe(32)
         self._certificate = certificate
+        self._carrier = carrier
         self._server: Server | None = None
         self.handler = Handler(engine, Permit.of(self._token, run_id))
         self.handle: Handle | None = None
+        self._is_open = False
 
     async def open(self) -> Handle:
         """Listen, and return what workers need.  In the delivery thread."""
         await self.prepare()
+        if self._carrier is None:
+            await self._listen_there()
+        self.handle = self._make_handle(self._server)
+        self._is_open = True
+        self._engine.handles[self._run_id] = self.handle
+        return self.handle
+
+    async def _listen_there(self) -> None:
         tls = None
         if not self._listen.is_socket:
             self._certificate = self._certificate or Certificate.make()
             tls = self._certificate.context()
-        self._server = server = Server(self.handler, self._listen, tls)
-        await server.open()
-        self.handle = self._make_handle(server)
-        self._engine.handles[self._run_id] = self.handle
-        return self.handle
+        self._server = Server(self.handler, self._listen, tls)
+        await self._server.open()
 
     async def prepare(self) -> None:
         """Learn what a collector before this one has taken."""
@@ -98,9 +107,11 @@ class Collector:
         if (keeper := engine.delivery.keeper) is not None:
             self.handler.ledger.learn(token for token, _ in keeper.spool.taken())
 
-    def _make_handle(self, server: Server) -> Handle:
+    def _make_handle(self, server: Server | None) -> Handle:
         settings = self._engine.settings
-        if self._listen.is_socket:
+        if server is None:
+            address, fingerprint = "carrier:", ""
+        elif self._listen.is_socket:
             address, fingerprint = f"unix:{server.path}", ""
         else:
             assert self._certificate is not None
@@ -113,6 +124,7 @@ class Collector:
             run_id=self._run_id,
             fingerprint=fingerprint,
             token=self._token,
+            carrier=self._carrier,
         )
 
     def _public_address(self, port: int) -> str:
@@ -132,7 +144,7 @@ class Collector:
         """
         longest = self._engine.settings.close_timeout if timeout is None else timeout
         until = time.monotonic() + longest
-        while self._server is not None and time.monotonic() < until:
+        while self._is_open and time.monotonic() < until:
             if not self.handler.ledger.are_inside(lease):
                 break
             await asyncio.sleep(0.02)
@@ -140,11 +152,22 @@ class Collector:
 
     async def shut(self) -> None:
         """Answer nobody any more."""
+        self._is_open = False
         server, self._server = self._server, None
         if self._engine.handles.get(self._run_id) is self.handle:
             self._engine.handles.pop(self._run_id, None)
         if server is not None:
             await server.close()
+
+    async def answer(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the reply to a request that was carried here."""
+        thread = self._engine.thread
+        if not self._is_open or thread is None:
+            raise Closed("the collector is closed")
+        reply = await thread.run(self.handler.handle(method, target, headers, body))
+        return reply.status, reply.headers, reply.body
 
     def stats(self) -> CollectorStats:
         """What was taken, in all and by worker.  From any thread."""

@@ -12,9 +12,10 @@ from adp_async.errors import Closed
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from adp_async._hop import Carrier
     from adp_async._io.engine import Engine
     from adp_async._io.loop_thread import LoopThread
     from adp_async.collector.collector import CollectorStats
@@ -28,6 +29,8 @@ class Shared:
     Exiting waits for those that are within their own ``with`` block, for at most
     ``close_timeout``, and not for one that was not heard of for 30 s.  What was handed over is
     then the session's to deliver, as if it had been logged here.
+
+    `open` and `close` are for owners without a block, such as a web server's master process.
     """
 
     def __init__(
@@ -36,9 +39,13 @@ class Shared:
         run_id: str | None,
         listen: str | os.PathLike[str] | None = None,
         advertise: str | None = None,
+        carrier: Carrier | None = None,
+        token: str | None = None,
     ) -> None:
         self._engine = engine
-        self._collector = Collector(engine, run_id, listen=listen, advertise=advertise)
+        self._collector = Collector(
+            engine, run_id, listen=listen, advertise=advertise, carrier=carrier, token=token
+        )
         self._unhook: Callable[[], None] | None = None
 
     @property
@@ -53,13 +60,33 @@ class Shared:
         """What was handed over, in all and by worker.  From any thread."""
         return self._collector.stats()
 
+    async def answer(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the reply to a request that a `Carrier` brought.
+
+        On any event loop of this process.  Raises `Closed`.
+        """
+        return await self._collector.answer(method, target, headers, body)
+
     def __repr__(self) -> str:
         return repr(self._collector.handle or "<Shared, not open>")
 
-    def __enter__(self) -> Handle:
+    def open(self) -> Handle:
+        """Listen, and return the handle; what entering does.  Blocks, as does `close`."""
         handle = self._thread().wait(self._collector.open())
         self._hook()
         return handle
+
+    def close(self) -> None:
+        """Wait for workers that are within their block, and answer nobody any more."""
+        thread = self._engine.thread
+        if thread is not None and thread.is_alive:
+            thread.wait(self._collector.close())
+        self._forget()
+
+    def __enter__(self) -> Handle:
+        return self.open()
 
     def __exit__(
         self,
@@ -67,10 +94,7 @@ class Shared:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        thread = self._engine.thread
-        if thread is not None and thread.is_alive:
-            thread.wait(self._collector.close())
-        self._forget()
+        self.close()
 
     async def __aenter__(self) -> Handle:
         handle = await self._thread().run(self._collector.open())
