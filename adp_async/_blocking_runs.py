@@ -52,7 +52,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     """A run of a blocking session: ``log_*`` return at once, the rest waits.  Thread-safe."""
 
     def __init__(self, run: AsyncRun, session: Host) -> None:
-        super().__init__(run.run_id, run._intake)
+        super().__init__(run._run_id, run._intake)
         self._artifact_uri = run._artifact_uri
         self._inner = run
         self._host = session
@@ -80,7 +80,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
     @property
     def run_name(self) -> str | None:
-        """The run's name; None for an attached run."""
+        """The run's name; see `adp_async.Run.run_name`."""
         return self._inner.run_name
 
     @property
@@ -115,6 +115,13 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     def plot(self, *keys: str) -> Picture:
         """The metrics called *keys* as this session delivered them; see `adp_async.Run.plot`."""
         return self._inner.plot(*keys)
+
+    def created(self, timeout: float | None = None) -> str:
+        """Wait until the service has the run; returns its id.  See `adp_async.Run.created`.
+
+        Raises `TimeoutError` after *timeout* seconds.
+        """
+        return self._session.call(self._run.created(), timeout)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the service has everything logged so far.

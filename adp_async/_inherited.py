@@ -44,12 +44,15 @@ _heirs: Final = SharedSessions(_heir_of)
 
 def attach_anew(run: Any) -> None:
     """Have *run*, which was opened before this process was forked, log by a session of its own."""
+    inner = run if isinstance(run, AsyncRun) else run._inner
+    run_id = inner._needs_id("a run in a forked process")
     try:
         session = _session_here(run)
     except AdpError as error:
-        message = f"run {run.run_id}: this forked process has no session for it: {error}"
+        message = f"run {run_id}: this forked process has no session for it: {error}"
         raise Closed(message) from error
-    inner = run if isinstance(run, AsyncRun) else run._inner
+    # One that started offline has another name here.
+    inner._run_id = run._run_id = run_id
     _adopt(inner, session.session, session)
     if inner is not run:
         _adopt(run, session, session)

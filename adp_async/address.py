@@ -54,8 +54,14 @@ def _reduce(run: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def address_of(run: AsyncRun | Run) -> RunAddress:
-    """The address of *run*, for another process."""
-    return RunAddress(run.run_id, run.settings, not isinstance(run, LenientWriter))
+    """The address of *run*, for another process.
+
+    An `AdpError` for a run that started offline and is not created yet: nobody else can log into
+    it before.
+    """
+    known = run._inner if isinstance(run, Run) else run
+    run_id = known._needs_id("a run's address, as in a pickle")
+    return RunAddress(run_id, run.settings, not isinstance(run, LenientWriter))
 
 
 for _kind in (

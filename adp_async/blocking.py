@@ -25,6 +25,7 @@ from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed
 from adp_async.run import attach_note
 from adp_async.settings import Settings
+from adp_async.starting import START_TIMEOUT, Offline
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -227,6 +228,8 @@ class Session(SharesSession):
         description: str | None = None,
         source: bool = True,
         strict: bool = True,
+        offline: Offline = "auto",
+        start_timeout: float = START_TIMEOUT,
     ) -> StartedRun:
         """Create a run; ``with`` ends it.  See `adp_async.Session.start_run`."""
         begun = self.session.start_run(
@@ -239,6 +242,8 @@ class Session(SharesSession):
             description=description,
             source=source,
             strict=strict,
+            offline=offline,
+            start_timeout=start_timeout,
         )
         return self._begin(begun, owns_session=False)
 
@@ -309,6 +314,8 @@ def start_run(
     description: str | None = None,
     source: bool = True,
     strict: bool = True,
+    offline: Offline = "auto",
+    start_timeout: float = START_TIMEOUT,
     platform_id: str | None = None,
     workspace: str | None = None,
     **knobs: Unpack[Knobs],
@@ -330,6 +337,8 @@ def start_run(
             description=description,
             source=source,
             strict=strict,
+            offline=offline,
+            start_timeout=start_timeout,
         )
         return session._begin(begun, owns_session=True)
     except BaseException:

@@ -43,7 +43,7 @@ def run_page(
     """A run: its *facts*, its counts, what is wrong, and its metrics of this process."""
     lane = delivery.intake.lane(run_id)
     rows = {
-        "run": run_id,
+        "run": lane.run_id if lane.is_created else "not yet created",
         "name": name,
         **facts,
         "link": url and link(url),
@@ -51,7 +51,7 @@ def run_page(
         "last error": _trouble_of_run(delivery, lane),
         "held until": _held_until(delivery) if not lane.is_idle else None,
     }
-    samples = delivery.state.samples.of(run_id)
+    samples = delivery.state.samples.of(lane.key)
     for key, points in list(samples.items())[:MOST_METRICS]:
         rows[f"metrics.{key}"] = sparkline(_laid_out({key: points})[0][key])
     if len(samples) > MOST_METRICS:
@@ -96,6 +96,9 @@ def _counts(delivery: Delivery, run_id: str | None = None) -> dict[str, object]:
 
 
 def _trouble_of_run(delivery: Delivery, lane: Lane) -> str | None:
+    started = delivery.starts.find(lane.key)
+    if started is not None and started.trouble is not None:
+        return _described(started.trouble)
     trouble = delivery.sender.trouble
     if lane.failures and trouble is not None:
         return f"its records are held back: {_described(trouble)}"
@@ -183,7 +186,7 @@ def _laid_out(
 
 def picture_of_run(delivery: Delivery, run_id: str, keys: Sequence[str]) -> Picture:
     """The metrics called *keys* in one chart; without keys, each in a chart of its own."""
-    points = delivery.state.samples.of(run_id)
+    points = delivery.state.samples.of(delivery.intake.lane(run_id).key)
     if not keys:
         return Picture([{key: drawn} for key, drawn in points.items()])
     for key in keys:

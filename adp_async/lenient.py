@@ -147,4 +147,4 @@ class LenientWriter(RunWriter):
         """Once *about* the same thing."""
         if about not in self._warned and len(self._warned) < MOST_WARNINGS:
             self._warned.add(about)
-            logger.warning("run %s: %s", self.run_id, message, extra={"run_id": self.run_id})
+            logger.warning("run %s: %s", self._run_id, message, extra={"run_id": self._run_id})

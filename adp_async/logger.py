@@ -176,6 +176,7 @@ async def _settled_or_why(delivery: Delivery, run_id: str | None) -> AdpError | 
     from adp_async._sansio.rejections import delivery_error
 
     await delivery.settled(run_id)
+    run_id = None if run_id is None else delivery.intake.lane(run_id).run_id
     rejections, rejected = delivery.accumulator.rejections.of(run_id)
 
     return delivery_error(rejections, rejected=rejected) if rejected else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import anyio
 
@@ -16,16 +16,18 @@ from adp_async._sansio.statuses import EndStatus, end_status, status_of
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError, Closed, DeliveryError
+from adp_async.late_run import LateRun
 from adp_async.lenient import LenientWriter
-from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
     from types import TracebackType
 
+    from adp_async._io.delivery import Delivery
     from adp_async._io.engine import Engine
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
+    from adp_async._io.run_starts import Started
     from adp_async._io.uploads import Uploader
     from adp_async._progress import watched
     from adp_async.api._experiment_names import ExperimentNames
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
     from adp_async.logger import BatchLogger
     from adp_async.settings import Settings
     from adp_async.stats import Stats
-#: MLflow's names of what a run is part of, and what it is for.
-PARENT: Final = "mlflow.parentRunId"
-DESCRIPTION: Final = "mlflow.note.content"
 
 
 class Host(Protocol):
@@ -78,10 +77,11 @@ class Host(Protocol):
     def _experiment_names(self) -> ExperimentNames: ...
 
 
-class Run(SharesRun, ArtifactWriter, RunWriter):
+class Run(SharesRun, ArtifactWriter, LateRun):
     """A run of this session: ``log_*`` from anywhere, the rest from the event loop.
 
-    *run_id*; *run_name* and *experiment_id* are None for an attached run, which sends no request.
+    *run_id*, None for a run that started offline until the service has named it; *run_name* and
+    *experiment_id* are None for an attached run, which sends no request.
     *status* is the one that this handle has given the run, or None.
 
     A notebook shows it as a table, with a line for each metric of this process.
@@ -95,12 +95,14 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         run_name: str | None = None,
         experiment_id: str | None = None,
         artifact_uri: str | None = None,
+        started: Started | None = None,
     ) -> None:
         super().__init__(run_id, session._intake)
         self._host = session
         self._artifact_uri = artifact_uri
-        self.run_name = run_name
-        self.experiment_id = experiment_id
+        self._run_name = run_name
+        self._experiment_id = experiment_id
+        self._started = started
         self.status: EndStatus | None = None
         #: The experiment's name, when the run was started by it.
         self._experiment: str | None = None
@@ -120,6 +122,10 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         return self._host._shared_engine()
 
     @property
+    def _delivery(self) -> Delivery:
+        return self._session.logger._delivery
+
+    @property
     def settings(self) -> Settings:
         """The settings of the run's session."""
         return self._host.settings
@@ -131,12 +137,12 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         There is no time limit: use ``asyncio.timeout``.
         """
         with self._watched():
-            await self._session.logger.flush(self.run_id)
+            await self._session.logger.flush(self._run_id)
 
     async def try_flush(self) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; see `BatchLogger.try_flush`."""
         with self._watched():
-            return await self._session.logger.try_flush(self.run_id)
+            return await self._session.logger.try_flush(self._run_id)
 
     async def drain(self) -> None:
         """Wait until the session's buffer is below its high-water mark."""
@@ -148,11 +154,19 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         Uploads are waited for up to ``close_timeout``.  Raises `DeliveryError` when records were
         refused, `UploadError` when artifacts are not uploaded; the status is set all the same.
         ValueError, before anything is done, for a status that does not end a run.
+
+        A run that is not created yet ends all the same: that is written down, and after
+        ``close_timeout`` a WARNING says where the run waits.
         """
         status = end_status(status)
         self._check_ours()
         failures: list[AdpError] = []
         with self._watched():
+            if not self._lane.is_created:
+                ends_by = time.monotonic() + self._session.settings.close_timeout
+                await self._finish_late(status, ends_by, failures)
+                self._report(None, failures)
+                return
             try:
                 await _noted(self.flush(), failures)
             finally:
@@ -164,8 +178,8 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         self._report(None, failures)
 
     def _watched(self, limit: float | None = None) -> watched:
-        name = f"run {self.run_name or self.run_id}"
-        return self._session._watched(name, self.run_id, limit)
+        name = f"run {self.run_name or self._run_id}"
+        return self._session._watched(name, self._run_id, limit)
 
     def _check_ours(self) -> None:
         """Raise `Closed` in a forked child: the parent ends its run itself."""
@@ -175,8 +189,8 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
     async def _finish_uploads(self, timeout: float) -> None:
         """Until its artifacts are uploaded, for at most *timeout* seconds; `UploadError`."""
-        if self._session._has_uploads(self.run_id):
-            await self._uploader.all_settled(self.run_id, timeout)
+        if self._session._has_uploads(self._run_id):
+            await self._uploader.all_settled(self._run_id, timeout)
 
     async def _end(self, status: EndStatus) -> None:
         end_time = time.time_ns() // 1_000_000
@@ -185,7 +199,8 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
     async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
         """Record which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
-        await self._session.runs.log_inputs(self.run_id, dataset_inputs=dataset_inputs)
+        run_id = self._needs_id("log_inputs")
+        await self._session.runs.log_inputs(run_id, dataset_inputs=dataset_inputs)
 
     def discard(self) -> int:
         """Give up the records that wait for this run; returns how many.  They count as dropped.
@@ -194,11 +209,11 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         failing on it.  Records in flight may still be delivered; records logged later are accepted
         again.  From any thread.
         """
-        return self._host.logger.discard(self.run_id)
+        return self._host.logger.discard(self._run_id)
 
     def stats(self) -> Stats:
         """Counts of this run as of now; from any thread."""
-        return self._host.logger.stats(self.run_id)
+        return self._host.logger.stats(self._run_id)
 
     async def _leave(self, error: BaseException | None) -> None:
         """Flush and end the run, within ``close_timeout``; what exiting ``start_run`` does."""
@@ -212,16 +227,42 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
-            # Time is kept for setting the status, even if the flush could use all of it, and for
-            # the session, which may be exited right after.
-            await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
-            await self._uploads_within(ends_by - 0.3 * timeout, failures)
-            if status is not None:
-                left = ends_by - 0.1 * timeout - time.monotonic()
-                await _within(left, self._end(status), self._not_ended, failures)
-            if failures:
+            if self._lane.is_created:
+                await self._finish_now(status, ends_by, failures)
+            else:
+                await self._finish_late(status, ends_by - 0.1 * timeout, failures)
+            if failures or not self._lane.is_created:
                 self._session._ends_by = ends_by
         self._report(error, failures)
+
+    async def _finish_now(
+        self, status: EndStatus | None, ends_by: float, failures: list[AdpError]
+    ) -> None:
+        # Time is kept for setting the status, even if the flush could use all of it, and for the
+        # session, which may be exited right after.
+        timeout = self._session.settings.close_timeout
+        await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
+        await self._uploads_within(ends_by - 0.3 * timeout, failures)
+        if status is not None:
+            count = len(failures)
+            left = ends_by - 0.1 * timeout - time.monotonic()
+            await _within(left, self._end(status), self._not_ended, failures)
+            if len(failures) > count:
+                await self._end_afterwards(status, failures[-1])
+
+    async def _finish_late(
+        self, status: EndStatus | None, ends_by: float, failures: list[AdpError]
+    ) -> None:
+        """The same of a run that is not created yet."""
+        try:
+            if (failure := await self._end_late(status, ends_by - time.monotonic())) is not None:
+                failures.append(failure)
+        except AdpError as closed:
+            failures.append(closed)
+        if self._lane.is_created:
+            left = max(0.0, ends_by - time.monotonic())
+            await _within(left, self.flush(), self._undelivered, failures)
+        await self._uploads_within(ends_by, failures)
 
     async def __aenter__(self) -> Self:
         return self
@@ -260,8 +301,8 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
-        message = f"run {self.run_id}: {left} records not delivered yet; the session keeps trying"
-        return DeliveryError(message, undelivered=left, run_id=self.run_id)
+        message = f"{self._described()}: {left} records not delivered yet; the session keeps trying"
+        return DeliveryError(message, undelivered=left, run_id=self._run_id)
 
     def _not_ended(self) -> DeliveryError:
         message = f"run {self.run_id}: its status could not be set in time"
@@ -271,8 +312,9 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         stats = self.stats()
         name = f" {self.run_name!r}" if self.run_name else ""
         status = f"{self.status} | " if self.status else ""
+        run_id = self.run_id or "not yet created"
         return (
-            f"<Run {self.run_id}{name} | {status}{stats.delivered} delivered | "
+            f"<Run {run_id}{name} | {status}{stats.delivered} delivered | "
             f"{stats.undelivered} waiting | {sum(stats.rejected.values())} rejected>"
         )
 
@@ -280,11 +322,11 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     def url(self) -> str | None:
         """The run's page, by the setting *page_url*.
 
-        None without that setting, and when the page needs the experiment, which an attached run
-        does not know.
+        None without that setting, when the page needs the experiment, which an attached run does
+        not know, and as long as the run is not created.
         """
         settings = self._host.settings
-        if settings.page_url is None:
+        if settings.page_url is None or not self._lane.is_created:
             return None
         return page_of_run(
             settings.page_url,
@@ -300,7 +342,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         At most *limit* of them.  ``await run.history("loss").to_list()`` and ``.to_pandas()`` read
         it at once.  What still waits here is not in it: `flush` first.
         """
-        return self._session.runs.metric_history(self.run_id, key, limit=limit)
+        return self._session.runs.metric_history(self._needs_id("history"), key, limit=limit)
 
     def plot(self, *keys: str) -> Picture:
         """The metrics called *keys* in one chart; without keys, each in a chart of its own.
@@ -312,10 +354,12 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         """
         from adp_async.display import picture_of_run
 
-        return picture_of_run(self._host.logger._delivery, self.run_id, keys)
+        return picture_of_run(self._host.logger._delivery, self._run_id, keys)
 
     def _status(self) -> str:
         """The status as far as this session knows it."""
+        if not self._lane.is_created:
+            return "not yet created"
         is_open = self.run_id in self._host._open_runs
         return "RUNNING" if is_open else self.status or "unknown"
 
@@ -327,7 +371,7 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
             experiment = f"{self._experiment} (id {experiment})"
         facts: dict[str, object] = {"experiment": experiment, "status": self._status()}
         delivery = self._host.logger._delivery
-        return run_page(delivery, self.run_id, name=self.run_name, facts=facts, url=self.url)
+        return run_page(delivery, self._run_id, name=self.run_name, facts=facts, url=self.url)
 
 
 class LenientRun(LenientWriter, LenientArtifactWriter, Run):

@@ -25,7 +25,7 @@ from adp_async.errors import AdpError
 from adp_async.logger import BatchLogger
 from adp_async.run import LenientRun, Run, attach_note
 from adp_async.settings import Settings
-from adp_async.starting import BegunRun, ResumedRun, StartedRun
+from adp_async.starting import START_TIMEOUT, BegunRun, Offline, ResumedRun, StartedRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -270,6 +270,8 @@ class Session(SharesSession):
         description: str | None = None,
         source: bool = True,
         strict: bool = True,
+        offline: Offline = "auto",
+        start_timeout: float = START_TIMEOUT,
     ) -> BegunRun:
         """Create a run: ``async with session.start_run(...) as run`` or ``run = await ...``.
 
@@ -281,6 +283,13 @@ class Session(SharesSession):
         Entered, the run ends with the body: FINISHED, FAILED when it raised, KILLED when it was
         cancelled or interrupted.  Awaited, that is left to `Run.finish`; a run that is open when
         the interpreter ends then ends as the process does.
+
+        *offline*: when the service cannot be reached within *start_timeout* seconds (no
+        connection, 5xx, 429, or a page of somebody else), ``"auto"`` starts the run all the same.
+        It is written down in the spool with what is logged, and ``run.run_id`` is None until this
+        session, the next one or ``adp-async sync`` has created it, once; `Run.created` waits for
+        that.  True doesn't ask at the start at all; False raises the error.  What the service
+        itself refuses, and mistakes in the settings, are raised in any case.
 
         Raises `InvalidRecord` for *params* or *tags* before anything is created.  With
         ``strict=False``, for keys and values that are not yours to choose, nothing of the run's
@@ -298,6 +307,8 @@ class Session(SharesSession):
             description=description,
             source=source,
             strict=strict,
+            offline=offline,
+            start_timeout=start_timeout,
         )
 
     @overload

@@ -33,7 +33,6 @@ from adp_async._knobs import (
     knob,
     missing,
 )
-from adp_async._regions import find_region
 from adp_async._sansio import service_address
 from adp_async._sansio.endpoints import API_VERSION
 from adp_async._sansio.retry import RetryPolicy
@@ -301,6 +300,8 @@ def _no_region() -> ConfigurationError:
 
 
 def _endpoint_of(text: str) -> str:
+    from adp_async._regions import find_region
+
     region = find_region(text)
     if "-" not in region.name:
         fix = "Give the region in full, such as us-ashburn-1."

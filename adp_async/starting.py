@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+import uuid
 import warnings
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias
 
 from adp_async._io.log import logger
 from adp_async._io.notebook import tell
+from adp_async._io.sigterm import hear_sigterm
 from adp_async._sansio.cleaning import cut_text
 from adp_async._sansio.outward import outward
+from adp_async._sansio.rules import seconds
+from adp_async._sansio.run_start import LOCAL, PARENT, RunStart, is_out_of_reach
 from adp_async._sansio.values import pairs_of, valid_key, valid_name, valid_run_id, valid_text
 from adp_async.errors import AdpError, BadRequest, Conflict, NotFound, shown
 from adp_async.run import LenientRun, Run
+from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -21,14 +26,18 @@ if TYPE_CHECKING:
 
     from adp_async._sansio.records import BatchLimits
     from adp_async._sansio.values import Texts
+    from adp_async.api._family import CallOptions
     from adp_async.entities.experiments import Experiment
     from adp_async.entities.runs import Run as RunEntity
     from adp_async.entities.runs import RunInfo, RunTag
     from adp_async.errors import ServiceError
     from adp_async.run import Host
 
-#: MLflow's names of what a run is part of, and what it is for.
-PARENT: Final = "mlflow.parentRunId"
+Offline: TypeAlias = Literal["auto"] | bool
+
+#: Seconds until a run starts offline, for the service does not answer.
+START_TIMEOUT: Final = 10.0
+#: MLflow's name of what a run is for.
 DESCRIPTION: Final = "mlflow.note.content"
 #: What is still to be done with what ``start_run`` returns.
 BEGIN: Final = "await it, or enter it with `async with`"
@@ -42,6 +51,7 @@ class BegunRun:
     _is_begun = True
 
     def __init__(self, session: Host, *, strict: bool) -> None:
+        hear_sigterm()
         self._session = session
         self._kind = Run if strict else LenientRun
 
@@ -49,12 +59,13 @@ class BegunRun:
         raise NotImplementedError
 
     def _handle(self, info: RunInfo) -> Run:
-        names = {
-            "run_name": info.run_name,
-            "experiment_id": info.experiment_id,
-            "artifact_uri": info.artifact_uri,
-        }
-        run = self._kind(info.run_id, self._session, **names)
+        run = self._kind(
+            info.run_id,
+            self._session,
+            run_name=info.run_name,
+            experiment_id=info.experiment_id,
+            artifact_uri=info.artifact_uri,
+        )
         self._session._open_runs.started(run.run_id)
         if (url := run.url) is not None:
             logger.info("run %s: %s", run.run_id, url, extra={"run_id": run.run_id})
@@ -144,11 +155,21 @@ class StartedRun(BegunRun):
         description: str | None = None,
         source: bool = True,
         strict: bool = True,
+        offline: Offline = "auto",
+        start_timeout: float = START_TIMEOUT,
     ) -> None:
         if experiment is not None and experiment_id is not None:
             raise TypeError("give an experiment's name or its id, not both")
         super().__init__(session, strict=strict)
         self._source = source
+        self._offline = _valid_offline(offline)
+        self._timeout = _valid_timeout(start_timeout)
+        #: When the service is given up for now; None when it is not.
+        self._asks_until: float | None = None
+        #: The key of a parent that is not created yet.
+        self._late_parent: str | None = None
+        #: Of a create that was sent, and may have taken effect.
+        self._unheard: RunStart | None = None
         # Mistakes are reported before anything is created.
         try:
             self._experiment = valid_name(experiment, "the name of an experiment")
@@ -175,7 +196,9 @@ class StartedRun(BegunRun):
             self._tags = _checked("tag", tags, self._run_name, limits)
 
     def _place(self, parent: object, description: str | None) -> None:
-        if parent is not None:
+        if isinstance(parent, RunWriter) and not parent._lane.is_created:
+            self._late_parent = parent._run_id
+        elif parent is not None:
             self._tags[PARENT] = valid_run_id(getattr(parent, "run_id", parent))
         if description is not None:
             limits = self._session._intake.limits
@@ -185,14 +208,8 @@ class StartedRun(BegunRun):
     async def _begin(self) -> Run:
         if self._source:
             await self._add_source()
-        if self._experiment is None:
-            created = await self._create_in(self._experiment_id)
-        else:
-            created = await self._create_by_name(self._experiment)
-        try:
-            run = self._handle(created.info)
-        except ValueError as error:
-            raise AdpError(f"the service created a run, and {error}") from None
+        run = await self._now_or_late()
+        # Only for what shows it: an attached run knows no name.
         run._experiment = self._experiment
         if self._later_tags:
             run.set_tags(self._later_tags)
@@ -206,13 +223,102 @@ class StartedRun(BegunRun):
         for key, text in (await self._session._source_tags()).items():
             self._tags.setdefault(key, cut_text(text, "tag", limits))
 
-    async def _create_in(self, experiment_id: str | None) -> RunEntity:
-        return await self._session.runs.create(
-            experiment_id=experiment_id,
+    async def _now_or_late(self) -> Run:
+        """Created now, or offline."""
+        if self._offline is False:
+            if self._late_parent is not None:
+                message = "a run with offline=False cannot be part of one that is not created yet"
+                raise AdpError(message)
+            return await self._created()
+        starts = self._session.logger._delivery.starts
+        if self._offline is True or self._late_parent is not None or starts.trouble is not None:
+            return await self._begun_offline(starts.trouble)
+        self._asks_until = time.monotonic() + self._timeout
+        try:
+            return await self._created()
+        except AdpError as error:
+            if not is_out_of_reach(error):
+                raise
+            trouble = error
+        return await self._begun_offline(trouble)
+
+    # Offline
+
+    async def _begun_offline(self, trouble: AdpError | None) -> Run:
+        """It starts, and is created when the service answers; *trouble*: why it doesn't now."""
+        session = self._session
+        start = self._unheard or RunStart(
+            f"{LOCAL}{uuid.uuid4().hex}",
+            experiment=self._experiment,
+            experiment_id=self._experiment_id,
             run_name=self._run_name,
+            tags=self._tags,
             start_time=time.time_ns() // 1_000_000,
-            tags=_as_sent(self._tags),
+            parent=self._late_parent,
+            retry_token=uuid.uuid4().hex,
+            token_made_at=time.time(),
         )
+        # Before it may be named, which is told to those that are open.
+        session._open_runs.started(start.key, is_offline=True)
+        delivery = session.logger._delivery
+        try:
+            started = await delivery.running(
+                delivery.begin_run(start, may_exist=not start.is_tagged, trouble=trouble)
+            )
+        except BaseException:
+            session._open_runs.ended(start.key)
+            raise
+        return self._kind(
+            start.key,
+            session,
+            run_name=start.run_name,
+            experiment_id=start.experiment_id,
+            started=started,
+        )
+
+    # Created now
+
+    def _options(self) -> CallOptions:
+        if self._asks_until is None:
+            return {}
+        return {"timeout": max(0.0, self._asks_until - time.monotonic())}
+
+    async def _created(self) -> Run:
+        if self._experiment is None:
+            created = await self._create_in(self._experiment_id)
+        else:
+            created = await self._create_by_name(self._experiment)
+        try:
+            return self._handle(created.info)
+        except ValueError as error:
+            raise AdpError(f"the service created a run, and {error}") from None
+
+    async def _create_in(self, experiment_id: str | None) -> RunEntity:
+        start_time, token = time.time_ns() // 1_000_000, uuid.uuid4().hex
+        options: CallOptions = {**self._options(), "retry_token": token}
+        try:
+            return await self._session.runs.create(
+                experiment_id=experiment_id,
+                run_name=self._run_name,
+                start_time=start_time,
+                tags=_as_sent(self._tags),
+                **options,
+            )
+        except AdpError as error:
+            if error.maybe_applied:
+                # The token belongs to this very request, which has no tag of ours.
+                self._unheard = RunStart(
+                    f"{LOCAL}{uuid.uuid4().hex}",
+                    experiment=self._experiment,
+                    experiment_id=experiment_id,
+                    run_name=self._run_name,
+                    tags=self._tags,
+                    start_time=start_time,
+                    retry_token=token,
+                    token_made_at=time.time(),
+                    is_tagged=False,
+                )
+            raise
 
     async def _create_by_name(self, name: str) -> RunEntity:
         """Create it in the experiment called *name*; an error names the experiment.
@@ -220,7 +326,7 @@ class StartedRun(BegunRun):
         When the service refuses the experiment that had the name, it is looked up once more:
         somebody may have deleted it, or given its name to another.
         """
-        tried = await self._session._experiment_names.id_of(name)
+        tried = await self._session._experiment_names.id_of(name, **self._options())
         try:
             return await self._create_in(tried)
         except (BadRequest, NotFound, Conflict) as refused:
@@ -238,10 +344,24 @@ class StartedRun(BegunRun):
 
     async def _looked_up(self, name: str) -> Experiment | None:
         try:
-            return await self._session._experiment_names.look_up(name)
+            return await self._session._experiment_names.look_up(name, **self._options())
         except AdpError as error:
             logger.debug("experiment %r could not be looked up again: %s", name, error)
             return None
+
+
+def _valid_offline(offline: object) -> Offline:
+    if type(offline) is bool or (type(offline) is str and offline == "auto"):
+        return offline  # type: ignore[return-value]
+    raise ValueError(f"offline is 'auto', True or False, not {shown(offline)}")
+
+
+def _valid_timeout(start_timeout: object) -> float:
+    try:
+        return seconds(start_timeout)
+    except ValueError as error:
+        message = f"start_timeout {error}"
+        raise ValueError(message) from None
 
 
 def _checked(

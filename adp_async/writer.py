@@ -69,6 +69,7 @@ class RunWriter:
     """``log_*`` of one run: plain calls from any thread, O(1), never a wait for the network."""
 
     def __init__(self, run_id: str, intake: Intake) -> None:
+        #: What the run is called here, which is its id unless it started offline.
         self._run_id = valid_run_id(run_id)
         self._known = intake.known_keys
         self._log_into(intake)
@@ -80,8 +81,10 @@ class RunWriter:
 
     @property
     def run_id(self) -> str:
-        """The run's id."""
-        return self._run_id
+        """The run's id; None for a run that started offline, until the service has named it."""
+        lane = self._lane
+        # Typed as what it is but for that time: with ``offline=False`` it is always there.
+        return lane.run_id if lane.is_created else None  # type: ignore[return-value]
 
     # A forked child inherits handles of its parent's session, and uses them with one of its own.
 

@@ -138,7 +138,7 @@ async def test_what_is_not_the_services_word_changes_nothing() -> None:
         await session.start_run("churn")
         session.answer(CREATE_RUN, said(""), status=400, times=1)
         with pytest.raises(ServiceError) as raised:
-            await session.start_run("churn")
+            await session.start_run("churn", offline=False)
 
         assert "churn" not in str(raised.value)
         assert asked(session, BY_NAME) == 1

@@ -54,11 +54,12 @@ LAYERS = {
     },
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
+    "late_run": {"writer", "stats", "_io", "_sansio", "errors"},
     "run": {
-        "lenient", "artifacts", "logger", "_sharing", "writer", "display", "_progress", "api",
-        "_io", "settings", "_sansio", "entities", "stats", "errors",
+        "lenient", "artifacts", "late_run", "logger", "_sharing", "writer", "display", "_progress",
+        "api", "_io", "settings", "_sansio", "entities", "stats", "errors",
     },
-    "starting": {"run", "api", "_io", "_sansio", "entities", "errors"},
+    "starting": {"run", "writer", "api", "_io", "_sansio", "entities", "errors"},
     "session": {
         "_signatures", "starting", "run", "logger", "_sharing", "writer", "display", "_progress",
         "api", "_io",

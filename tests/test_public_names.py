@@ -30,7 +30,7 @@ ARTIFACTS: Final = {
 }  # fmt: skip
 RUN: Final = LOGGING | ARTIFACTS | {
     "run_id", "run_name", "experiment_id", "status", "settings", "flush", "try_flush", "drain",
-    "finish", "log_inputs", "discard", "stats", "url", "history", "plot",
+    "finish", "log_inputs", "discard", "stats", "url", "history", "plot", "created",
     "shared",
 }  # fmt: skip
 LOGGER: Final = LOGGING | {"flush", "try_flush", "drain", "discard", "stats", "health"}

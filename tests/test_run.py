@@ -130,7 +130,7 @@ async def test_a_create_whose_reply_makes_no_sense(answer: object) -> None:
     async with FakeSession() as session:
         session.answer("create_experiment_run", answer)
         with pytest.raises(AdpError, match="run"):
-            await session.start_run()
+            await session.start_run(offline=False)
 
 
 async def test_a_create_whose_reply_is_spoilt_once() -> None:

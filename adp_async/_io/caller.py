@@ -156,6 +156,12 @@ class Caller:
             call = call.with_options(timeout=max(0.0, deadline - time.monotonic()))
         return await ask()
 
+    async def once(self, call: Call, returning: type[Any] | None = None) -> Any:
+        """One attempt of an operation, and its reply decoded."""
+        reply = await self.attempt(self._request(call))
+        operation = call.endpoint.operation
+        return decode(reply.body, returning or object, reply=reply, operation=operation)
+
     async def fetch(self, call: Call) -> Reply:
         """As `call`, but the reply as it came: status, headers and body; a web page is an error."""
         if not are_calls_watched():
@@ -188,10 +194,12 @@ class Caller:
     async def _until_answered(self, request: Request, progress: _Progress) -> Reply:
         """Try until it works, or until another attempt is pointless."""
         while True:
+            progress.is_under_way = True
             try:
                 return await self.attempt(request, progress)
             except AdpError as error:
                 progress.failed(error)
+                error.maybe_applied = progress.maybe_applied
                 if not progress.may_try_again(error):
                     raise
                 wait = self._wait_after(error, progress.attempts)
@@ -355,6 +363,9 @@ class _Progress:
     last_error: AdpError | None = field(default=None, init=False)
     #: Whether it waits for its turn, because the service throttles.
     is_held: bool = field(default=False, init=False)
+    #: Whether an attempt may have taken effect; whether one has no outcome yet.
+    maybe_applied: bool = field(default=False, init=False)
+    is_under_way: bool = field(default=False, init=False)
     _notice: RetryNotice = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -362,6 +373,8 @@ class _Progress:
 
     def failed(self, error: AdpError) -> None:
         self.last_error = error
+        self.is_under_way = False
+        self.maybe_applied |= error.maybe_applied
         self.attempts += not isinstance(error, Throttled)  # limited by time alone
 
     def may_try_again(self, error: AdpError) -> bool:
@@ -394,7 +407,9 @@ class _Progress:
     def timed_out(self) -> RequestTimeout:
         after = f", after {self.last_error}" if self.last_error else ""
         operation = self.endpoint.operation
-        return RequestTimeout(f"{operation}: no reply within {self.timeout:g} s{after}")
+        error = RequestTimeout(f"{operation}: no reply within {self.timeout:g} s{after}")
+        error.maybe_applied = self.maybe_applied or (self.is_under_way and not self.is_held)
+        return error
 
 
 def _headers(

@@ -25,7 +25,7 @@ def examined(delivery: Delivery) -> Health:
     return Health(
         status,
         datetime.now(UTC) - timedelta(seconds=max(0.0, now - since)),
-        delivery.crash or delivery.state.dispatcher.last_error,
+        delivery.crash or delivery.starts.trouble or delivery.state.dispatcher.last_error,
         waiting,
     )
 
@@ -34,8 +34,13 @@ def _status(delivery: Delivery, now: float) -> tuple[HealthStatus, float]:
     dispatcher = delivery.state.dispatcher
     if delivery.crash is not None:
         return "failing", delivery.crashed_at
-    if dispatcher.failing_since is not None:
-        return "failing", dispatcher.failing_since
+    failing = [
+        since
+        for since in (dispatcher.failing_since, delivery.starts.failing_since)
+        if since is not None
+    ]
+    if failing:
+        return "failing", min(failing)
     if (held := delivery.throttle.held_since(now)) is not None:
         return "holding", held
     lanes = list(delivery.accumulator.lanes.values())
@@ -74,10 +79,10 @@ def _of_run(delivery: Delivery, run_id: str) -> Stats:
         [lane],
         delivered=lane.delivered,
         rejected=dict(lane.rejected),
-        dropped=lane.dropped + delivery.lost[run_id],
+        dropped=lane.dropped + delivery.lost[lane.key],
         waiting=lane.unsettled - lane.flying - lane.spooled + inbox,
         in_flight=lane.flying,
-        spooled=lane.spooled + delivery.kept[run_id],
+        spooled=lane.spooled + delivery.kept[lane.key],
     )
 
 

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from adp_async._io.intake import Intake
 from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
+from adp_async._io.open_runs import OpenRuns
 from adp_async._io.receipts import ReceiptWaits
+from adp_async._io.run_creator import RunCreator
+from adp_async._io.run_starts import RunStarts
 from adp_async._io.sender import Sender
 from adp_async._io.state import DeliveryState
 from adp_async._io.tidying import first_end
@@ -30,13 +33,17 @@ from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delive
 from adp_async.errors import AdpError, DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
 
+    from adp_async._io.caller import Caller
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
-    from adp_async._io.sender import Service
+    from adp_async._io.run_starts import Started
     from adp_async._io.spool import Spool
+    from adp_async._sansio.run_start import RunStart
+    from adp_async._sansio.statuses import EndStatus
     from adp_async._sansio.throttle import Throttle
+    from adp_async.errors import Rejection
     from adp_async.settings import Settings
 
 T = TypeVar("T")
@@ -49,6 +56,8 @@ LAST_COMMIT: Final = 0.2
 SHORTEST_COMMIT: Final = 0.25
 #: The least that a disk gets to release the file, when writing took all the time.
 SHORTEST_CLOSE: Final = 0.05
+#: The most, in seconds, that a run waits for the disk when it starts offline, or ends so.
+LONGEST_COMMIT: Final = 2.0
 #: The sender is started again when it ends, but not more often than this within so many seconds.
 MOST_CRASHES: Final = 10
 CRASH_TIME: Final = 10.0
@@ -60,12 +69,13 @@ class Delivery:
     def __init__(
         self,
         settings: Settings,
-        service: Service,
+        service: Caller,
         *,
         throttle: Throttle,
         tokens: Iterator[str],
         pulse: Pulse | None = None,
         limits: BatchLimits | None = None,
+        open_runs: OpenRuns | None = None,
     ) -> None:
         self.settings = settings
         self.throttle = throttle
@@ -98,6 +108,13 @@ class Delivery:
         )
         self.state = DeliveryState(self.accumulator, dispatcher, self.intake)
         self.sender = Sender(self.state, service)
+        self.starts = RunStarts(
+            self.state,
+            RunCreator(service),
+            settings.retry,
+            tokens,
+            open_runs or OpenRuns(lambda run_id, is_open: None),
+        )
         self.keeper: SpoolKeeper | None = None
         #: Undelivered records at the end, by run: in the spool, or lost.
         self.kept: Counter[str] = Counter()
@@ -189,6 +206,7 @@ class Delivery:
 
     def _raise_refused(self, run_id: str | None = None) -> None:
         """Raise what was refused and not yet reported."""
+        run_id = None if run_id is None else self.intake.lane(run_id).run_id
         rejections, rejected = self.accumulator.rejections.take(run_id)
         if rejected:
             raise delivery_error(rejections, rejected=rejected)
@@ -226,6 +244,35 @@ class Delivery:
         self.sender.keeper = keeper
         return keeper
 
+    async def begin_run(
+        self, start: RunStart, *, may_exist: bool, trouble: AdpError | None
+    ) -> Started:
+        """A run starts without the service, see `RunStarts.begin`; it is on disk afterwards."""
+        started = self.starts.begin(start, may_exist=may_exist, trouble=trouble)
+        await self.write_down(LONGEST_COMMIT)
+        return started
+
+    async def end_run(self, key: str, status: EndStatus, end_time: int) -> Started:
+        """A run ended so, see `RunStarts.end`; that, and its records, are on disk afterwards."""
+        self.state.pull(time.monotonic())
+        started = self.starts.end(key, status, end_time)
+        await self.write_down(LONGEST_COMMIT)
+        return started
+
+    async def write_down(self, seconds: float) -> bool:
+        """Commit now, for at most so many *seconds*; whether all is on disk.
+
+        A disk that hangs goes on with the commit in its own time.
+        """
+        if self.keeper is None:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                await self.keeper.commit()
+        except TimeoutError:
+            return False
+        return self.keeper.failure is None
+
     def bar(self, run_ids: frozenset[str] | None) -> None:
         """Hold the params and tags of these runs; None: of all runs."""
         self.accumulator.bar(run_ids, time.monotonic())
@@ -247,7 +294,8 @@ class Delivery:
         assert self.keeper is not None
         task.cancel()
         await asyncio.wait([task])
-        await self.keeper.close(seconds)
+        await self.starts.stop()
+        await self.keeper.close(seconds, is_needed=bool(self.starts.pending))
 
     async def _supervise(self) -> None:
         """Run the sender, and the keeper of the spool beside it; start them again when they end.
@@ -283,6 +331,8 @@ class Delivery:
             return
         ends_at = time.monotonic() + timeout
         self._shut(why)
+        if why is Why.CLOSED:
+            self.starts.hand_on()
         has_keeper = self.keeper is not None
         try:
             async with asyncio.timeout(timeout * (1.0 - LAST_COMMIT * has_keeper)):
@@ -293,33 +343,41 @@ class Delivery:
             self._is_over = True
             task.cancel()
             await asyncio.wait([task])
+            await self.starts.stop()
             # Both together, however long the disk takes for the first.
             ends_at = max(ends_at, time.monotonic() + SHORTEST_COMMIT)
             await self._abandon(ends_at - time.monotonic())
             if self.keeper is not None:
-                await self.keeper.close(max(SHORTEST_CLOSE, ends_at - time.monotonic()))
+                is_needed = bool(self.starts.pending)
+                left = max(SHORTEST_CLOSE, ends_at - time.monotonic())
+                await self.keeper.close(left, is_needed=is_needed)
         self._raise_end(self.lost.total())
 
     async def _deliver_all(self) -> None:
         self.state.skip_linger(None, time.monotonic())
         self.sender.wake()
-        if self.accumulator.unsettled and self.crash is None:
-            await self._waiters.all_settled()
+        if self.crash is None:
+            if self.accumulator.unsettled:
+                await self._waiters.all_settled()
+            await self.starts.all_done()
 
     def _raise_end(self, left: int) -> None:
+        runs = [str(start) for start in self.starts.lost]
+        rejections: Sequence[Rejection] = ()
+        rejected = 0
         try:
             self._raise_refused()
         except DeliveryError as refused:
-            if not left:
+            if not (left or runs):
                 raise
+            rejections, rejected = refused.rejections, refused.rejected
+        if left or runs:
             raise delivery_error(
-                refused.rejections, rejected=refused.rejected, undelivered=left
+                rejections, rejected=rejected, undelivered=left, lost_runs=runs
             ) from self._cause()
-        if left:
-            raise delivery_error([], undelivered=left) from self._cause()
 
     def _cause(self) -> BaseException | None:
-        return self.crash or self.sender.trouble
+        return self.crash or self.starts.trouble or self.sender.trouble
 
     async def _abandon(self, seconds: float) -> None:
         """Deliver nothing more: write down the undelivered records, and wake the waiters."""
@@ -330,16 +388,27 @@ class Delivery:
             is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
         finally:
             self._account_for_rest(is_on_disk=is_on_disk)
-        if is_on_disk and left:
+        runs = len(self.starts.not_created)
+        if is_on_disk and (left or runs):
             assert self.keeper is not None
+            path = self.keeper.spool.path
+            if runs:
+                message = (
+                    "%d runs are not created, and %d records not delivered yet; the next session "
+                    "does it, from %s"
+                )
+                logger.warning(message, runs, left, path)
+                return
             message = "%d records are not delivered yet; the next session delivers them from %s"
-            logger.warning(message, left, self.keeper.spool.path)
+            logger.warning(message, left, path)
 
     def _account_for_rest(self, *, is_on_disk: bool) -> None:
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         end = self.kept if is_on_disk else self.lost
+        if not is_on_disk:
+            self.starts.lost = [each.start for each in self.starts.not_created]
         for lane, count, records in abandon(self.accumulator):
-            end[lane.run_id] += count
+            end[lane.key] += count
             error = delivery_error([], undelivered=count, run_id=lane.run_id)
             error.add_note(why)
             error.__cause__ = self._cause()
@@ -359,6 +428,7 @@ class Delivery:
         """In a forked child: everything here belongs to the parent, which will send it."""
         self.lifetime.close(Why.FORKED)
         self.intake.forked()
+        self.starts.forked()
         # Nothing is written or logged on the parent's behalf.
         self.thread = self._task = self.keeper = None
 

@@ -37,6 +37,8 @@ class _Ending:
         self.printed_before: BaseException | None = None
         #: What a child of `multiprocessing` ends with.
         self.childs_error: BaseException | None = None
+        #: A SIGTERM ends it, and nobody handles that but us.
+        self.is_terminated = False
         #: What the last ``sys.exit`` of the main thread means.
         self.exit: EndStatus = "FINISHED"
 
@@ -63,10 +65,12 @@ def watch() -> None:
 def how_it_ends() -> EndStatus:
     """The status of what is open as this process ends.
 
-    FAILED after an exception that nobody caught or an exit with an error, KILLED after Ctrl-C or
-    an exit from the handler of a signal.  In an interactive interpreter a failed statement or cell
-    is not the end: FINISHED.
+    FAILED after an exception that nobody caught or an exit with an error, KILLED after Ctrl-C, a
+    SIGTERM or an exit from the handler of a signal.  In an interactive interpreter a failed
+    statement or cell is not the end: FINISHED.
     """
+    if _ending.is_terminated:
+        return "KILLED"
     if _is_interactive():
         return "FINISHED"
     if _ending.childs_error is not None:
@@ -77,6 +81,11 @@ def how_it_ends() -> EndStatus:
     if printed is not None and printed is not _ending.printed_before:
         return _status_of(printed)
     return _ending.exit
+
+
+def terminated() -> None:
+    """A SIGTERM ends this process."""
+    _ending.is_terminated = True
 
 
 def _printed() -> BaseException | None:

@@ -83,6 +83,7 @@ class Engine:
         self._throttle = SharedThrottle(settings.retry)
         self._pulse = Pulse()
         self._new_token = Tokens()
+        self.open_runs = OpenRuns(self._tell_journal)
         # Two pools, since each belongs to its event loop.
         self.direct = self._caller(transport(settings))
         self.batches = self._caller(transport(settings))
@@ -92,7 +93,6 @@ class Engine:
         self._making = threading.Lock()
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
-        self.open_runs = OpenRuns()
         self.close_hooks = CloseHooks()
         #: By run (None: all of it), how other processes reach what is shared.
         self.handles: dict[str | None, Any] = {}
@@ -103,7 +103,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._opened: SessionOpened | None = None
-        self._living = Living(self._forked, self._interpreter_ends)
+        self._living = Living(self._forked, self._interpreter_ends, self._is_busy_here)
 
     def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
         throttle = throttle or self._throttle
@@ -121,7 +121,14 @@ class Engine:
             throttle=self._throttle,
             tokens=self._new_token,
             pulse=self._pulse,
+            open_runs=self.open_runs,
         )
+
+    def _tell_journal(self, run_id: str, is_open: bool) -> None:
+        """A run of this session began, or has ended.  From any thread."""
+        if (thread := self.thread) is not None:
+            starts = self.delivery.starts
+            thread.call_soon(starts.began if is_open else starts.ended, run_id)
 
     @property
     def uploader(self) -> Uploader:
@@ -136,10 +143,16 @@ class Engine:
                     self.auth,
                     make_caller=self._caller_of_other_servers,
                     find_endpoint=self._object_storage_endpoint,
+                    created=self._created,
                 )
             if self.thread is not None:
                 self._uploader.open(self.thread)
             return self._uploader
+
+    async def _created(self, run_id: str) -> str:
+        """What the service calls a run, once it has it.  In the delivery thread."""
+        await self.delivery.starts.created(run_id)
+        return self.delivery.intake.lane(run_id).run_id
 
     def has_uploads(self, run_id: str) -> bool:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
@@ -325,6 +338,9 @@ class Engine:
         if failures:
             raise failures[0]
 
+    def _is_busy_here(self) -> bool:
+        return self.delivery.intake.is_locked_here
+
     def _forked(self) -> None:
         keep_forever(self)
         if self.thread is not None:
@@ -358,8 +374,9 @@ class Engine:
         """In the delivery thread."""
         ends_at = time.monotonic() + seconds
         if self.open_runs:
-            settled = partial(self.delivery.settled, None)
-            await self.open_runs.end(status, 0.7 * seconds, settled=settled, call=self.batches.call)
+            await self.open_runs.end(
+                status, 0.7 * seconds, delivery=self.delivery, call=self.batches.call
+            )
         left = max(0.3 * seconds, ends_at - time.monotonic())
         await self._close_delivery(left, Why.ENDED)
 

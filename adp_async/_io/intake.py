@@ -119,6 +119,11 @@ class Intake:
         """What one request may hold."""
         return self.accumulator.limits
 
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread holds the lock."""
+        return self.lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
     def lane(self, run_id: str) -> Lane:
         """The one lane of a run."""
         with self.lock:
@@ -185,7 +190,7 @@ class Intake:
     def _overflow(self, records: Sequence[AnyRecord]) -> None:
         # A handler or finalizer in a thread of ours, or while room is being made: waiting here
         # would be for itself.
-        if self.is_here() or self.lock._is_owned():  # type: ignore[attr-defined]
+        if self.is_here() or self.is_locked_here:
             return
         may_wait = _may_wait()
         is_for_drop = self.overflow == "drop" and all(type(each) is Metric for each in records)

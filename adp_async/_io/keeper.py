@@ -272,7 +272,9 @@ class SpoolKeeper:
         accumulator = self.accumulator
         if not accumulator.spooled:
             return
-        lanes = [lane for lane in accumulator.lanes.values() if lane.spilled]
+        lanes = [lane for lane in accumulator.lanes.values() if lane.spilled and lane.is_created]
+        if not lanes:
+            return
         start = self._turn % len(lanes)
         for lane in lanes[start:] + lanes[:start]:
             wanted = lane.next_spilled(accumulator.limits)
@@ -298,7 +300,7 @@ class SpoolKeeper:
 
     async def _read(self, lane: Lane, first: int, last: int) -> None:
         try:
-            records = await self._worker.do(self._load, lane.run_id, first, last)
+            records = await self._worker.do(self._load, lane.key, first, last)
         except SpoolError as error:
             if not _is_next(lane, first):
                 return
@@ -332,14 +334,15 @@ class SpoolKeeper:
 
     # The end
 
-    async def close(self, seconds: float) -> None:
+    async def close(self, seconds: float, *, is_needed: bool = False) -> None:
         """Commit once more, and release the file, which is removed if it is empty.
 
+        *is_needed*: not when all records are settled, for a run of it is not.
         A disk that hangs is abandoned after *seconds*, with the thread that waits for it.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._close()
+                await self._close(is_needed=is_needed)
         except TimeoutError:
             logger.warning("the spool could not be closed in time: %s", self.spool.path)
             self._worker.submit(self.spool.release)  # when the disk answers
@@ -351,11 +354,12 @@ class SpoolKeeper:
         finally:
             self._worker.stop()
 
-    async def _close(self) -> None:
+    async def _close(self, *, is_needed: bool) -> None:
         # (A full disk may not even have room to note that all was delivered.)
         if not self.accumulator.abandoned:  # which came after a last commit, and told no journal
             await self.commit()
-        is_all_settled = not (self.accumulator.unsettled or self.accumulator.abandoned)
+        left = self.accumulator.unsettled or self.accumulator.abandoned
+        is_all_settled = not (left or is_needed)
         await self._worker.do(self.spool.close, is_all_settled)
 
 

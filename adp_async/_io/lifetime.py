@@ -70,6 +70,8 @@ class Living:
     forked: Callable[[], None]
     #: Called when the interpreter ends, after all threads that are not daemons.
     interpreter_ends: Callable[[], None]
+    #: Whether this thread is in the middle of something that ending waits for.
+    is_busy_here: Callable[[], bool]
 
 
 #: Kept until they are closed: a session goes on delivering when nobody refers to it any more.
@@ -128,10 +130,20 @@ def _after_fork_in_child() -> None:
     _hear_of_the_end.cache_clear()
 
 
-@atexit.register
-def _interpreter_ends() -> None:
+def is_any_busy_here() -> bool:
+    """Whether this thread holds anything that the end of a session would wait for."""
+    return any(each.is_busy_here() for each in _all_living())
+
+
+def end_all() -> None:
+    """End all sessions that are open: the process ends."""
     for each in _all_living():
         each.interpreter_ends()
+
+
+@atexit.register
+def _interpreter_ends() -> None:
+    end_all()
 
 
 if hasattr(os, "register_at_fork"):

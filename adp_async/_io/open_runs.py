@@ -15,6 +15,7 @@ from adp_async.errors import AdpError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from adp_async._io.delivery import Delivery
     from adp_async._sansio.endpoints import Endpoint
     from adp_async._sansio.statuses import EndStatus
 
@@ -25,10 +26,15 @@ _AT_ONCE: Final = 8
 
 
 class OpenRuns:
-    """Ids of the runs that were started, or resumed, and not ended yet.  Any thread."""
+    """Ids of the runs that were started, or resumed, and not ended yet.  Any thread.
 
-    def __init__(self) -> None:
+    *tell* is called with a run's id and whether it is open, for the journal.  A run that started
+    offline has its key for an id until the service has named it, and needs no telling.
+    """
+
+    def __init__(self, tell: Callable[[str, bool], object]) -> None:
         self._run_ids: dict[str, None] = {}
+        self._tell = tell
 
     def __bool__(self) -> bool:
         return bool(self._run_ids)
@@ -36,9 +42,21 @@ class OpenRuns:
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._run_ids
 
-    def started(self, run_id: str) -> None:
+    def started(self, run_id: str, *, is_offline: bool = False) -> None:
         watch()
         self._run_ids[run_id] = None
+        if not is_offline:
+            self._tell(run_id, True)
+
+    def named(self, key: str, run_id: str) -> None:
+        """What had started offline as *key* is called *run_id*."""
+        if key in self._run_ids:
+            del self._run_ids[key]
+            self._run_ids[run_id] = None
+
+    def ended(self, run_id: str) -> None:
+        """The run has ended."""
+        self._run_ids.pop(run_id, None)
 
     def heard(self, endpoint: Endpoint, body: object) -> None:
         """A request succeeded: it may have ended a run."""
@@ -46,7 +64,9 @@ class OpenRuns:
             return
         is_update = endpoint is endpoints.UPDATE_RUN and body.get("status") in _ENDS
         if is_update or endpoint is endpoints.DELETE_RUN:
-            self._run_ids.pop(str(body.get("run_id")), None)
+            run_id = str(body.get("run_id"))
+            self.ended(run_id)
+            self._tell(run_id, False)
 
     def forked(self) -> None:
         """In a forked child: they are the parent's."""
@@ -57,26 +77,36 @@ class OpenRuns:
         status: EndStatus,
         seconds: float,
         *,
-        settled: Callable[[], Awaitable[object]],
+        delivery: Delivery,
         call: Callable[[Call, None], Awaitable[object]],
     ) -> None:
-        """Give all of them *status*, once everything logged is *settled*, within so many *seconds*.
+        """Give all of them *status*, once everything logged is settled, within so many *seconds*.
 
+        In the delivery thread.  First it is written down, so that the next session can do it.
         What fails is a warning: there is nobody to catch it.
         """
         run_ids, self._run_ids = list(self._run_ids), {}
         end_time = time.time_ns() // 1_000_000
         ended: list[str] = []
+        starts = delivery.starts
+        noted = {run_id: starts.note_end(run_id, status, end_time) for run_id in run_ids}
+        await delivery.write_down(0.2 * seconds)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def end(run_id: str) -> None:
             body = {"run_id": run_id, "status": status, "end_time": end_time}
+            if noted[run_id].task is not None:  # it started offline
+                await noted[run_id].done.wait()
+                ended.append(run_id)
+                return
             async with turns:
                 try:
                     await call(Call.of(endpoints.UPDATE_RUN, body=body), None)
                 except AdpError as failure:
                     message, about = "run %s could not be ended %s: %s", {"run_id": run_id}
                     logger.warning(message, run_id, status, failure, extra=about)
+                else:
+                    starts.ended(run_id)
             ended.append(run_id)
 
         try:
@@ -84,7 +114,7 @@ class OpenRuns:
                 # The end comes last; but it is worth a part of the time in any case.
                 try:
                     async with asyncio.timeout(0.6 * seconds):
-                        await settled()
+                        await delivery.settled(None)
                 except TimeoutError:
                     logger.debug("not everything was delivered before the runs' end")
                 await asyncio.gather(*map(end, run_ids))

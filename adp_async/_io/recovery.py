@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,12 +19,13 @@ from adp_async._io.spool_file import (
     SpoolBusy,
     SpoolElsewhere,
     SpoolError,
+    beside,
     check_folder,
     find_spools,
 )
 from adp_async._io.tidying import ended
 from adp_async._io.worker import Worker
-from adp_async._sansio.spilling import restore
+from adp_async._sansio.spilling import restore, restore_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.spool import Piece
     from adp_async._io.spool_file import Identity
+    from adp_async._sansio.run_start import RunStart
     from adp_async.errors import AdpError
 
 #: Takes tokens, each with its Unix time.
@@ -60,10 +64,17 @@ class Orphan:
 
     spool: Spool
     pieces: list[Piece]
+    #: Runs that its process had started and not ended: to be created, to be ended.
+    starts: list[RunStart] = field(factory=list)
 
     @property
     def run_ids(self) -> list[str]:
-        return [piece.run_id for piece in self.pieces]
+        named = [start.run_id for start in self.starts if start.run_id is not None]
+        return [*named, *(piece.run_id for piece in self.pieces)]
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.records or self.starts)
 
     @property
     def records(self) -> int:
@@ -139,6 +150,7 @@ def open_orphan(
     have handed records over to the dead one, before the file may go: they will ask again.  Raises
     `SpoolError`, of which `SpoolBusy` is one.
     """
+    last_sign = _last_sign(path)
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
@@ -148,16 +160,26 @@ def open_orphan(
             adopt(taken)
         if again:
             spool.requeue_refused()
-        orphan = Orphan(spool, spool.pieces())
-        if orphan.records and _take(spool):
+        orphan = Orphan(spool, spool.pieces(), spool.starts())
+        if orphan.has_work and _take(spool):
             orphan.pieces = spool.pieces()
+        orphan.starts = [start.left_behind(last_sign) for start in orphan.starts]
     except BaseException:
         spool.release()
         raise
-    if not orphan.records:
+    if not orphan.has_work:
         spool.close()
         return None
     return orphan
+
+
+def _last_sign(path: Path) -> int:
+    """When it was last written to, in Unix milliseconds."""
+    times = [0.0]
+    for each in (path, *beside(path)):
+        with suppress(OSError):
+            times.append(os.stat(each).st_mtime)
+    return int(1000 * max(times))
 
 
 def _take(spool: Spool) -> int:
@@ -180,8 +202,10 @@ class Recovery:
 
     def __attrs_post_init__(self) -> None:
         pieces, self.orphan.pieces = self.orphan.pieces, []
+        accumulator = self.delivery.accumulator
+        for start in self.orphan.starts:
+            restore_start(accumulator, start)
         for piece in pieces:
-            accumulator = self.delivery.accumulator
             restore(accumulator, piece.run_id, piece.spilled, piece.sealed, piece.last)
 
     @property
@@ -193,7 +217,7 @@ class Recovery:
     @property
     def trouble(self) -> AdpError | None:
         """Why nothing is delivered at the moment; None when all is well."""
-        return self.delivery.sender.trouble
+        return self.delivery.starts.trouble or self.delivery.sender.trouble
 
     async def run(self, thread: LoopThread) -> bool:
         """Until all of it is settled, or the rest can't be; whether it was all.
@@ -203,21 +227,31 @@ class Recovery:
         delivery = self.delivery
         await delivery.open(thread, self.orphan.spool, is_recovery=True)
         try:
-            while delivery.accumulator.unsettled and not self._is_stuck:
+            for start in self.orphan.starts:
+                delivery.starts.restore(start)
+            while self._is_left and not self._is_stuck:
                 if self.on_progress is not None:
                     self.on_progress(self)
                 await delivery.something_settled(TIME_TO_LOOK)
             if self.on_progress is not None:
                 self.on_progress(self)
-            return not delivery.accumulator.unsettled
+            return not self._is_left
         finally:
             await delivery.stop(LONGEST_WAIT)
 
     @property
     def _is_stuck(self) -> bool:
-        """Whether nothing is left but records that the service failed on again and again."""
+        """Whether nothing is left but what the service failed on, or refused, again and again."""
         lanes = list(self.delivery.accumulator.lanes.values())
-        return bool(lanes) and all(lane.is_stuck for lane in lanes if not lane.is_idle)
+        runs = self.delivery.starts.pending
+        hopeless = {each.lane for each in runs if each.is_stuck}
+        are_stuck = all(lane.is_stuck or lane in hopeless or lane.is_idle for lane in lanes)
+        return bool(lanes or runs) and are_stuck and all(each.is_stuck for each in runs)
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether something is still to be delivered, created or ended."""
+        return bool(self.delivery.accumulator.unsettled or self.delivery.starts.pending)
 
 
 @define(eq=False)
@@ -298,6 +332,8 @@ class Recoveries:
     def _start(self, found: Found) -> None:
         if found.orphans:
             records = counted(sum(orphan.records for orphan in found.orphans), "record")
+            if runs := sum(len(orphan.starts) for orphan in found.orphans):
+                records += f" and {counted(runs, 'open run')}"
             processes = counted(len(found.orphans), "dead process", "es")
             message = "delivering %s left behind by %s in %s"
             logger.warning(message, records, processes, self.folder)

@@ -17,6 +17,7 @@ import sqlite3
 import sys
 import threading
 import weakref
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from adp_async._io.log import logger
@@ -35,7 +36,7 @@ from adp_async._io.spool_file import (
 )
 from adp_async._io.spool_reader import Piece, Reader
 from adp_async._io.spool_report import Contents, contents_of
-from adp_async._io.spool_rows import checksum_of, is_encodable, is_place, records_of
+from adp_async._io.spool_rows import checksum_of, is_encodable, is_place, records_of, start_of
 from adp_async._io.spool_schema import FORMAT, check_pages, check_schema, connect, lay_out
 from adp_async._io.spool_trust import check_header, check_is_ours, check_owner
 from adp_async._io.spool_writer import Writer
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from adp_async._sansio.journal import Changes
     from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.run_start import RunStart
 
 __all__ = ["Contents", "Piece", "Spool"]
 
@@ -171,7 +173,7 @@ class Spool:
     def close(self, is_all_settled: bool = False) -> None:
         """Release the file, and remove it if it is empty.
 
-        *is_all_settled*: none of its records waits, whatever its rows say.
+        *is_all_settled*: none of its records or runs waits, whatever its rows say.
         """
         with self._database.lock:
             try:
@@ -218,7 +220,8 @@ class Spool:
                 "SELECT EXISTS (SELECT 1 FROM chunks WHERE NOT ?) "
                 "OR EXISTS (SELECT 1 FROM refused) OR EXISTS (SELECT 1 FROM unreadable)"
             )
-            return bool(connection.execute(query, (is_all_settled,)).fetchone()[0])
+            has_records = connection.execute(query, (is_all_settled,)).fetchone()[0]
+        return bool(has_records or (self._database.starts() and not is_all_settled))
 
     def discard(self) -> None:
         """Remove the file with all that is in it."""
@@ -246,6 +249,11 @@ class Spool:
     def pieces(self) -> list[Piece]:
         """What is still to be delivered, run by run."""
         return self._reader.pieces()
+
+    def starts(self) -> list[RunStart]:
+        """The runs that its process had started and not ended, in the order of their start."""
+        found = [start for row in self._database.starts() if (start := start_of(*row)) is not None]
+        return sorted(found, key=attrgetter("start_time", "key"))
 
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
         """Every record that is still to be delivered, with its run, in order."""

@@ -123,6 +123,13 @@ class Database:
         with self.reading() as connection:
             return dict(connection.execute("SELECT name, value FROM meta").fetchall())
 
+    def starts(self) -> list[Any]:
+        """Rows of runs that its process had started, for `start_of`."""
+        if self.version < 3:
+            return []
+        with self.reading() as connection:
+            return connection.execute("SELECT run_id, body, checksum FROM starts").fetchall()
+
     def refused(self) -> list[Any]:
         """Rows of refused records, for `rejected_of`; the oldest first."""
         query = (

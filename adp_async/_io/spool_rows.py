@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from adp_async._sansio.packing import DAMAGED, pack, unpack
 from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async._sansio.run_start import RunStart
 from adp_async._sansio.signing import check_retry_token
 
 if TYPE_CHECKING:
@@ -54,6 +55,21 @@ def refused_row(refused: Refused, now: float) -> tuple[Any, ...]:
     texts = (rejection.run_id, rejection.kind, rejection.key, reason)
     body = pack([refused.record])
     return (*texts[:3], body, reason, now, checksum_of(body, *texts))
+
+
+def start_row(start: RunStart) -> tuple[Any, ...]:
+    text = start.as_text()
+    return (start.key, text, checksum_of(text.encode(), start.key))
+
+
+def start_of(key: object, text: object, checksum: object) -> RunStart | None:
+    """The run of a row of starts; None when it is damaged."""
+    if not (is_run_id(key) and is_encodable(text)):
+        return None
+    if checksum != checksum_of(str(text).encode(), key):
+        return None
+    start = RunStart.from_text(text)
+    return start if start is not None and start.key == key else None
 
 
 def checksum_of(body: object, *place: object) -> int | None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 #: "adpa", which identifies the file as a spool.
 APPLICATION_ID: Final = 0x61647061
-#: The version of the tables below.  Format 1 had no checksums and no owner, format 2 no *taken*.
+#: The version of the tables below.  Format 1 had no checksums and no owner, format 2 no *taken* and
+#: no *starts*.
 FORMAT: Final = 3
 _CACHE_KIB: Final = 2048
 _PAGE_BYTES: Final = 4096
@@ -51,9 +52,11 @@ CREATE TABLE refused (
     reason TEXT NOT NULL, refused_at REAL NOT NULL, checksum INTEGER NOT NULL
 );
 """
-#: Tokens under which other processes have handed records over.
-_TAKEN: Final = """
+_NEW: Final = """
 CREATE TABLE taken (token TEXT PRIMARY KEY, taken_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE starts (
+    run_id TEXT PRIMARY KEY, body TEXT NOT NULL, checksum INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 _CHECKSUM: Final = ", checksum INTEGER NOT NULL"
 
@@ -117,7 +120,7 @@ def lay_out(connection: sqlite3.Connection, identity: Identity, owner: Owner) ->
 def _statements(version: int) -> list[str]:
     tables = _TABLES if version > 1 else _TABLES.replace(_CHECKSUM, "")
     if version > 2:
-        tables += _TAKEN.lstrip()
+        tables += _NEW.lstrip()
     return tables.strip().split(";\n")
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from adp_async._io.spool_file import SpoolError, SpoolFull, SpoolLimit, SpoolReserve, has_room
-from adp_async._io.spool_rows import chunk_row, refused_row, rejected_of
+from adp_async._io.spool_rows import chunk_row, refused_row, rejected_of, start_row
 from adp_async._sansio.journal import CHUNK
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Writer:
         if not self._database.is_there:  # SQLite would keep writing to a file without a name
             changes.is_settled = True  # no file is left to say otherwise
             raise SpoolError(f"{self._database.path} was removed while it was in use")
-        if changes.settled or changes.refused or changes.unreadable or last_error:
+        if changes.ends or last_error:
             self._make_room_for(partial(self._commit_ends, changes, last_error))
             changes.is_settled = True
             self._database.shrink()
@@ -94,6 +94,7 @@ class Writer:
             connection.execute(f"DELETE {which}", row)
         for settled in changes.settled:
             self._settle_run(connection, settled)
+        self._note_runs(connection, changes)
         if changes.refused:
             now = time.time()
             rejected = [refused_row(each, now) for each in changes.refused]
@@ -106,6 +107,15 @@ class Writer:
         if last_error:
             query = "INSERT OR REPLACE INTO meta VALUES ('last_error', ?)"
             connection.execute(query, (last_error[:1000],))
+
+    def _note_runs(self, connection: sqlite3.Connection, changes: Changes) -> None:
+        """In a file of an older format no run is started; what is in it was not, either."""
+        if self._database.version < 3:
+            return
+        ended = [(key,) for key in changes.ended]
+        connection.executemany("DELETE FROM starts WHERE run_id = ?", ended)
+        rows = map(start_row, changes.starts)
+        connection.executemany("INSERT OR REPLACE INTO starts VALUES (?, ?, ?)", rows)
 
     def _settle_run(self, connection: sqlite3.Connection, settled: Settled) -> None:
         run_id = settled.run_id

@@ -65,7 +65,7 @@ class DeliveryState:
         settled = [event for event in events if type(event) is Settled]
         for event in settled:
             self.waiters.resolve(event.lane, event.records)
-            self.samples.take(event.lane.run_id, event.records, time.monotonic())
+            self.samples.take(event.lane.key, event.records, time.monotonic())
         if self.journal is not None:
             self._write_down(self.journal, events, is_settled=bool(settled))
         if settled:

@@ -34,7 +34,7 @@ from adp_async.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from adp_async._io.authenticator import Authenticator
@@ -115,6 +115,8 @@ class Uploader:
     make_caller: Callable[[], Caller]
     #: Where Object Storage is; blocks.
     find_endpoint: Callable[[], str]
+    #: What the service calls a run, once it has it.
+    created: Callable[[str], Awaitable[str]]
     part_bytes: int = PART_BYTES
     _thread: LoopThread | None = field(default=None, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -276,8 +278,10 @@ class Uploader:
         try:
             if previous is not None:
                 await asyncio.wait([previous])
+            # Those of a run that is not created yet keep no others waiting.
+            run_id = await self.created(job.run_id) if job.run_id else ""
             async with self._gate:
-                await self._put(job)
+                await self._put(job, run_id)
             error = None
         except AdpError as failure:
             error = failure
@@ -290,10 +294,10 @@ class Uploader:
             error = AdpError(f"it failed with {type_name(unexpected)}")
         self._settle(job, error)
 
-    async def _put(self, job: Job) -> None:
+    async def _put(self, job: Job, run_id: str) -> None:
         uri = job.artifact_uri
         if uri is None:
-            uri = await self._artifact_uri(job.run_id)
+            uri = await self._artifact_uri(run_id)
         place = place_of(uri)
         if isinstance(place, LocalFolder):
             from adp_async._io.local_folders import LocalFolders

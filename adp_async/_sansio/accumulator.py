@@ -146,7 +146,7 @@ class Accumulator:
     ) -> None:
         first = lane.next_seq
         if not lane.queue:  # else it is there
-            self.lanes.setdefault(lane.run_id, lane)
+            self.lanes.setdefault(lane.key, lane)
         lane.append(records, now, with_text=with_text)
         self.note(Took(lane, first, records))
         # More metrics change nothing until they fill a request.
@@ -161,6 +161,11 @@ class Accumulator:
         self.cost += sign * cost_of_all(records, with_text=with_text)
 
     # Being ready
+
+    def name(self, lane: Lane, run_id: str, now: float) -> None:
+        """The service has the run of *lane*, and calls it *run_id*: what waits may leave."""
+        self.lanes.name(lane, run_id)
+        self.reschedule(lane, now)
 
     def bar(self, run_ids: frozenset[str] | None, now: float) -> None:
         """Have the params and tags of these runs wait, and of no others; None: of all runs."""

@@ -3,7 +3,8 @@
 The journal takes notes while the accumulator works, and `collect` turns them into the `Changes` of
 one group commit.  What was delivered before its turn came is never written.  On disk a run has
 ranges of records by sequence number, the retry tokens of the batches under way, and how far its
-end is known; everything else follows from that.
+end is known; everything else follows from that.  Of a run that this process has started and that
+has not ended yet there is also its `RunStart`.
 
 Two rules keep a record from arriving twice.  A batch whose records are on disk doesn't leave
 before its retry token is there too; and a batch that leaves before its records were written comes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.events import Event
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.run_start import RunStart
     from adp_async.errors import Rejection
 
 #: Lane, sequence number of the first, records.
@@ -88,6 +90,9 @@ class Unreadable:
 class Changes:
     """One group commit."""
 
+    #: Runs that were started here, as they stand now; and the keys of those that have ended.
+    starts: list[RunStart] = field(factory=list)
+    ended: list[str] = field(factory=list)
     chunks: list[Chunk] = field(factory=list)
     sealed: list[Sealed] = field(factory=list)
     settled: list[Settled] = field(factory=list)
@@ -95,7 +100,7 @@ class Changes:
     unreadable: list[Unreadable] = field(factory=list)
     #: Tokens under which other processes handed some of its chunks over.
     taken: list[str] = field(factory=list)
-    #: *settled*, *refused* and *unreadable* are written, whatever becomes of the rest.
+    #: All but *chunks*, *sealed* and *taken* is written, whatever becomes of those.
     is_settled: bool = False
     #: Its chunks complete a batch that leaves and is partly on disk, where a token for a part of
     #: it would mean nothing: they are written beyond ``spool_limit``, too.
@@ -104,8 +109,13 @@ class Changes:
     notes: Notes | None = None
 
     def __bool__(self) -> bool:
-        ends = self.settled or self.refused or self.unreadable
-        return bool(self.chunks or self.sealed or ends or self.taken)
+        return bool(self.chunks or self.sealed or self.ends or self.taken)
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is anything beside records and tokens."""
+        runs = self.starts or self.ended
+        return bool(runs or self.settled or self.refused or self.unreadable)
 
 
 @define
@@ -120,6 +130,10 @@ class Notes:
     taken: list[str] = field(factory=list)
     #: The lanes that hold what was handed over under the tokens of *taken*.
     pledged: set[Lane] = field(factory=set)
+    #: By their keys, runs that were started here, as they stand now.
+    starts: dict[str, RunStart] = field(factory=dict)
+    #: Keys of those that have ended.
+    ended: set[str] = field(factory=set)
 
 
 @define(eq=False)
@@ -136,7 +150,7 @@ class Journal:
     def is_dirty(self) -> bool:
         notes = self._notes
         ends = notes.refused or notes.settled or notes.unreadable
-        return bool(notes.took or ends or notes.taken)
+        return bool(notes.took or ends or notes.taken or notes.starts or notes.ended)
 
     @property
     def has_unwritten(self) -> bool:
@@ -171,9 +185,18 @@ class Journal:
                 pairs = zip(rejections, records, strict=True)
                 self._notes.refused.extend(Refused(*pair) for pair in pairs)
             case lost:
-                unreadable = Unreadable(lost.lane.run_id, lost.first, lost.last)
+                unreadable = Unreadable(lost.lane.key, lost.first, lost.last)
                 self._notes.unreadable.append(unreadable)
                 self._notes.settled.add(lost.lane)
+
+    def note_start(self, start: RunStart) -> None:
+        """A run that was started here stands so now."""
+        self._notes.starts[start.key] = start
+
+    def note_ended(self, key: str) -> None:
+        """The run with that key has ended, or others end it: nothing is kept of it."""
+        self._notes.starts.pop(key, None)
+        self._notes.ended.add(key)
 
     def pledge(self, lane: Lane, token: str) -> None:
         """What was just noted of *lane* came from another process, under *token*.
@@ -216,9 +239,12 @@ class Journal:
             (sealed if goes_now else sealed_later).append(each)
         now, self._notes = Notes(took, sealed), Notes(took_later, sealed_later)
         self._notes.taken, self._notes.pledged = notes.taken, notes.pledged
+        # What the service calls the run has to be there before any token; that a run has ended,
+        # not before what was settled in it.
+        now.starts = notes.starts
         ends = now if batch.is_barrier else self._notes
         ends.settled, ends.refused = notes.settled, notes.refused
-        ends.unreadable = notes.unreadable
+        ends.unreadable, ends.ended = notes.unreadable, notes.ended
         changes = self._changes(now)
         changes.is_due = self._is_partly_written(batch)
         return changes
@@ -228,8 +254,14 @@ class Journal:
         return batch.span.first < on_disk < batch.span.last
 
     def _changes(self, notes: Notes) -> Changes:
-        changes = Changes(refused=notes.refused, unreadable=notes.unreadable, notes=notes)
-        changes.taken = notes.taken
+        changes = Changes(
+            list(notes.starts.values()),
+            list(notes.ended),
+            refused=notes.refused,
+            unreadable=notes.unreadable,
+            taken=notes.taken,
+            notes=notes,
+        )
         for lane, first, records in _joined(notes.took):
             if chunks := _chunks(lane, first, records):
                 changes.chunks.extend(chunks)
@@ -238,7 +270,7 @@ class Journal:
             if batch.span.open:
                 changes.sealed.append(_sealed(batch))
         for lane in notes.settled:
-            changes.settled.append(Settled(lane.run_id, lane.settled_until, lane.settled_beyond()))
+            changes.settled.append(Settled(lane.key, lane.settled_until, lane.settled_beyond()))
         return changes
 
     def committed(self, changes: Changes) -> None:
@@ -278,6 +310,9 @@ class Journal:
             kept.unreadable + later.unreadable,
             (notes.taken + later.taken)[-KEPT_TAKEN:],
             notes.pledged | later.pledged,
+            {key: each for key, each in kept.starts.items() if key not in later.ended}
+            | later.starts,
+            kept.ended | later.ended,
         )
         self.prune()
 
@@ -287,7 +322,7 @@ def _end(taken: Taken) -> int:
 
 
 def _sealed(batch: RecordBatch) -> Sealed:
-    return Sealed(batch.run_id, tuple(batch.ranges), batch.retry_token)
+    return Sealed(batch.lane.key, tuple(batch.ranges), batch.retry_token)
 
 
 def _divided(took: list[Taken], lane: Lane, until: int) -> tuple[list[Taken], list[Taken]]:
@@ -325,5 +360,5 @@ def _chunks(lane: Lane, first: int, records: Sequence[AnyRecord]) -> list[Chunk]
     for start, end in lane.unsettled_within(first, first + len(records)):
         for at in range(start, end, CHUNK):
             upto = min(end, at + CHUNK)
-            chunks.append(Chunk(lane.run_id, at, records[at - first : upto - first]))
+            chunks.append(Chunk(lane.key, at, records[at - first : upto - first]))
     return chunks

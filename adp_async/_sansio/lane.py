@@ -81,6 +81,8 @@ class Lane:
         "held",
         "in_flight",
         "is_alarmed",
+        "is_created",
+        "key",
         "last_refused",
         "left_at",
         "next_seq",
@@ -103,7 +105,12 @@ class Lane:
     )
 
     def __init__(self, run_id: str, waits: Waits | None, first_seq: int = 0) -> None:
+        #: What the run is called here, and on disk.  It never changes.
+        self.key = run_id
+        #: What the service calls it: the same, but for a run that started offline.
         self.run_id = run_id
+        #: Whether the service has it; nothing leaves before.
+        self.is_created = True
         #: How receipts of this lane are waited for; None when nobody has a receipt.
         self.waits = waits
         self.queue = RecordQueue(first_seq)
@@ -224,6 +231,16 @@ class Lane:
         sealed = sum(span.open for span in self.spans)
         return len(self.queue) + len(self.tail) + self.spooled + sealed
 
+    # A run that starts offline
+
+    def hold(self) -> None:
+        """The service does not have the run yet: nothing leaves."""
+        self.is_created = False
+
+    def name(self, run_id: str) -> None:
+        """The service has the run, and calls it *run_id*."""
+        self.run_id, self.is_created = run_id, True
+
     # The queue
 
     def append(self, records: Sequence[AnyRecord], now: float, *, with_text: bool) -> None:
@@ -235,12 +252,12 @@ class Lane:
         else:
             self.queue.put(records, now, with_text=with_text)
 
-    def encode(self, records: list[AnyRecord]) -> bytes:
+    def encode(self, records: list[AnyRecord], *, with_text: bool) -> bytes:
         """The body of a request with *records*, which are in this lane."""
         try:
             for record in records:
                 record.place = None
-            return encode_records(self.run_id, records)
+            return encode_records(self.run_id, records, with_text=with_text)
         finally:
             for record in records:
                 record.place = self

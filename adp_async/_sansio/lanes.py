@@ -32,6 +32,12 @@ class Lanes(dict[str, Lane]):
             self._held[run_id] = lane
         return lane
 
+    def name(self, lane: Lane, run_id: str) -> None:
+        """The service calls the run of *lane* by that id: so may others from now on."""
+        lane.name(run_id)
+        if self.get(run_id) is None:
+            self._held.setdefault(run_id, lane)
+
     def forget_if_idle(self, lane: Lane) -> None:
         """Hold on no longer to a lane with nothing to do.
 
@@ -40,4 +46,4 @@ class Lanes(dict[str, Lane]):
         """
         if lane.is_idle:
             self._first_seq = max(self._first_seq, lane.next_seq)
-            self.pop(lane.run_id, None)
+            self.pop(lane.key, None)

@@ -198,8 +198,9 @@ def _at(record: Any) -> Place:
 # The body of a log-batch request.
 
 _encoder = msgspec.json.Encoder()
-# Structural JSON only: inside a key or value the quotes would be escaped.
-_NULL_VALUE = b'"value":null'
+# Structural JSON only: inside a key or value the quotes would be escaped.  (The longer it is, the
+# faster it is looked for.)
+_NULL_VALUE = b'"value":null,"timestamp":'
 
 
 class _Body(msgspec.Struct, omit_defaults=True):
@@ -224,13 +225,15 @@ def take_first(queue: deque[AnyRecord], count: int) -> list[AnyRecord]:
     return list(starmap(queue.popleft, repeat((), count)))
 
 
-def encode_records(run_id: str, records: Sequence[AnyRecord]) -> bytes:
+def encode_records(run_id: str, records: Sequence[AnyRecord], *, with_text: bool = True) -> bytes:
     """The JSON of a log-batch request with *records*, whose *place* must be None.
+
+    *with_text*: whether there may be params and tags among them.
 
     A tag that is overwritten by a later record is left out, and so is a param given again: within
     one request only the last can be seen.
     """
-    body = _sorted(run_id, records) if has_text(records) else _Body(run_id, records)
+    body = _sorted(run_id, records) if with_text else _Body(run_id, records)
     encoded = _encoder.encode(body)
     if _NULL_VALUE in encoded:
         body.metrics = [

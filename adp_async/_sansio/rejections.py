@@ -90,9 +90,17 @@ def _rejection(run_id: str, record: AnyRecord, error: AdpError) -> Rejection:
 
 
 def delivery_error(
-    rejections: Sequence[Rejection], *, rejected: int = 0, undelivered: int = 0, run_id: str = ""
+    rejections: Sequence[Rejection],
+    *,
+    rejected: int = 0,
+    undelivered: int = 0,
+    run_id: str = "",
+    lost_runs: Sequence[str] = (),
 ) -> DeliveryError:
-    """The error that names *rejections*; *rejected* counts those no longer kept as well."""
+    """The error that names *rejections*; *rejected* counts those no longer kept as well.
+
+    *lost_runs* describe runs that had started offline, and will never be created.
+    """
     rejected = rejected or len(rejections)
     parts = []
     if rejected:
@@ -103,6 +111,9 @@ def delivery_error(
     if undelivered:
         of_run = f" of run {run_id}" if run_id else ""
         parts.append(f"{undelivered} records{of_run} were not delivered")
+    if lost_runs:
+        more = f" and {len(lost_runs) - 5} more" if len(lost_runs) > 5 else ""
+        parts.append(f"the service was not reached for {', '.join(lost_runs[:5])}{more}")
     return DeliveryError(
         "; ".join(parts),
         rejections=rejections,

@@ -35,7 +35,7 @@ class Schedule:
             self.line.put(lane, ready_at)
 
     def _ready_at(self, lane: Lane, limits: BatchLimits, now: float) -> float | None:
-        if lane.barrier_in_flight:
+        if lane.barrier_in_flight or not lane.is_created:
             return None
         ready_at = self.others_ready_at(lane, limits, now)
         if not lane.aside:

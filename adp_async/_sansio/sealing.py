@@ -29,6 +29,15 @@ class Cut(NamedTuple):
     refused: list[tuple[list[AnyRecord], AdpError]]
 
 
+class _Fitting(NamedTuple):
+    """Records that fit one request, whether there are params or tags among them, their numbers."""
+
+    records: list[AnyRecord]
+    body: bytes
+    with_text: bool
+    ranges: list[tuple[int, int]]
+
+
 @define(eq=False)
 class Sealer:
     """Makes batches of one request each.
@@ -72,9 +81,9 @@ class Sealer:
                 everyone = list(numbers_of(ranges))
                 mine = [records[at] for at in part.positions]
                 numbers = ranges_of(everyone[at] for at in part.positions)
-            for fitting, body, at in self._fit(lane, mine, numbers, cut):
+            for fitting, body, is_barrier, at in self._fit(lane, mine, numbers, cut):
                 has_all = is_whole and len(fitting) == span.last - span.first
-                is_barrier, token = has_text(fitting), next(self.tokens)
+                token = next(self.tokens)
                 cut.batches.append(
                     RecordBatch(
                         lane, fitting, body, token, span, is_barrier, at, has_all, part.is_final
@@ -84,17 +93,18 @@ class Sealer:
 
     def _fit(
         self, lane: Lane, records: list[AnyRecord], ranges: list[tuple[int, int]], cut: Cut
-    ) -> list[tuple[list[AnyRecord], bytes, list[tuple[int, int]]]]:
-        """*records* in as few halves as fit the limit of bytes, each with its body and ranges."""
+    ) -> list[_Fitting]:
+        """*records* in as few halves as fit the limit of bytes."""
+        with_text = has_text(records)
         try:
-            body = lane.encode(records)
+            body = lane.encode(records, with_text=with_text)
         except Exception as error:  # one odd value costs one value: what else can be sent is
             if len(records) == 1:
                 cut.refused.append((records, _not_encodable(error)))
                 return []
         else:
             if len(body) <= self.limits.body_bytes or len(records) == 1:
-                return [(records, body, ranges)]
+                return [_Fitting(records, body, with_text, ranges)]
         middle = len(records) // 2
         left, right = split(ranges, middle)
         first_half = self._fit(lane, records[:middle], left, cut)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from adp_async._sansio.batch import RecordBatch, Span
 from adp_async._sansio.events import Lost, Settled
+from adp_async._sansio.ranges import joined
 from adp_async._sansio.records import GivenUp, has_text
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.accumulator import Accumulator
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.run_start import RunStart
     from adp_async.errors import AdpError
 
 
@@ -65,6 +67,17 @@ def lose(accumulator: Accumulator, lane: Lane, last: int, error: AdpError, now: 
     accumulator.reschedule(lane, now)
 
 
+def restore_start(accumulator: Accumulator, start: RunStart) -> None:
+    """A run that a process which died had started: before its records are restored."""
+    lane = accumulator.lane(start.key)
+    if start.run_id is None:
+        lane.hold()
+        accumulator.lanes[start.key] = lane  # else nobody may hold on to it
+    elif start.run_id != start.key:
+        accumulator.name(lane, start.run_id, 0.0)
+        accumulator.lanes[start.key] = lane
+
+
 def restore(
     accumulator: Accumulator,
     run_id: str,
@@ -77,6 +90,10 @@ def restore(
     *last* is where its records on disk end, delivered ones included.
     """
     lane = accumulator.lanes[run_id] = accumulator.lane(run_id)
+    if not lane.is_created and sealed:
+        # A token is not written down before what the run is called: that was damaged since.
+        parts = [part for ranges, _, _ in sealed for part in ranges]
+        spilled, sealed = joined(sorted([*spilled, *parts])), ()
     lane.spilled = [*lane.spilled, *spilled]
     accumulator.spooled += lane.spooled
     span = Span(0, 0)
@@ -88,7 +105,8 @@ def restore(
         # Parts of a batch that was taken apart share its span.
         span.last = max(span.last, ranges[-1][1])
         span.open += len(records)
-        body, is_barrier = lane.encode(records), has_text(records)
+        is_barrier = has_text(records)
+        body = lane.encode(records, with_text=is_barrier)
         batch = RecordBatch(lane, records, body, token, span, is_barrier, list(ranges))
         lane.sealed.append((batch, 0.0))
         accumulator.count_waiting(records, with_text=is_barrier)

@@ -1,6 +1,6 @@
 """The modes of OCI's config file: an API key, and a session token.
 
-They sign with `cryptography`, and import nothing of ``oci``.
+They sign with `cryptography`, which is imported when one is loaded, and need nothing of ``oci``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from adp_async._oci_config import (
     read_key_file,
     read_profile,
 )
-from adp_async._private_keys import KeySigner, load_private_key
 from adp_async.auth._base import Auth, Signer
 from adp_async.errors import misconfigured
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async._credential_files import FilePath
+    from adp_async._private_keys import KeySigner
 
 logger = logging.getLogger("adp_async")
 
@@ -57,6 +57,8 @@ class ApiKey(Auth):
     key_file: FilePath | None = field(default=None, kw_only=True)
 
     def load(self) -> Signer:
+        from adp_async._private_keys import KeySigner, load_private_key
+
         profile = self._profile()
         tenancy, user = profile.ocid("tenancy"), self._user(profile)
         fingerprint = fingerprint_of(profile)
@@ -168,6 +170,8 @@ class SessionToken(Auth):
 
 
 def _session_signer(profile: Profile, token_file: Path, passphrase: str | None) -> KeySigner:
+    from adp_async._private_keys import KeySigner, load_private_key
+
     token = read_token(token_file, "security_token_file", profile.where)
     pem, looked = read_key_file(profile)
     return KeySigner(f"ST${token}", load_private_key(pem, passphrase, looked=looked))

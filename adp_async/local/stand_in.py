@@ -2,6 +2,7 @@
 
 It takes log-batch under MLflow's rules and remembers exactly what arrived, in the order it
 arrived, duplicates included.  Runs and experiments have just enough to log into; all else is 501.
+Searches know just the filters by which our own client finds a run it has created.
 It is not a tracking server: the service's behaviour is tested against the real MLflow.
 """
 
@@ -106,6 +107,8 @@ class StandIn:
             "create_experiment_run": self._create_run,
             "get_experiment_run_by_id": self._get_run,
             "update_experiment_run": self._update_run,
+            "list_experiment_runs": self._search_runs,
+            "list_experiments": self._search_experiments,
             "create_experiment": self._create_experiment,
             "get_experiment_by_id": self._get_experiment,
             "get_experiment_by_name": self._get_experiment_by_name,
@@ -184,7 +187,22 @@ class StandIn:
         run.info.update(changes)
         return _reply({"run_info": run.info})
 
+    def _search_runs(self, received: Received) -> Answer:
+        """All at once; the filter is one tag, or the time of the start."""
+        details = _details(received)
+        among = details.get("experiment_ids") or ()
+        matches = _filter(details.get("filter") or "")
+        found = [
+            _run_reply(run)
+            for run in self.runs.values()
+            if run.info["experiment_id"] in among and matches(run)
+        ]
+        return _reply({"runs": found})
+
     # -- experiments
+
+    def _search_experiments(self, _received: Received) -> Answer:
+        return _reply({"experiments": list(self.experiments.values())})
 
     def _create_experiment(self, received: Received) -> Answer:
         details = _details(received)
@@ -220,6 +238,18 @@ class StandIn:
             "lifecycle_stage": "active",
         }
         return experiment_id
+
+
+def _filter(text: str) -> Callable[[ReceivedRun], bool]:
+    if not text:
+        return lambda run: True
+    if found := re.fullmatch(r"tags\.`([^`]+)` = '([^']*)'", text):
+        key, value = found.groups()
+        return lambda run: dict(run.tags).get(key) == value
+    if found := re.fullmatch(r"attributes\.start_time = (\d+)", text):
+        start_time = int(found[1])
+        return lambda run: bool(run.info["start_time"] == start_time)
+    raise _Refused(501, "NotImplemented", f"the stand-in knows no filter {text[:80]!r}")
 
 
 def _take(run: ReceivedRun, batch: _Batch) -> None:

@@ -1,0 +1,426 @@
+"""The runs that this process has started: created late if need be, and ended.
+
+A run whose creation the service did not answer has started all the same.  Here it is created, one
+attempt at a time for all such runs, with the usual back-off; then its lane gets the name that the
+service has for it, and its records leave.  A run whose end could not be told is ended here, once
+its records are settled.  `adp_async._sansio.run_start` has the rules.
+
+What is known of each is in the journal, and leaves it when the run has ended.  All of this belongs
+to the delivery thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from attrs import define, evolve, field
+
+from adp_async._io.log import logger
+from adp_async._sansio.run_start import Ask, RunStart, is_its_own, next_ask, patience
+from adp_async.errors import AdpError, Conflict, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from adp_async._io.open_runs import OpenRuns
+    from adp_async._io.run_creator import RunCreator
+    from adp_async._io.state import DeliveryState
+    from adp_async._sansio.lane import Lane
+    from adp_async._sansio.retry import RetryPolicy
+    from adp_async._sansio.statuses import EndStatus
+    from adp_async.entities.runs import RunInfo
+
+T = TypeVar("T")
+
+#: So often the service must have refused a run before that stops waiting for it.
+REFUSALS: Final = 3
+
+
+@define(eq=False)
+class Started:
+    """A run that is not created yet, or has to be ended here."""
+
+    start: RunStart
+    lane: Lane
+    #: A create may have taken effect that nobody heard of.
+    may_exist: bool
+    #: Whether it may have been taken up, or ended, by somebody else.
+    is_left_behind: bool = False
+    #: What the service says of it; None until it was created here.
+    info: RunInfo | None = None
+    #: Why it is not created, or not ended, yet; how often the service has refused that.
+    trouble: AdpError | None = None
+    refusals: int = 0
+    #: Nothing is left to be done.
+    is_finished: bool = False
+    #: For those who wait: they are set as well when nothing more is done.
+    created: asyncio.Event = field(factory=asyncio.Event, init=False)
+    has_end: asyncio.Event = field(factory=asyncio.Event, init=False)
+    done: asyncio.Event = field(factory=asyncio.Event, init=False)
+    task: asyncio.Task[None] | None = field(default=None, init=False)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something is still to be done, without which nothing may end."""
+        is_running = self.lane.is_created and self.start.end is None
+        return not (self.is_finished or (is_running and not self.start.is_handed_on))
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether there is no hope that waiting helps."""
+        return self.refusals >= REFUSALS or (self.lane.is_created and self.lane.is_stuck)
+
+
+@define(eq=False, repr=False)
+class RunStarts:
+    """Creates runs, and ends them.
+
+    *creator* asks the service; *tokens* makes retry tokens; *open_runs* are those of this session,
+    which it ends itself.
+    """
+
+    state: DeliveryState
+    creator: RunCreator
+    policy: RetryPolicy
+    tokens: Iterator[str]
+    open_runs: OpenRuns
+    #: Why nothing can be asked at the moment, and since when; None when all is well.
+    trouble: AdpError | None = field(default=None, init=False)
+    failing_since: float | None = field(default=None, init=False)
+    #: Runs that were not created when the session ended, and are in no spool.
+    lost: list[RunStart] = field(factory=list, init=False)
+    _started: dict[str, Started] = field(factory=dict, init=False)
+    #: Keys of runs that were created at once, and have not ended.
+    _running: set[str] = field(factory=set, init=False)
+    #: Held by the one that asks.
+    _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
+    _failures: int = field(default=0, init=False)
+    _not_before: float = field(default=0.0, init=False)
+    _is_told: bool = field(default=False, init=False)
+    _changed: asyncio.Event = field(factory=asyncio.Event, init=False)
+
+    @property
+    def pending(self) -> list[Started]:
+        """Runs that are not created yet, or not ended although their end is known."""
+        return [each for each in self._started.values() if each.is_pending]
+
+    @property
+    def not_created(self) -> list[Started]:
+        """Those of them that the service does not have, as far as is known."""
+        return [each for each in self.pending if not each.lane.is_created]
+
+    def find(self, run_id: str) -> Started | None:
+        """The run with that id, or key, if there is something to do for it."""
+        return self._started.get(self.state.intake.lane(run_id).key)
+
+    # ------------------------------------------------------------------ runs come and go
+
+    def began(self, run_id: str) -> None:
+        """The service has created, or resumed, a run of this session."""
+        self._running.add(run_id)
+        self._note(RunStart(run_id, run_id))
+
+    def begin(self, start: RunStart, *, may_exist: bool, trouble: AdpError | None) -> Started:
+        """A run starts without the service, for that *trouble* if it was asked."""
+        with self.state.intake.lock:
+            lane = self.state.accumulator.lane(start.key)
+            lane.hold()
+        started = Started(start, lane, may_exist, trouble=trouble)
+        if trouble is not None:
+            self._warn(started, trouble)
+        self._note(start)
+        self._see_to(started)
+        return started
+
+    def restore(self, start: RunStart) -> None:
+        """A run of a process that died, whose lane is restored."""
+        lane = self.state.intake.lane(start.key)
+        self._see_to(Started(start, lane, may_exist=True, is_left_behind=True))
+
+    def end(self, key: str, status: EndStatus, end_time: int) -> Started:
+        """The run ended so: it gets that *status* once its records are settled."""
+        started = self._started.get(key)
+        if started is None:
+            start, lane = RunStart(key, key), self.state.intake.lane(key)
+            started = Started(start, lane, may_exist=False)
+            self._see_to(started)
+        if started.start.end is None:
+            started.start = started.start.ended(status, end_time)
+            self._note(started.start)
+            started.has_end.set()
+        return started
+
+    def note_end(self, run_id: str, status: EndStatus, end_time: int) -> Started:
+        """The same of a run whose end somebody else here tells the service; see `ended`."""
+        started = self.find(run_id)
+        if started is not None and started.task is not None:
+            return self.end(started.start.key, status, end_time)
+        if started is None:
+            start = RunStart(run_id, run_id).ended(status, end_time)
+            started = Started(start, self.state.intake.lane(run_id), may_exist=False)
+            self._started[run_id] = started
+            self._note(start)
+        return started
+
+    def ended(self, run_id: str) -> None:
+        """The service was told, by somebody else here, how that run ended."""
+        key = self.state.intake.lane(run_id).key
+        started = self._started.get(key)
+        if started is not None and started.lane.is_created:
+            if started.task is not None:
+                started.task.cancel()
+            self._finish(started)
+        elif key in self._running:
+            self._forget(key)
+
+    def hand_on(self) -> None:
+        """The session closes: what it has not ended is in other hands."""
+        for key in list(self._running):
+            self._forget(key)
+        for started in list(self._started.values()):
+            if started.start.end is not None:
+                continue
+            if started.lane.is_created:
+                self._finish(started)
+            else:
+                started.start = evolve(started.start, is_handed_on=True)
+                started.has_end.set()
+                self._note(started.start)
+
+    async def created(self, key: str) -> None:
+        """Wait until the service has that run; `DeliveryError` when it is stopped before."""
+        if (started := self._started.get(key)) is not None:
+            await started.created.wait()
+            _check(started)
+
+    async def done(self, key: str) -> None:
+        """Wait until that run is created, its records are settled, and it has ended."""
+        if (started := self._started.get(key)) is not None:
+            await started.done.wait()
+            _check(started)
+
+    async def all_done(self) -> None:
+        """Wait until nothing is `pending` that is done here."""
+        while any(each.task is not None for each in self.pending):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def stop(self) -> None:
+        """Do nothing more; what is not done is in the journal."""
+        tasks = [each.task for each in self._started.values() if each.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for started in self._started.values():
+            started.created.set()
+            started.done.set()
+
+    def forked(self) -> None:
+        """In a forked child: they are the parent's."""
+        self._started.clear()
+        self._running.clear()
+
+    def _note(self, start: RunStart) -> None:
+        if self.state.journal is not None:
+            self.state.journal.note_start(start)
+            self.state.keeper_wakes.set()
+
+    def _forget(self, key: str) -> None:
+        self._running.discard(key)
+        if self.state.journal is not None:
+            self.state.journal.note_ended(key)
+            self.state.keeper_wakes.set()
+
+    def _finish(self, started: Started) -> None:
+        self._started.pop(started.start.key, None)
+        self._forget(started.start.key)
+        started.is_finished = True
+        started.done.set()
+        self._changed.set()
+
+    # ------------------------------------------------------------------ what is done for each
+
+    def _see_to(self, started: Started) -> None:
+        self._started[started.start.key] = started
+        if started.lane.is_created:
+            started.created.set()
+        if started.start.end is not None or started.start.is_handed_on:
+            started.has_end.set()
+        name = f"adp_async {started.start.key}"
+        started.task = asyncio.get_running_loop().create_task(self._do(started), name=name)
+
+    async def _do(self, started: Started) -> None:
+        try:
+            if not started.lane.is_created:
+                await self._create(started)
+            await started.has_end.wait()
+            await self._settled(started.lane)
+            await self._end(started)
+        except AdpError as failure:  # its records were given up as the session ends
+            logger.debug("%s: %s", started.start, failure)
+        except Exception:
+            # A mistake of ours costs this run, and it is still in the journal.
+            message = "%s: what was to be done for it failed; it is still on disk"
+            logger.exception(message, started.start, extra=_about(started.start))
+        else:
+            self._finish(started)
+
+    async def _create(self, started: Started) -> None:
+        parent = self._started.get(started.start.parent or "")
+        if parent is not None:
+            await parent.created.wait()  # which says what it is called
+        info = await self._asked(started, lambda: self._created(started))
+        run_id = info.run_id
+        start = started.start
+        with self.state.intake.lock:
+            self.state.accumulator.name(started.lane, run_id, time.monotonic())
+        started.info, started.start = info, start.named(run_id)
+        self._note(started.start)
+        for other in self._started.values():
+            below = other.start.below(start.key, run_id)
+            if below is not other.start:
+                other.start = below
+                self._note(below)
+        self.open_runs.named(start.key, run_id)
+        started.created.set()
+        self._changed.set()
+        self.state.sender_wakes.set()
+        self._all_clear(start, run_id)
+
+    async def _created(self, started: Started) -> RunInfo:
+        """What the service says of the run, which it has now."""
+        now = time.time()
+        ask = next_ask(started.start, may_exist=started.may_exist, now=now)
+        if ask is Ask.SEARCH:
+            found = await self.creator.find(started.start)
+            if found is not None:
+                return found
+            started.may_exist = False
+            ask = next_ask(started.start, may_exist=False, now=now)
+        if ask is Ask.RENEW:
+            started.start = started.start.renewed(next(self.tokens), now)
+            self._note(started.start)
+        try:
+            return await self.creator.create(started.start)
+        except AdpError as error:
+            is_spent = isinstance(error, Conflict) and error.code == "InvalidatedRetryToken"
+            started.may_exist = started.may_exist or is_spent or error.maybe_applied
+            if is_spent:
+                started.start = started.start.renewed(next(self.tokens), now)
+                self._note(started.start)
+            raise
+        except asyncio.CancelledError:
+            started.may_exist = True
+            raise
+
+    async def _settled(self, lane: Lane) -> None:
+        self.state.skip_linger(lane.key, time.monotonic())
+        self.state.sender_wakes.set()
+        await self.state.waiters.lanes_settled([lane])
+
+    async def _end(self, started: Started) -> None:
+        start = started.start
+        if start.end is None:
+            return
+        if not started.is_left_behind or await self._is_ours_to_end(started):
+            await self._asked(started, lambda: self._told(start))
+
+    async def _told(self, start: RunStart) -> None:
+        assert start.run_id is not None
+        assert start.end is not None
+        await self.creator.end(start.run_id, start.end)
+        self.open_runs.ended(start.run_id)
+
+    async def _is_ours_to_end(self, started: Started) -> bool:
+        """Whether nobody here has the run open, and it has not ended."""
+        run_id = started.start.run_id
+        assert run_id is not None
+        if run_id in self.open_runs:
+            return False
+        return await self._asked(started, lambda: self.creator.is_open(run_id))
+
+    # ------------------------------------------------------------------ when to ask
+
+    async def _asked(self, started: Started, ask: Callable[[], Awaitable[T]]) -> T:
+        """What the service answers, however long it takes until it does."""
+        while True:
+            async with self._turn:
+                # One of them finds out whether the service is there; the others wait for that.
+                await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+                try:
+                    answer = await ask()
+                except AdpError as error:
+                    pause = self._failed(started, error)
+                else:
+                    self._answered(started)
+                    return answer
+            await asyncio.sleep(pause)
+
+    def _failed(self, started: Started, error: AdpError) -> float:
+        """Seconds until that run is asked for again, for reasons of its own."""
+        started.trouble = error
+        jitter = random.random()  # noqa: S311
+        if is_its_own(error):
+            started.refusals += 1
+            if started.refusals == 1:
+                message = "%s: the service refuses it, and will be asked again: %s"
+                logger.warning(message, started.start, error, extra=_about(started.start))
+            self._changed.set()
+            return patience(self.policy, started.refusals, jitter=jitter)
+        self._failures += 1
+        retry_after = getattr(error, "retry_after", None) or 0.0
+        delay = self.policy.delay(self._failures, jitter=jitter, retry_after=retry_after)
+        self._not_before = time.monotonic() + delay
+        self._warn(started, error)
+        return 0.0
+
+    def _warn(self, started: Started, error: AdpError) -> None:
+        """One WARNING for lasting trouble, not one for each run."""
+        self.trouble = error
+        if self.failing_since is None:
+            self.failing_since = time.monotonic()
+        if self._is_told:
+            return
+        self._is_told = True
+        start, about = started.start, _about(started.start)
+        if started.lane.is_created:
+            logger.warning("%s cannot be ended yet, and will be: %s", start, error, extra=about)
+        elif started.is_left_behind:
+            logger.warning("%s cannot be created yet, and will be: %s", start, error, extra=about)
+        else:
+            where = "on disk"
+            if self.state.journal is None:
+                where = "in memory only, for there is no spool"
+            message = (
+                "%s starts offline, its records wait %s: %s; it is created when the service answers"
+            )
+            logger.warning(message, start, where, error, extra=about)
+
+    def _answered(self, started: Started) -> None:
+        started.trouble = self.trouble = self.failing_since = None
+        started.refusals = self._failures = 0
+        self._not_before = 0.0
+
+    def _all_clear(self, start: RunStart, run_id: str) -> None:
+        was_told, self._is_told = self._is_told, False
+        message, about = "%s: it is created now, as run %s", {"run_id": run_id}
+        if was_told:
+            logger.warning(message, start, run_id, extra=about)
+        else:
+            logger.info(message, start, run_id, extra=about)
+
+
+def _about(start: RunStart) -> dict[str, str]:
+    """What a log line about it has as fields."""
+    return {"run_id": start.run_id or start.key}
+
+
+def _check(started: Started) -> None:
+    """Raise unless it was created before everything was stopped."""
+    if not started.lane.is_created:
+        left = started.lane.unsettled
+        message = f"{started.start}: the session closed before"
+        raise DeliveryError(message, undelivered=left, run_id=started.start.key)

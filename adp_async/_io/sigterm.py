@@ -1,0 +1,41 @@
+"""SIGTERM ends open runs KILLED, where the program has no handler of its own.
+
+Without a handler the process would end at once, and its runs when the next session finds what it
+left.  With this one, which is set when the first run starts, the sessions end as at the
+interpreter's end, within ``exit_timeout``: first it is written down how their runs ended, then
+what waits is delivered.  Then the signal takes its default action, so that whoever sent it sees
+a process that was terminated.  A second SIGTERM in the meantime does so at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Final
+
+from adp_async._io.ending import terminated
+from adp_async._io.lifetime import end_all, is_any_busy_here
+
+#: Seconds until a signal that came at a bad moment is raised again.
+_SOON: Final = 0.01
+
+
+def hear_sigterm() -> None:
+    """From now on; does nothing outside of the main thread, and where a handler is set."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(number: int, _frame: object) -> None:
+    if is_any_busy_here():
+        # This thread was interrupted while it held what the delivery thread needs.
+        again = threading.Timer(_SOON, signal.raise_signal, (number,))
+        again.daemon = True
+        again.start()
+        return
+    signal.signal(number, signal.SIG_DFL)
+    terminated()
+    end_all()
+    signal.raise_signal(number)
