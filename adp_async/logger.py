@@ -100,7 +100,7 @@ class LoggerFace:
         held = self._delivery.throttle.held_until - time.monotonic()
         if held > 0:
             parts.append(f"held {held:.0f} s")
-        if (trouble := self._delivery.sender.trouble) is not None:
+        if (trouble := self._delivery.trouble) is not None:
             parts.append(f"held back by {type(trouble).__name__}")
         if not self._delivery.lifetime.is_open:
             parts.append(f"closed: {self._delivery.lifetime}")

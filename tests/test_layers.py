@@ -22,6 +22,7 @@ ROOT = Path(adp_async.__file__).parent
 LAYERS = {
     "_version": set(),
     "errors": set(),
+    "_failures": {"errors"},
     "_html": set(),
     "_signatures": set(),
     "stats": {"_html"},
@@ -56,7 +57,8 @@ LAYERS = {
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "late_run": {"writer", "stats", "_io", "_sansio", "errors"},
     "run": {
-        "lenient", "artifacts", "late_run", "logger", "_sharing", "writer", "display", "_progress",
+        "_failures", "lenient", "artifacts", "late_run", "logger", "_sharing", "writer", "display",
+        "_progress",
         "api", "_io", "settings", "_sansio", "entities", "stats", "errors",
     },
     "starting": {"run", "writer", "api", "_io", "_sansio", "entities", "errors"},
