@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 import warnings
@@ -39,6 +40,7 @@ Offline: TypeAlias = Literal["auto"] | bool
 START_TIMEOUT: Final = 10.0
 #: MLflow's name of what a run is for.
 DESCRIPTION: Final = "mlflow.note.content"
+_OURS: Final = "adp_async."
 #: What is still to be done with what ``start_run`` returns.
 BEGIN: Final = "await it, or enter it with `async with`"
 
@@ -49,6 +51,8 @@ class BegunRun:
     _run: Run | None = None
     #: Nothing is missing from one that could not be made.
     _is_begun = True
+    #: File and line that made it.
+    _origin = ("<unknown>", 0)
 
     def __init__(self, session: Host, *, strict: bool) -> None:
         hear_sigterm()
@@ -99,6 +103,11 @@ class BegunRun:
         assert self._run is not None
         await self._run._leave(error)
 
+    def _await_beginning(self) -> None:
+        """It is whole, and from here on somebody has to begin it."""
+        self._is_begun = False
+        self._origin = _line_of_caller()
+
     def _called(self) -> str:
         raise NotImplementedError
 
@@ -108,7 +117,8 @@ class BegunRun:
     def __del__(self) -> None:
         if not self._is_begun:
             message = f"{self._called()} was neither awaited nor entered: nothing was done"
-            warnings.warn(message, RuntimeWarning, stacklevel=2, source=self)
+            # Where it was made: it may be dropped anywhere.
+            warnings.warn_explicit(message, RuntimeWarning, *self._origin, source=self)
 
     if not TYPE_CHECKING:  # for a type checker, none of these are there
 
@@ -124,13 +134,21 @@ class BegunRun:
         def __exit__(self, *error: object) -> None: ...
 
 
+def _line_of_caller() -> tuple[str, int]:
+    """File and line of the innermost frame that is not ours."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
 class ResumedRun(BegunRun):
     """What ``session.attach_run(run_id, resume=True)`` returns."""
 
     def __init__(self, run_id: str, session: Host, *, strict: bool) -> None:
         super().__init__(session, strict=strict)
         self._run_id = valid_run_id(run_id)
-        self._is_begun = False
+        self._await_beginning()
 
     def _called(self) -> str:
         return f"attach_run({self._run_id!r}, resume=True)"
@@ -180,7 +198,7 @@ class StartedRun(BegunRun):
         except (TypeError, ValueError) as error:
             # It is the caller's mistake: where we found it doesn't matter.
             raise error.with_traceback(None)  # noqa: B904 - the same error
-        self._is_begun = False
+        self._await_beginning()
 
     def _called(self) -> str:
         named = [each for each in (self._experiment, self._run_name) if each is not None]

@@ -457,8 +457,7 @@ def test_doctor_takes_options(bare: LocalPlatform) -> None:
         *("--profile", bare.profile),
     )
 
-    # The stand-in takes the signature and has no list of experiments.
-    assert states(result)["service"] == "warn"
+    assert states(result)["service"] == "ok"
     assert result.exit_code == 0
     assert f"{bare.endpoint} (--endpoint)" in result.output
 

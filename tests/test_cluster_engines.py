@@ -32,7 +32,7 @@ POINTS = 100
 
 
 def needs(*modules: str, program: str = "") -> Any:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = [name for name in modules if importlib.util.find_spec(name.split(".")[0]) is None]
     if program and shutil.which(program) is None:
         missing.append(program)
     reason = f"needs {', '.join(missing)}: pip install 'adp-async[test-cluster]'"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import not_outlived_by
 from rich.text import Text
 from typer.testing import CliRunner
 
@@ -184,6 +187,43 @@ def test_a_wrong_endpoint_is_not_replaced_by_the_region(monkeypatch: pytest.Monk
     assert found["settings"]["state"] == "wrong"
     assert found["address"]["state"] == "skipped"
     assert "network" not in found
+
+
+def test_a_session_that_an_agent_signs_for(
+    at_bare: LocalPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It needs no credentials here; whether the agent is there, and the service behind it."""
+    command = [sys.executable, "-m", "adp_async", "agent", "--folder", str(tmp_path / "agent")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent,
+        not_outlived_by(agent),
+    ):
+        assert agent.stdout is not None
+        name, _, file = agent.stdout.readline().strip().removeprefix("export ").partition("=")
+        for variable in environment(at_bare):
+            monkeypatch.delenv(variable)
+        monkeypatch.setenv(name, file)
+        found = findings()
+        shown = CliRunner().invoke(app, ["show", at_bare.gateway.add_run()])
+        agent.terminate()
+        agent.wait(20)
+
+    assert list(found) == ["version", "agent", "platform_id", "workspace", "service"]
+    assert file in found["agent"]["message"]
+    assert at_bare.platform_id in found["platform_id"]["message"]
+    assert found["service"]["state"] == "ok"  # it was passed on to the platform
+    assert shown.exit_code == 0, shown.stderr
+
+
+def test_an_agent_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is named; options of the command line go before it."""
+    monkeypatch.setenv("ADP_ASYNC_AGENT", str(tmp_path / "socket"))
+
+    assert "ADP_ASYNC_AGENT" in findings()["agent"]["message"]
+    assert "ADP_ASYNC_AGENT" in CliRunner().invoke(app, ["runs"]).stderr
+    found = findings("--profile", "DEFAULT", "--platform-id", OCID)
+    assert found["agent"]["state"] == "skipped"
+    assert found["credentials"]["state"] == "wrong"
 
 
 # ------------------------------------------------------------------ credentials

@@ -28,6 +28,17 @@ async def test_a_run_that_is_neither_awaited_nor_entered() -> None:
         assert session.requests == []
 
 
+async def test_the_warning_names_the_line_that_made_the_run() -> None:
+    """Not the one in which it is dropped, which may be far away."""
+    async with FakeSession() as session:
+        line = inspect.getframeinfo(inspect.currentframe()).lineno + 1  # type: ignore[arg-type]
+        begun = [session.start_run("digits")]
+        with pytest.warns(RuntimeWarning) as caught:
+            begun.clear()
+    (warning,) = caught
+    assert (warning.filename, warning.lineno) == (__file__, line)
+
+
 async def test_runs_that_are_begun_do_not_warn() -> None:
     """Awaited, entered, failed or refused: nobody has forgotten anything."""
     with warnings.catch_warnings():

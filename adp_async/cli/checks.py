@@ -21,6 +21,7 @@ import attrs
 from attrs import field, frozen
 
 import adp_async
+from adp_async._hop import VARIABLE
 from adp_async._io.spool_file import SpoolError, check_folder
 from adp_async._io.spool_places import prepare, spool_places, why_not_first
 from adp_async._knobs import absolute_folder, found_in, variables_of
@@ -39,7 +40,17 @@ if TYPE_CHECKING:
     from adp_async._oci_config import Profile
     from adp_async.cli.options import CommandLine
 
-__all__ = ["Known", "expiry", "files", "fingerprint", "sources", "spool", "variables", "versions"]
+__all__ = [
+    "Known",
+    "expiry",
+    "files",
+    "fingerprint",
+    "leads_to_agent",
+    "sources",
+    "spool",
+    "variables",
+    "versions",
+]
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 #: An OCID to check other settings with when the platform's own is missing or wrong.
@@ -92,6 +103,12 @@ def _nearest(name: str, known: set[str]) -> str | None:
     return near[0] if near else None
 
 
+def leads_to_agent(given: CommandLine, environ: Mapping[str, str]) -> bool:
+    """Whether a session goes to the agent that *environ* names, as `Settings` has it."""
+    is_told_another_way = given.endpoint is not None or given.says_how_to_sign
+    return bool(environ.get(VARIABLE, "").strip()) and not is_told_another_way
+
+
 @frozen
 class Known:
     """The settings that are right, and what is wrong with each of the others.
@@ -138,7 +155,10 @@ def sources(known: Known, given: CommandLine) -> Iterator[Finding]:
         if knob.name in known.problems:
             continue
         source = _source(knob, given)
-        if knob.name == "auth":
+        if knob.name == "agent" and source:
+            told = f"not used: options go before {VARIABLE}"
+            yield Finding("agent", "skipped", told)
+        elif knob.name == "auth":
             yield Finding("auth", "ok", f"{settings.auth.mode}  ({source or 'default'})")
         elif source:
             yield Finding(knob.name, "ok", f"{getattr(settings, knob.name)}  ({source})")

@@ -370,28 +370,28 @@ def sync_command(
 def agent_command(
     socket: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="The Unix socket, instead of one in the folder."),
+        typer.Option(metavar="PATH", help="Listen at this Unix socket, instead of one in FOLDER."),
     ] = None,
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="Listen there by TLS; also HOST:PORT."),
+        typer.Option(metavar="HOST", help="Listen at this address, with TLS; also HOST:PORT."),
     ] = None,
     advertise: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="By which others reach it; also HOST:PORT."),
+        typer.Option(metavar="HOST", help="The address that others reach it by; also HOST:PORT."),
     ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             file_okay=False,
-            help="For its handle, certificate and spool; default beside the socket, or in the "
-            "user's state folder.",
+            help="Keep its handle, certificate and spool here; without it beside the socket, or "
+            "in the user's state folder.",
         ),
     ] = None,
     idle_timeout: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="SECONDS", help="End when nobody came for so long."),
+        typer.Option(min=0.0, metavar="SECONDS", help="End after this long without a client."),
     ] = None,
     status: Annotated[
         bool, typer.Option("--status", help="Show what a running agent has taken.")

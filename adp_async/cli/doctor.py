@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Final
 from rich.table import Table
 from rich.text import Text
 
+from adp_async._hop import VARIABLE
+from adp_async._sansio.texts import counted
 from adp_async.cli import checks, service_checks
 from adp_async.cli.checks import Known
 from adp_async.cli.finding import Finding, State
-from adp_async.cli.output import console_for, counted, print_json, shown
+from adp_async.cli.output import console_for, print_json, shown
 from adp_async.errors import ConfigurationError
+from adp_async.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
     from adp_async.auth import Auth, Signer
     from adp_async.cli.options import CommandLine
-    from adp_async.settings import Settings
 
 __all__ = ["examine", "run_doctor"]
 
@@ -93,6 +95,10 @@ async def examine(given: CommandLine) -> AsyncIterator[Finding]:
     yield checks.versions()
     for finding in checks.variables(os.environ):
         yield finding
+    if checks.leads_to_agent(given, os.environ):
+        async for finding in _through_agent(given):
+            yield finding
+        return
     known = Known.of(given)
     for finding in checks.sources(known, given):
         yield finding
@@ -110,6 +116,19 @@ async def examine(given: CommandLine) -> AsyncIterator[Finding]:
         yield Finding("service", "skipped", "not asked: fix what is wrong above first")
     else:
         yield await service_checks.service(given, settings)
+
+
+async def _through_agent(given: CommandLine) -> AsyncIterator[Finding]:
+    """Credentials, network and spool are the agent's."""
+    try:
+        settings = await asyncio.to_thread(Settings.resolve, given.arguments())
+    except ConfigurationError as error:
+        yield Finding("agent", "wrong", str(error))
+        return
+    yield Finding("agent", "ok", f"{settings.agent}  (environment, {VARIABLE})")
+    yield Finding("platform_id", "ok", f"{settings.platform_id}  (of the agent)")
+    yield Finding("workspace", "ok", f"{settings.workspace or 'none'}  (of the agent)")
+    yield await service_checks.service(given, settings)
 
 
 def _credentials(known: Known) -> tuple[list[Finding], tuple[Auth, Signer] | None]:

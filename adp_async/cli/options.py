@@ -114,6 +114,21 @@ class CommandLine:
         names = ("platform_id", "workspace", "endpoint", "region", "auth")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
+    def session_arguments(self) -> dict[str, Any]:
+        """The same, with how to sign if any option says it; raises `ConfigurationError`.
+
+        Otherwise the environment says it, which may lead to an agent that signs.
+        """
+        found = self.arguments()
+        if self.says_how_to_sign:
+            found["auth"] = self.authentication()
+        return found
+
+    @property
+    def says_how_to_sign(self) -> bool:
+        """Whether an option does."""
+        return any(each is not None for each in (self.auth, self.config_file, self.profile))
+
     def authentication(self) -> Auth:
         """How to sign; raises `ConfigurationError`."""
         auth = auth_from(self.auth, os.environ)

@@ -13,10 +13,10 @@ from adp_async import NotFound, RetryPolicy, Session
 from adp_async._line_chart import Line, Plot
 from adp_async._sansio.records import spell
 from adp_async._sansio.service_address import page_of_run
+from adp_async._sansio.texts import counted
 from adp_async._svg_chart import chart
 from adp_async.cli.output import (
     console_for,
-    counted,
     duration,
     local_time,
     print_facts,
@@ -56,8 +56,8 @@ Points = dict[str, list[tuple[float, float]]]
 @asynccontextmanager
 async def _session(given: CommandLine) -> AsyncIterator[Session]:
     """A session that only reads."""
-    known: dict[str, Any] = {**given.arguments(), "auth": given.authentication()}
     retry = RetryPolicy(max_attempts=ATTEMPTS)
+    known = given.session_arguments()
     async with Session(**known, spool=False, recover=False, retry=retry) as session:
         session.settings.required_workspace()
         yield session

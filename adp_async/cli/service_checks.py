@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from yarl import URL
@@ -143,9 +143,9 @@ async def service(given: CommandLine, settings: Settings) -> Finding:
 
 
 async def _search(given: CommandLine, settings: Settings) -> None:
-    known = {"auth": settings.auth, "spool": False, "recover": False}
-    arguments: dict[str, Any] = {**given.arguments(), **known}
-    async with Session(**arguments, retry=RetryPolicy(max_attempts=2)) as session:
+    retry = RetryPolicy(max_attempts=2)
+    known = given.session_arguments()
+    async with Session(**known, spool=False, recover=False, retry=retry) as session:
         family = session.experiments if settings.workspace else session.registered_models
         await anext(family.search(max_results=1, timeout=CALL_TIMEOUT).pages())
 
