@@ -99,7 +99,7 @@ The modules
 `texts`                 texts from outside, fit to be shown: printable, short, without values
 `signing`, `signature`  what is signed, by which clock; the signature's string and its header
 `values`, `arguments`   what callers hand in, to ``log_*`` and to direct calls: plain, or named
-`cleaning`              what ``strict=False`` makes of keys and texts; `flattening`: of nested params
+`cleaning`              what ``strict=False`` makes of keys and texts; `flattening`: of nested ones
 `records`               metric, param, tag as they wait, and the body of a log-batch
 `lane`, `record_queue`  one run: its records by number, and those that wait in memory
 `lanes`, `batch`        the lanes of all runs; records sealed for one request
