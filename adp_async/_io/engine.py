@@ -237,7 +237,7 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
-        warn_of_another(self)
+        warn_of_another(self, is_blocking=not self._owns_thread)
         self._tell_opened()
 
     def _tell_opened(self) -> None:
