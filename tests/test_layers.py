@@ -258,3 +258,9 @@ def test_the_package_is_imported_without_its_machinery() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_theory_of_operation_names_every_module_of_the_core() -> None:
+    """Its table is the map of the pure core."""
+    described = adp_async._sansio.__doc__ or ""
+    assert [p.stem for p in modules("_sansio") if f"`{p.stem}`" not in described] == ["__init__"]
