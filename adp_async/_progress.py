@@ -146,7 +146,7 @@ def _settled(delivery: Delivery, run_id: str | None) -> tuple[int, int]:
     """How many records were delivered before, and refused or dropped; without counting the rest."""
     accumulator = delivery.accumulator
     of = accumulator if run_id is None else delivery.intake.lane(run_id)
-    ended = delivery.lost.total() if run_id is None else delivery.lost[run_id]
+    ended = delivery.leftovers.lost.total() if run_id is None else delivery.leftovers.lost[run_id]
     return of.delivered, sum(of.rejected.values()) + of.dropped + ended
 
 

@@ -26,6 +26,7 @@ from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import read_reply
 from adp_async._sansio.retry import TELL_AFTER, RetryNotice
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
+from adp_async._sansio.texts import counted
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.urls import url_of
 from adp_async.errors import (
@@ -442,12 +443,3 @@ def _about(request: Request) -> dict[str, object]:
     """What a line of the log says of a request beside its message."""
     request_id = request.headers.get("opc-request-id")
     return {"operation": request.operation, "request_id": request_id}
-
-
-def counted(count: int, what: str, ending: str = "s") -> str:
-    """So many of *what*.
-
-    >>> counted(1, "record"), counted(2, "process", "es")
-    ('1 record', '2 processes')
-    """
-    return f"{count} {what}{ending if count != 1 else ''}"

@@ -64,10 +64,10 @@ def _of_all(delivery: Delivery) -> Stats:
         list(accumulator.lanes.values()),
         delivered=accumulator.delivered,
         rejected=dict(accumulator.rejected),
-        dropped=accumulator.dropped + delivery.lost.total(),
+        dropped=accumulator.dropped + delivery.leftovers.lost.total(),
         waiting=accumulator.waiting + len(delivery.intake.inbox),
         in_flight=accumulator.in_flight,
-        spooled=accumulator.spooled + delivery.kept.total(),
+        spooled=accumulator.spooled + delivery.leftovers.kept.total(),
     )
 
 
@@ -79,10 +79,10 @@ def _of_run(delivery: Delivery, run_id: str) -> Stats:
         [lane],
         delivered=lane.delivered,
         rejected=dict(lane.rejected),
-        dropped=lane.dropped + delivery.lost[lane.key],
+        dropped=lane.dropped + delivery.leftovers.lost[lane.key],
         waiting=lane.unsettled - lane.flying - lane.spooled + inbox,
         in_flight=lane.flying,
-        spooled=lane.spooled + delivery.kept[lane.key],
+        spooled=lane.spooled + delivery.leftovers.kept[lane.key],
     )
 
 

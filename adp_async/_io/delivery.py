@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adp_async._io.intake import Intake
+from adp_async._io.leftovers import Leftovers
 from adp_async._io.lifetime import Lifetime, Why
 from adp_async._io.log import logger
 from adp_async._io.open_runs import OpenRuns
@@ -25,15 +25,15 @@ from adp_async._io.tidying import first_end
 from adp_async._io.worker import is_worker_here
 from adp_async._sansio.accumulator import Accumulator
 from adp_async._sansio.concurrency import Concurrency
-from adp_async._sansio.discarding import abandon, discard
+from adp_async._sansio.discarding import discard
 from adp_async._sansio.dispatch import Dispatcher, Pulse, discarded
 from adp_async._sansio.outward import outward
-from adp_async._sansio.records import BatchLimits, GivenUp
+from adp_async._sansio.records import BatchLimits
 from adp_async._sansio.rejections import KEPT_REJECTIONS, REJECTION_COST, delivery_error
 from adp_async.errors import AdpError, DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Iterator
 
     from adp_async._io.caller import Caller
     from adp_async._io.keeper import SpoolKeeper
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.run_start import RunStart
     from adp_async._sansio.statuses import EndStatus
     from adp_async._sansio.throttle import Throttle
-    from adp_async.errors import Rejection
     from adp_async.settings import Settings
 
 T = TypeVar("T")
@@ -116,9 +115,7 @@ class Delivery:
             open_runs or OpenRuns(lambda run_id, is_open: None),
         )
         self.keeper: SpoolKeeper | None = None
-        #: Undelivered records at the end, by run: in the spool, or lost.
-        self.kept: Counter[str] = Counter()
-        self.lost: Counter[str] = Counter()
+        self.leftovers = Leftovers(self.state, self.starts)
         self._waiters = self.state.waiters
         self.thread: LoopThread | None = None
         self._task: asyncio.Task[None] | None = None
@@ -167,7 +164,8 @@ class Delivery:
     async def flush(self, run_id: str | None) -> None:
         """Wait until all accepted records are settled; raises what was refused."""
         await self.settled(run_id)
-        self._raise_refused(run_id)
+        if (refused := self._refused(run_id)) is not None:
+            raise refused
 
     async def settled(self, run_id: str | None) -> None:
         """The same, but raises nothing that was refused."""
@@ -204,12 +202,11 @@ class Delivery:
         self.sender.wake()
         return count
 
-    def _raise_refused(self, run_id: str | None = None) -> None:
-        """Raise what was refused and not yet reported."""
+    def _refused(self, run_id: str | None = None) -> DeliveryError | None:
+        """What was refused and not yet reported, which it is now."""
         run_id = None if run_id is None else self.intake.lane(run_id).run_id
         rejections, rejected = self.accumulator.rejections.take(run_id)
-        if rejected:
-            raise delivery_error(rejections, rejected=rejected)
+        return delivery_error(rejections, rejected=rejected) if rejected else None
 
     # ------------------------------------------------------------------ lifetime
 
@@ -351,7 +348,7 @@ class Delivery:
                 is_needed = bool(self.starts.pending)
                 left = max(SHORTEST_CLOSE, ends_at - time.monotonic())
                 await self.keeper.close(left, is_needed=is_needed)
-        self._raise_end(self.lost.total())
+        self._raise_end()
 
     async def _deliver_all(self) -> None:
         self.state.skip_linger(None, time.monotonic())
@@ -361,20 +358,13 @@ class Delivery:
                 await self._waiters.all_settled()
             await self.starts.all_done()
 
-    def _raise_end(self, left: int) -> None:
-        runs = [str(start) for start in self.starts.lost]
-        rejections: Sequence[Rejection] = ()
-        rejected = 0
-        try:
-            self._raise_refused()
-        except DeliveryError as refused:
-            if not (left or runs):
-                raise
-            rejections, rejected = refused.rejections, refused.rejected
-        if left or runs:
-            raise delivery_error(
-                rejections, rejected=rejected, undelivered=left, lost_runs=runs
-            ) from self._cause()
+    def _raise_end(self) -> None:
+        refused = self._refused()
+        error = self.leftovers.error(refused)
+        if error is not None and error is not refused:
+            raise error from self._cause()
+        if refused is not None:
+            raise refused
 
     def _cause(self) -> BaseException | None:
         return self.crash or self.starts.trouble or self.sender.trouble
@@ -387,37 +377,10 @@ class Delivery:
         try:
             is_on_disk = self.keeper is not None and await self.keeper.commit_last(seconds)
         finally:
-            self._account_for_rest(is_on_disk=is_on_disk)
-        runs = len(self.starts.not_created)
-        if is_on_disk and (left or runs):
+            self.leftovers.account_for(self._cause(), is_on_disk=is_on_disk)
+        if is_on_disk:
             assert self.keeper is not None
-            path = self.keeper.spool.path
-            if runs:
-                message = (
-                    "%d runs are not created, and %d records not delivered yet; the next session "
-                    "does it, from %s"
-                )
-                logger.warning(message, runs, left, path)
-                return
-            message = "%d records are not delivered yet; the next session delivers them from %s"
-            logger.warning(message, left, path)
-
-    def _account_for_rest(self, *, is_on_disk: bool) -> None:
-        why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
-        end = self.kept if is_on_disk else self.lost
-        if not is_on_disk:
-            self.starts.lost = [each.start for each in self.starts.not_created]
-        for lane, count, records in abandon(self.accumulator):
-            end[lane.key] += count
-            error = delivery_error([], undelivered=count, run_id=lane.run_id)
-            error.add_note(why)
-            error.__cause__ = self._cause()
-            for record in records:
-                record.place = GivenUp(error)
-            self._waiters.fail(lane, error)
-            self._waiters.resolve(lane, records)
-        self.intake.room_made()
-        self._waiters.nothing_left()
+            self.leftovers.warn(left, self.keeper.spool.path)
 
     def _shut(self, why: Why, detail: str = "") -> None:
         """Accept nothing more.  From any thread."""

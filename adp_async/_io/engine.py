@@ -103,7 +103,8 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._opened: SessionOpened | None = None
-        self._living = Living(self._forked, self._interpreter_ends, self._is_busy_here)
+        intake = self.delivery.intake
+        self._living = Living(self._forked, self._interpreter_ends, lambda: intake.is_locked_here)
 
     def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
         throttle = throttle or self._throttle
@@ -337,9 +338,6 @@ class Engine:
             failures[0].add_note(f"also: {other}")
         if failures:
             raise failures[0]
-
-    def _is_busy_here(self) -> bool:
-        return self.delivery.intake.is_locked_here
 
     def _forked(self) -> None:
         keep_forever(self)

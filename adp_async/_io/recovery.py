@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field, frozen
 
-from adp_async._io.caller import counted
 from adp_async._io.log import logger
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import (
@@ -26,6 +25,7 @@ from adp_async._io.spool_file import (
 from adp_async._io.tidying import ended
 from adp_async._io.worker import Worker
 from adp_async._sansio.spilling import restore, restore_start
+from adp_async._sansio.texts import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -339,8 +339,7 @@ class Accumulator:
             self.give_up(batch, error, now)
             return
         self.sealer.too_large(batch.body)
-        halves = in_halves(len(batch.records))
-        self._put_back(batch, self._parts(batch, halves), now, now)
+        self._put_back(batch, self._parts(batch, in_halves(len(batch.records))), now, now)
 
     def give_up(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """No record of the batch will be delivered."""
@@ -368,9 +367,8 @@ class Accumulator:
         self.dropped += count
 
     def _parts(self, batch: RecordBatch, parts: Sequence[Part]) -> list[RecordBatch]:
-        lane, span = batch.lane, batch.span
-        cut = self.sealer.seal(lane, span, batch.records, batch.ranges, parts)
-        return self._sealed(lane, span, cut)
+        cut = self.sealer.seal(batch.lane, batch.span, batch.records, batch.ranges, parts)
+        return self._sealed(batch.lane, batch.span, cut)
 
     def _put_back(
         self, batch: RecordBatch, parts: list[RecordBatch], not_before: float, now: float

@@ -243,3 +243,12 @@ _ENDS: Mapping[str, Callable[[str, int], tuple[int, bool]]] = {
     "quoted": _end_of_prose,
     "literal": _end_of_literal,
 }
+
+
+def counted(count: int, what: str, ending: str = "s") -> str:
+    """*count* and *what*, with its *ending* unless the count is 1.
+
+    >>> counted(1, "run"), counted(2000, "process", "es")
+    ('1 run', '2,000 processes')
+    """
+    return f"{count:,} {what}{'' if count == 1 else ending}"

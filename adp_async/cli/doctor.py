@@ -16,10 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from adp_async._hop import VARIABLE
+from adp_async._sansio.texts import counted
 from adp_async.cli import checks, service_checks
 from adp_async.cli.checks import Known
 from adp_async.cli.finding import Finding, State
-from adp_async.cli.output import console_for, counted, print_json, shown
+from adp_async.cli.output import console_for, print_json, shown
 from adp_async.errors import ConfigurationError
 from adp_async.settings import Settings
 

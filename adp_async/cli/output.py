@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console_for",
-    "counted",
     "duration",
     "local_time",
     "print_facts",
@@ -90,15 +89,6 @@ def print_table(
 def local_time(moment: datetime | None) -> str:
     """*moment* as clocks here show it; empty for None."""
     return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def counted(count: int, what: str) -> str:
-    """*count* and *what*, in the plural unless the count is 1.
-
-    >>> counted(1, "run"), counted(2000, "record")
-    ('1 run', '2,000 records')
-    """
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

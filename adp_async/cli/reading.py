@@ -13,10 +13,10 @@ from adp_async import NotFound, RetryPolicy, Session
 from adp_async._line_chart import Line, Plot
 from adp_async._sansio.records import spell
 from adp_async._sansio.service_address import page_of_run
+from adp_async._sansio.texts import counted
 from adp_async._svg_chart import chart
 from adp_async.cli.output import (
     console_for,
-    counted,
     duration,
     local_time,
     print_facts,

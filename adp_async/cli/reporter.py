@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, field, frozen
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from adp_async.cli.output import counted, say
+from adp_async._sansio.texts import counted
+from adp_async.cli.output import say
 from adp_async.cli.spools import short_name
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from adp_async._io.spool_file import (
 from adp_async._io.spool_places import may_search, spool_places
 from adp_async._knobs import absolute_folder
 from adp_async._sansio.records import KINDS, Metric, spell
-from adp_async._sansio.texts import printable
-from adp_async.cli.output import console_for, counted, duration, print_json, say, shown
+from adp_async._sansio.texts import counted, printable
+from adp_async.cli.output import console_for, duration, print_json, say, shown
 from adp_async.cli.spool_fields import fields_of
 from adp_async.errors import ConfigurationError
 

@@ -16,7 +16,8 @@ from adp_async import Session
 from adp_async._io.recovery import open_orphan
 from adp_async._io.spool import Spool
 from adp_async._io.spool_file import SpoolBusy, SpoolError
-from adp_async.cli.output import console_for, counted, say
+from adp_async._sansio.texts import counted
+from adp_async.cli.output import console_for, say
 from adp_async.cli.reporter import Reporter
 from adp_async.cli.spools import (
     NO_LIMIT,

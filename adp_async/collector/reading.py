@@ -86,6 +86,7 @@ _decode_loosely = msgspec.json.Decoder(_LooseBody).decode
 def read_log_batch(body: bytes, limits: BatchLimits, known: dict[str, str]) -> Handed:
     """The records of *body*; raises `Refused`.  *known* are keys that were valid before.
 
+    >>> from adp_async import BatchLimits
     >>> read_log_batch(b'{"run_id":"r","tags":[{"key":"a","value":"b"}]}', BatchLimits(), {})
     Handed(run_id='r', records=[<RunTag 'a' waiting>])
     """
