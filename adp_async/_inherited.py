@@ -46,16 +46,20 @@ def attach_anew(run: Any) -> None:
     """Have *run*, which was opened before this process was forked, log by a session of its own."""
     inner = run if isinstance(run, AsyncRun) else run._inner
     run_id = inner._needs_id("a run in a forked process")
+    with _heirs.lock:
+        if run._is_inherited:
+            _attach(run, inner, run_id)
+
+
+def _attach(run: AsyncRun | blocking.Run, inner: AsyncRun, run_id: str) -> None:
     try:
         session = _session_here(run)
     except AdpError as error:
         message = f"run {run_id}: this forked process has no session for it: {error}"
         raise Closed(message) from error
-    # One that started offline has another name here.
-    inner._run_id = run._run_id = run_id
-    _adopt(inner, session.session, session)
+    _adopt(inner, run_id, session.session, session)
     if inner is not run:
-        _adopt(run, session, session)
+        _adopt(run, run_id, session, session)
 
 
 def _session_here(run: AsyncRun | blocking.Run) -> blocking.Session:
@@ -64,6 +68,9 @@ def _session_here(run: AsyncRun | blocking.Run) -> blocking.Session:
     return handle.session() if handle is not None else _heirs.of(run._shared_engine())
 
 
-def _adopt(handle: Any, host: Any, session: blocking.Session) -> None:
-    handle._log_into(session.session._intake)
-    handle._host, handle._is_parents, handle._owns_session = host, True, False
+def _adopt(handle: Any, run_id: str, host: Any, session: blocking.Session) -> None:
+    # One that started offline has another name in its parent.
+    handle._run_id, handle._host, handle._owns_session = run_id, host, False
+    handle._is_parents = True
+    # The last: until then it is inherited for other threads, which wait here.
+    handle._intake = session.session._intake

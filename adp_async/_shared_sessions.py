@@ -39,11 +39,11 @@ class SharedSessions(Generic[K, S]):
     def _forked(self) -> None:
         self._sessions: dict[K, S] = {}
         # The parent may have held its own.  Reentrant: a signal handler may log meanwhile.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def of(self, key: K) -> S:
         """The open session of *key*; raises what opening raises."""
-        with self._lock:
+        with self.lock:
             session = self._sessions.get(key)
             if session is None or not session.is_open:
                 session = self._sessions[key] = self._make(key).open()

@@ -26,7 +26,7 @@ from adp_async._sansio.values import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from adp_async._io.intake import Inbox, Intake
+    from adp_async._io.intake import Intake
     from adp_async._sansio.records import AnyRecord, Kind
     from adp_async._sansio.values import Metrics, MetricValue, Texts, WholeNumber
 
@@ -71,13 +71,10 @@ class RunWriter:
     def __init__(self, run_id: str, intake: Intake) -> None:
         #: What the run is called here, which is its id unless it started offline.
         self._run_id = valid_run_id(run_id)
-        self._known = intake.known_keys
-        self._log_into(intake)
-
-    def _log_into(self, intake: Intake) -> None:
         self._intake = intake
         self._lane = intake.lane(self._run_id)
         self._inbox = intake.inbox
+        self._known = intake.known_keys
 
     @property
     def run_id(self) -> str:
@@ -86,34 +83,37 @@ class RunWriter:
         # Typed as what it is but for that time: with ``offline=False`` it is always there.
         return lane.run_id if lane.is_created else None  # type: ignore[return-value]
 
-    # A forked child inherits handles of its parent's session, and uses them with one of its own.
+    # A forked child inherits handles of its parent's session, and uses them with one of its own:
+    # then *_intake* is that session's.  The way in remains the parent's, which is closed for good;
+    # so what is logged comes by here, and is handed over, whatever other threads do meanwhile.
+
+    #: Whether the run was opened in the parent of this process, and has a session of this one.
+    _is_parents = False
+
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether it is the parent's, and has no session of this process yet."""
+        return self._intake.lifetime.why is Why.FORKED
 
     def _attach_anew(self) -> None:
         """Give an inherited handle a session of this process; the logger's writers have none."""
         raise self._intake.lifetime.error()
 
-    #: Whether the run was opened in the parent of this process, and is used here with a session
-    #: of this process.
-    _is_parents = False
-
-    @property
-    def _is_inherited(self) -> bool:
-        """Whether it is the parent's, and has not been used in this process."""
-        return self._intake.lifetime.why is Why.FORKED
-
-    def _gate_reached(self, inbox: Inbox, records: Sequence[AnyRecord]) -> None:
-        if inbox is self._inbox and not self._is_inherited:
-            self._intake.gate_reached(records)
-        else:  # an inbox of the parent's, which nobody empties here
-            inbox.clear()
+    def _gate_reached(self, records: Sequence[AnyRecord]) -> None:
+        if self._is_parents or self._is_inherited:
+            self._inbox.clear()
             self._hand_over(records)
+        else:
+            self._intake.gate_reached(records)
 
     def _hand_over(self, records: Sequence[AnyRecord]) -> None:
-        if self._inbox.gate < 0 and self._is_inherited:
-            self._attach_anew()
-        if self._is_parents:
-            for record in records:
-                record.place = self._lane
+        if self._inbox.gate < 0:  # it is closed, or the parent's
+            if self._is_inherited:
+                self._attach_anew()
+            if self._is_parents:
+                lane = self._intake.lane(self._run_id)
+                for record in records:
+                    record.place = lane
         self._intake.add_all(records)
 
     # The one handle of a run in this process: copying or deep-copying returns it.
@@ -154,13 +154,13 @@ class RunWriter:
                 inbox = self._inbox
                 inbox.append(record)
                 if len(inbox) > inbox.gate:
-                    self._gate_reached(inbox, (record,))
+                    self._gate_reached((record,))
                 return record
         record = self._metric(step, timestamp, key, value)
         inbox = self._inbox
         inbox.append(record)
         if len(inbox) > inbox.gate:
-            self._gate_reached(inbox, (record,))
+            self._gate_reached((record,))
         return record
 
     def log_metrics(

@@ -170,6 +170,7 @@ async def test_other_handles(bare_platform: LocalPlatform, tmp_path: Path) -> No
 
 MANY = """
     def logs_in_threads(run):
+        sys.setswitchinterval(1e-6)
         begin = threading.Barrier(8)
 
         def work(number):
@@ -288,6 +289,44 @@ async def test_of_a_shared_run(bare_platform: LocalPlatform, tmp_path: Path) -> 
     child = await start(bare_platform, tmp_path, COMMON + SHARED)
     arrived = points(bare_platform.gateway, (await child.ends_well()).strip())
     assert sorted(arrived["child"]) == sorted([*range(100), *range(100)])
+
+
+BEGUN_OFFLINE = """
+    def too_early(run):
+        for log in (run.log_metric, run.set_tag):
+            try:
+                log("loss", 1.0)
+            except adp_async.AdpError as error:
+                assert "a run in a forked process: " in str(error), error
+            else:
+                os._exit(3)
+
+    def child(run):
+        log(run, "child")
+        run.flush()
+        assert run.stats().delivered == 100
+
+    with blocking.start_run(start_timeout=0.2) as run:
+        log(run, "parent")
+        assert run.run_id is None
+        ends_well(forked(too_early, run))
+        print("offline", flush=True)
+        run.created(20.0)
+        ends_well(forked(child, run))
+    print(run.run_id)
+"""
+
+
+async def test_of_a_run_that_began_offline(bare_platform: LocalPlatform, tmp_path: Path) -> None:
+    """Nobody can log into it elsewhere before it is created; then by its own id."""
+    await bare_platform.gateway.down()
+    child = await start(bare_platform, tmp_path, COMMON + BEGUN_OFFLINE)
+    await child.says("offline")
+    await bare_platform.gateway.up()
+    code, out, errors = await child.ends()
+    assert code == 0, errors
+    arrived = points(bare_platform.gateway, out.split()[-1])
+    assert sorted(arrived["parent"]) == sorted(arrived["child"]) == list(range(100))
 
 
 NO_SESSION = """

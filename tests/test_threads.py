@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adp_async._io import intake
 from adp_async._io.spool import Spool
-from adp_async._sansio.records import METRIC_COST
+from adp_async._sansio.records import METRIC_COST, cost_of
 from adp_async.errors import BufferFull, Closed, DeliveryError
 from adp_async.testing import FakeBlockingSession, FakeSession
 
@@ -252,6 +253,42 @@ async def test_logging_in_the_middle_of_taking_in(monkeypatch: pytest.MonkeyPatc
         received = session.received(run.run_id)
     assert sorted(metric.key for metric in received.metrics) == ["late", "later", "loss"]
     assert received.tags == [("interrupted", "yes")]
+
+
+async def test_logging_while_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another thread may append whenever the delivery thread looks at what came meanwhile."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run())
+        delivery = session._delivery
+        take_in, steps = delivery.accumulator.take_in, iter(range(100))
+
+        def log_another() -> None:
+            if delivery._is_ours() and (step := next(steps, None)) is not None:
+                run.log_metric("late", 0.5, step=step)
+
+        def interrupted(records: Any, now: float) -> None:
+            log_another()
+            take_in(records, now)
+
+        def measured(record: Any) -> int:
+            log_another()
+            return cost_of(record)
+
+        monkeypatch.setattr(
+            type(delivery.accumulator), "take_in", lambda _, *given: interrupted(*given)
+        )
+        monkeypatch.setattr(intake, "cost_of", measured)
+        run.log_metric("loss", 0.5, step=1)
+        run.set_tag("stage", "fit")
+        await run.flush()
+        while next(steps, None) is not None:
+            await run.flush()
+        await run.flush()
+        assert delivery.intake._text_cost == 0
+        assert run.stats().delivered == run.stats().accepted
+    assert "ended unexpectedly" not in caplog.text
 
 
 def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

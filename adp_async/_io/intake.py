@@ -297,7 +297,11 @@ class Intake:
             if records := take_first(inbox, count):
                 # While the gate was open they may have come at any time since the last pull.
                 accumulator.take_in(records, self._pulled_at)
-                self._text_cost = sum(map(cost_of, inbox)) - METRIC_COST * len(inbox)
+                # A copy, made at once: other threads append metrics without the lock.  In two
+                # steps: a finalizer may log in the middle of a sum.
+                left, before = list(inbox), self._text_cost
+                extra = sum(map(cost_of, left)) - METRIC_COST * len(left)
+                self._text_cost += extra - before
         self._pulled_at = now
         if accumulator.unsettled:
             self._open_gate(accumulator.limits.entities - 1)

@@ -88,7 +88,7 @@ def read_log_batch(body: bytes, limits: BatchLimits, known: dict[str, str]) -> H
 
     >>> from adp_async import BatchLimits
     >>> read_log_batch(b'{"run_id":"r","tags":[{"key":"a","value":"b"}]}', BatchLimits(), {})
-    Handed(run_id='r', records=[<RunTag 'a' waiting>])
+    Handed(run_id='r', records=[<Receipt for tag 'a' | waiting>])
     """
     if len(body) > limits.body_bytes:
         message = f"the body has {len(body)} bytes; at most {limits.body_bytes} are taken"
