@@ -145,16 +145,11 @@ class Engine:
                     self.auth,
                     make_caller=self._caller_of_other_servers,
                     find_endpoint=self._object_storage_endpoint,
-                    created=self._created,
+                    created=self.delivery.starts.created,
                 )
             if self.thread is not None:
                 self._uploader.open(self.thread)
             return self._uploader
-
-    async def _created(self, run_id: str) -> str:
-        """What the service calls a run, once it has it.  In the delivery thread."""
-        await self.delivery.starts.created(run_id)
-        return self.delivery.intake.lane(run_id).run_id
 
     def has_uploads(self, run_id: str) -> bool:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
