@@ -170,7 +170,7 @@ async def test_sigterm_while_the_service_hangs(
     """The worker ends within its grace, and `sync` delivers each accepted score once."""
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
-    gateway.inject(Fault.hang(), operation=BATCH)
+    gateway.inject(Fault.hang(), operation=BATCH, times=None)
     given = environment(bare_platform, close_timeout=CLOSE_TIMEOUT, linger=0.1)
     port = free_port()
     command = [part.replace("PORT", str(port)) for part in SERVERS[name]]
