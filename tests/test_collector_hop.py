@@ -220,12 +220,19 @@ def test_a_forked_child_does_not_hold_the_parent_s_sockets(
 ) -> None:
     """When the parent has closed its collector nobody listens there, however long a child lives."""
     run = fake.attach_run(fake.session.add_run())
-    stop = multiprocessing.get_context("fork").Event()
+    fork = multiprocessing.get_context("fork")
+    lives, stop = fork.Event(), fork.Event()
+
+    def live() -> None:
+        lives.set()
+        stop.wait(60)
+
     with run.shared(listen) as handle, handle.attach() as worker:
         worker.log_metric("loss", 0.5)
         worker.flush()  # there is a connection
-        child = multiprocessing.get_context("fork").Process(target=stop.wait, args=(60,))
+        child = fork.Process(target=live)
         child.start()
+        assert lives.wait(30)
     try:
         if listen is None:
             assert not Path(handle.address.removeprefix("unix:")).exists()
