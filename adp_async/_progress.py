@@ -122,7 +122,7 @@ class watched:  # noqa: N801 - used like the functions of contextlib
         stats = counted(self._delivery, self._run_id)
         delivered = stats.delivered - self._delivered
         lost = sum(stats.rejected.values()) + stats.dropped - self._lost
-        now, trouble = time.monotonic(), self._delivery.sender.trouble
+        now, trouble = time.monotonic(), self._delivery.trouble
         return Wait(
             self._what,
             delivered=delivered,

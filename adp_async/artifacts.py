@@ -11,6 +11,7 @@ import json
 import os
 import time
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -191,10 +192,11 @@ class ArtifactWriter:
         from adp_async._io.uploads import Job
         from adp_async._sansio.artifact_uris import artifact_name, folder_name
 
-        folder = folder_name(to)
+        found = list(found)
+        names = list(map(artifact_name, [name for name, _ in found], repeat(folder_name(to))))
         jobs = [
-            Job.of(self._run_id, artifact_name(name, folder), content, self._artifact_uri)
-            for name, content in found
+            Job.of(self._run_id, name, content, self._artifact_uri)
+            for name, (_, content) in zip(names, found, strict=True)
         ]
         self._uploader.add(jobs)
         return Uploads(Upload(job, self._uploader) for job in jobs)

@@ -62,7 +62,7 @@ def run_page(
 
 def session_page(delivery: Delivery, settings: Settings) -> str:
     """A session: where it leads, its counts, and what is wrong."""
-    trouble = delivery.sender.trouble
+    trouble = delivery.trouble
     rows = {
         "service": settings.endpoint or settings.region or "region of the credentials",
         "platform": settings.platform_id,

@@ -100,9 +100,16 @@ class LoggerFace:
         held = self._delivery.throttle.held_until - time.monotonic()
         if held > 0:
             parts.append(f"held {held:.0f} s")
+        if (trouble := self._delivery.trouble) is not None:
+            parts.append(f"held back by {type(trouble).__name__}")
         if not self._delivery.lifetime.is_open:
             parts.append(f"closed: {self._delivery.lifetime}")
         return f"<BatchLogger {' | '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        from adp_async.display import session_page  # only a notebook asks
+
+        return session_page(self._delivery, self._delivery.settings)
 
     def _writer(self, run_id: str) -> RunWriter:
         """The ``log_*`` of one run."""

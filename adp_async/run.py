@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import anyio
 
+from adp_async._failures import noted, within
 from adp_async._io.log import logger
 from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
@@ -20,7 +20,7 @@ from adp_async.late_run import LateRun
 from adp_async.lenient import LenientWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from adp_async._io.delivery import Delivery
@@ -168,13 +168,13 @@ class Run(SharesRun, ArtifactWriter, LateRun):
                 self._report(None, failures)
                 return
             try:
-                await _noted(self.flush(), failures)
+                await noted(self.flush(), failures)
             finally:
                 timeout = self._session.settings.close_timeout
                 try:
-                    await _noted(self._finish_uploads(timeout), failures)
+                    await noted(self._finish_uploads(timeout), failures)
                 finally:
-                    await _noted(self._end(status), failures)
+                    await noted(self._end(status), failures)
         self._report(None, failures)
 
     def _watched(self, limit: float | None = None) -> watched:
@@ -241,12 +241,12 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         # Time is kept for setting the status, even if the flush could use all of it, and for the
         # session, which may be exited right after.
         timeout = self._session.settings.close_timeout
-        await _within(0.7 * timeout, self.flush(), self._undelivered, failures)
+        await within(0.7 * timeout, self.flush(), self._undelivered, failures)
         await self._uploads_within(ends_by - 0.3 * timeout, failures)
         if status is not None:
             count = len(failures)
             left = ends_by - 0.1 * timeout - time.monotonic()
-            await _within(left, self._end(status), self._not_ended, failures)
+            await within(left, self._end(status), self._not_ended, failures)
             if len(failures) > count:
                 await self._end_afterwards(status, failures[-1])
 
@@ -261,7 +261,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
             failures.append(closed)
         if self._lane.is_created:
             left = max(0.0, ends_by - time.monotonic())
-            await _within(left, self.flush(), self._undelivered, failures)
+            await within(left, self.flush(), self._undelivered, failures)
         await self._uploads_within(ends_by, failures)
 
     async def __aenter__(self) -> Self:
@@ -279,7 +279,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         failures: list[AdpError] = []
         with anyio.CancelScope(shield=True), self._watched(timeout):
             ends_by = time.monotonic() + timeout
-            await _within(0.8 * timeout, self.flush(), self._undelivered, failures)
+            await within(0.8 * timeout, self.flush(), self._undelivered, failures)
             await self._uploads_within(ends_by - 0.2 * timeout, failures)
             if failures:
                 self._session._ends_by = ends_by
@@ -297,7 +297,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
             attach_note(error, failure)
 
     async def _uploads_within(self, ends_by: float, failures: list[AdpError]) -> None:
-        await _noted(self._finish_uploads(ends_by - time.monotonic()), failures)
+        await noted(self._finish_uploads(ends_by - time.monotonic()), failures)
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
@@ -368,7 +368,8 @@ class Run(SharesRun, ArtifactWriter, LateRun):
 
         experiment = self.experiment_id
         if self._experiment is not None:
-            experiment = f"{self._experiment} (id {experiment})"
+            which = "" if experiment is None else f" (id {experiment})"
+            experiment = f"{self._experiment}{which}"
         facts: dict[str, object] = {"experiment": experiment, "status": self._status()}
         delivery = self._host.logger._delivery
         return run_page(delivery, self._run_id, name=self.run_name, facts=facts, url=self.url)
@@ -422,26 +423,6 @@ def warned(run: Run) -> Iterator[None]:
         logger.warning("%s", failure, extra={"run_id": run.run_id})
     except TimeoutError:
         logger.warning("%s", run._undelivered(), extra={"run_id": run.run_id})
-
-
-async def _noted(doing: Coroutine[Any, Any, None], failures: list[AdpError]) -> None:
-    try:
-        await doing
-    except AdpError as error:
-        failures.append(error)
-
-
-async def _within(
-    timeout: float,
-    doing: Coroutine[Any, Any, None],
-    too_late: Callable[[], DeliveryError],
-    failures: list[AdpError],
-) -> None:
-    try:
-        async with asyncio.timeout(timeout):
-            await _noted(doing, failures)
-    except TimeoutError:
-        failures.append(too_late())
 
 
 def attach_note(error: BaseException, failure: AdpError) -> None:

@@ -112,8 +112,8 @@ class Settings:
 
     How it logs:
 
-    *linger*: the longest a record waits for company.  Longer means fewer requests and later
-    charts.  Default 1 s.
+    *linger*: the longest a record waits for company, or some turns longer while the service refuses
+    requests.  Longer means fewer requests and later charts.  Default 1 s.
     *max_in_flight*: the most batches in flight at once; only as many are used as make delivery
     faster.  More help on a slow line.  Default 4.
     *buffer_limit*: the memory that waiting records may take.  Default 256 MiB.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -520,6 +521,50 @@ def test_turns_in_the_line() -> None:
     assert turns.count("lasting") + turns.count("stumbled") == 54 // (SHARE_OF_TROUBLE + 1)
     assert turns.count("stumbled") == 2
     assert line.take(0.5, healthy=False).run_id.startswith("lasting")  # type: ignore[union-attr]
+
+
+def test_under_a_quota_full_requests_go_first() -> None:
+    """Before new runs and others that waited longer, which have every fourth turn all the same."""
+    line = Line()
+    for number in range(20):
+        full = lane(f"full {number}", delivered=1)
+        full.is_full = True
+        line.put(full, 1.0)
+        line.put(lane(f"part {number}", delivered=1), 0.5)
+        line.put(lane(f"new {number}"), 0.6)
+    line.full_first = True
+    turns = [taken.run_id.split()[0] for _ in range(12) if (taken := line.take(2.0))]
+
+    assert turns == ["full", "full", "full", "part"] * 3
+
+
+def test_without_a_quota_lanes_go_in_the_order_of_their_times() -> None:
+    """Full or not: a request costs nothing but its time."""
+    line = Line()
+    for number, is_full in enumerate([False, True, False, True]):
+        made = lane(f"run {number}", delivered=1)
+        made.is_full = is_full
+        line.put(made, float(number))
+
+    assert [taken.run_id for _ in range(4) if (taken := line.take(9.0))] == [
+        f"run {number}" for number in range(4)
+    ]
+
+
+def test_under_a_quota_a_busy_run_is_not_starved_by_quiet_ones() -> None:
+    """Forty runs that log a point a second could use each of two turns a second, and a run of a
+    thousand points a second needs one of them."""
+    play = Play(latency=0.01)
+    play.quota = Quota(2.0, burst=2.0)
+    play.__attrs_post_init__()
+    for number in range(40):
+        play.every(1.0, partial(play.log_points, f"quiet-{number}", 1), 240.0)
+    play.every(0.1, lambda: play.log_points("busy", 80), 240.0)
+    play.run(240.0)
+
+    arrived = {run_id: len(records) for run_id, records in play.arrived.items()}
+    assert arrived["busy"] > 0.9 * 800 * 240
+    assert min(arrived.values()) > 100, "and they wait a minute or two, not for ever"
 
 
 def test_a_lane_stands_in_the_line_once() -> None:

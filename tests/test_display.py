@@ -132,6 +132,24 @@ async def test_a_session() -> None:
     assert cells(session._repr_html_())["session"] == "closed"
 
 
+async def test_a_logger() -> None:
+    """It shows what its session does, and its repr says what holds records."""
+    async with FakeSession(linger=0.0, close_timeout=0.2, spool=False) as session:
+        assert cells(session.logger._repr_html_())["workspace"] == "fake"
+        outage = session.answer("log_experiment_run_batch", status=503)
+        run = await session.start_run()
+        run.log_metric("loss", 0.5)
+        async with asyncio.timeout(10):
+            while session.health().status == "ok":  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+        assert repr(session.logger).endswith(" | held back by ServiceFault>")
+        shown = cells(session.logger._repr_html_())
+        assert shown["last error"].startswith("ServiceFault: ")
+        outage.left = 0
+        await run.flush()
+        assert "held back" not in repr(session.logger)
+
+
 def test_the_blocking_face() -> None:
     """A blocking session and its runs show themselves as the asynchronous ones do."""
     with FakeBlockingSession(page_url="http://h/{run_id}") as session:
@@ -566,3 +584,30 @@ def test_an_entity_in_an_entity_is_shown_by_its_fields() -> None:
     shown = DatasetInput(dataset=dataset)._repr_html_()
     assert "dataset.name" in shown
     assert "digits" in shown
+
+
+async def test_a_run_that_started_offline() -> None:
+    """It says that it is not created yet, and why; then it is as any other."""
+    async with FakeSession(linger=0.0, page_url="https://h/{run_id}") as session:
+        for operation in ("get_experiment_by_name", "create_experiment_run"):
+            session.answer(operation, status=503)
+        run = await session.start_run("digits", offline=True)
+        run.log_metric("loss", 0.5)
+        shown = cells(run._repr_html_())
+        assert shown["run"] == shown["status"] == "not yet created"
+        assert shown["experiment"] == "digits"
+        assert "link" not in shown
+        async with asyncio.timeout(10):
+            while "last error" not in shown:
+                await asyncio.sleep(0.01)
+                shown = cells(session._repr_html_())
+        assert shown["last error"].startswith("ServiceFault: ")
+        assert "held back by ServiceFault" in repr(session.logger)
+        session.service._scripts.clear()
+        await run.created()
+        await run.flush()
+        shown = cells(run._repr_html_())
+        assert shown["run"] == run.run_id
+        assert shown["status"] == "RUNNING"
+        assert shown["link"].endswith(str(run.run_id))
+        await run.finish()

@@ -96,6 +96,8 @@ async def _log(session: FakeSession, name: str, *arguments: Any) -> None:
         (lambda s: _log(s, "log_metrics", {"loss": "x"}), InvalidRecord),
         (lambda s: _log(s, "log_metrics", "loss", 0.5), TypeError),
         (lambda s: _log(s, "log_param", "", 1), InvalidRecord),
+        (lambda s: _log(s, "log_text", "x", "../a"), ValueError),
+        (lambda s: _log(s, "log_artifact", "/nowhere/to/be/found"), FileNotFoundError),
         (lambda s: s.runs.get("nope"), NotFound),
         (lambda s: s.runs.get(object()), TypeError),
         (lambda s: s.experiments.get_by_name("nope"), NotFound),

@@ -22,6 +22,7 @@ ROOT = Path(adp_async.__file__).parent
 LAYERS = {
     "_version": set(),
     "errors": set(),
+    "_failures": {"errors"},
     "_html": set(),
     "_signatures": set(),
     "stats": {"_html"},
@@ -49,12 +50,15 @@ LAYERS = {
     },
     "writer": {"_io", "_sansio", "errors"},
     "_sharing": {"_io"},
-    "logger": {"writer", "_progress", "_io", "_sansio", "entities", "stats", "errors"},
+    "logger": {
+        "writer", "display", "_progress", "_io", "_sansio", "entities", "stats", "errors",
+    },
     "artifacts": {"_io", "_sansio", "errors"},
     "lenient": {"writer", "_io", "_sansio", "errors"},
     "late_run": {"writer", "stats", "_io", "_sansio", "errors"},
     "run": {
-        "lenient", "artifacts", "late_run", "logger", "_sharing", "writer", "display", "_progress",
+        "_failures", "lenient", "artifacts", "late_run", "logger", "_sharing", "writer", "display",
+        "_progress",
         "api", "_io", "settings", "_sansio", "entities", "stats", "errors",
     },
     "starting": {"run", "writer", "api", "_io", "_sansio", "entities", "errors"},
@@ -254,3 +258,9 @@ def test_the_package_is_imported_without_its_machinery() -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_the_theory_of_operation_names_every_module_of_the_core() -> None:
+    """Its table is the map of the pure core."""
+    described = adp_async._sansio.__doc__ or ""
+    assert [p.stem for p in modules("_sansio") if f"`{p.stem}`" not in described] == ["__init__"]

@@ -93,6 +93,10 @@ class SharedThrottle(Throttle):
         with self._lock:
             return Throttle.rate(self, now)
 
+    def patience(self, now: float) -> float:
+        with self._lock:
+            return Throttle.patience(self, now)
+
     def succeeded(self, now: float) -> None:
         with self._lock:
             Throttle.succeeded(self, now)

@@ -112,7 +112,7 @@ class Delivery:
             RunCreator(service),
             settings.retry,
             tokens,
-            open_runs or OpenRuns(lambda run_id, is_open: None),
+            OpenRuns(lambda run_id, is_open: None) if open_runs is None else open_runs,
         )
         self.keeper: SpoolKeeper | None = None
         self.leftovers = Leftovers(self.state, self.starts)
@@ -142,6 +142,11 @@ class Delivery:
             if task is None or task.cancelling() or self.lifetime.is_open:
                 raise
         raise self.lifetime.error()
+
+    @property
+    def trouble(self) -> AdpError | None:
+        """What holds all records back, or keeps runs from being created; None without it."""
+        return self.starts.trouble or self.sender.trouble
 
     def _ring(self) -> None:
         """Wake the delivery thread.  From anywhere."""

@@ -36,9 +36,9 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def transport_to(hop: Hop, settings: Settings) -> Transport:
-    """Connections to the collector at *hop*."""
-    headers = {"authorization": f"Bearer {hop.token}", WORKER: worker_name()}
+def transport_to(hop: Hop, settings: Settings, more: Mapping[str, str] | None = None) -> Transport:
+    """Connections to the collector at *hop*; *more* headers go with each request."""
+    headers = {"authorization": f"Bearer {hop.token}", WORKER: worker_name(), **(more or {})}
     if hop.carrier is not None:
         return CarriedTransport(hop, headers, settings)
     return HopTransport(hop, headers, settings)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from attrs import define, field
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from adp_async._sansio.batch import RecordBatch
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
+
+T = TypeVar("T")
 
 #: After a commit that failed, seconds until the next try.
 SECONDS_AFTER_FAILURE: Final = 10.0
@@ -139,6 +141,10 @@ class SpoolKeeper:
     async def journaled(self) -> SpoolError | None:
         """Commit now; why what was accepted so far is not on disk, or None when it is."""
         return await self._commit(self.journal.collect)
+
+    async def doing(self, job: Callable[..., T], *arguments: Any) -> T:
+        """Do something with the spool, in the thread that writes it."""
+        return await self._worker.do(job, *arguments)
 
     async def before_departure(self, batch: RecordBatch) -> None:
         """Write what must be on disk before *batch* leaves; `NotYet` if that fails."""

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from adp_async._sansio.run_start import RunStart
     from adp_async.errors import AdpError
 
-#: Takes tokens, each with its Unix time.
-Adopt: TypeAlias = "Callable[[list[tuple[str, float]]], None]"
+#: Takes over what a spool knows of other processes.
+Adopt: TypeAlias = "Callable[[Spool], None]"
 
 #: Memory that the records of one recovered spool may take.
 MEMORY_LIMIT = 32 * 2**20
@@ -146,8 +146,8 @@ def open_orphan(
 ) -> Orphan | None:
     """The spool *path*, None when there is nothing in it to deliver for *identity*.  Blocks.
 
-    *again*: deliver refused records as well.  *adopt* gets the tokens under which other processes
-    have handed records over to the dead one, before the file may go: they will ask again.  Raises
+    *again*: deliver refused records as well.  *adopt* gets the spool before its file may go: it
+    knows what other processes have handed over to the dead one, and they will ask again.  Raises
     `SpoolError`, of which `SpoolBusy` is one.
     """
     last_sign = _last_sign(path)
@@ -156,8 +156,8 @@ def open_orphan(
         if identity is not None and not spool.identity.is_same_place(identity):
             spool.release()
             return None
-        if adopt is not None and (taken := spool.taken()):
-            adopt(taken)
+        if adopt is not None:
+            adopt(spool)
         if again:
             spool.requeue_refused()
         orphan = Orphan(spool, spool.pieces(), spool.starts())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adp_async._io.log import logger
 from adp_async._io.owner import Owner
+from adp_async._io.spool_aside import Aside
 from adp_async._io.spool_database import Database
 from adp_async._io.spool_file import (
     Identity,
@@ -42,7 +43,7 @@ from adp_async._io.spool_trust import check_header, check_is_ours, check_owner
 from adp_async._io.spool_writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from adp_async._sansio.journal import Changes
@@ -62,6 +63,8 @@ class Spool:
         self._database = database
         self._reader = Reader(database)
         self._writer = Writer(database, limit)
+        #: Records that do not count yet.
+        self.aside = Aside(database)
         #: Whether the file names this process as its owner.
         self._is_taken = is_taken
         _open_spools.add(self)
@@ -263,9 +266,11 @@ class Spool:
         """Tokens under which other processes handed records over, each with its Unix time."""
         return self._reader.taken()
 
-    def adopt(self, taken: Sequence[tuple[str, float]]) -> None:
-        """Remember the tokens of a spool that is about to go."""
-        self._writer.adopt(taken)
+    def adopt(self, other: Spool) -> None:
+        """Take over what *other*, which is about to go, knows of processes that ask again."""
+        if taken := other.taken():
+            self._writer.adopt(taken)
+        self.aside.take_over(other.aside)
 
     def contents(self) -> Contents:
         """A summary of what it holds, for a person."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 #: "adpa", which identifies the file as a spool.
 APPLICATION_ID: Final = 0x61647061
-#: The version of the tables below.  Format 1 had no checksums and no owner, format 2 no *taken* and
-#: no *starts*.
+#: The version of the tables below.  Format 1 had no checksums and no owner, format 2 none of the
+#: tables *taken*, *aside* and *starts*.
 FORMAT: Final = 3
 _CACHE_KIB: Final = 2048
 _PAGE_BYTES: Final = 4096
@@ -52,8 +52,14 @@ CREATE TABLE refused (
     reason TEXT NOT NULL, refused_at REAL NOT NULL, checksum INTEGER NOT NULL
 );
 """
+#: *taken*: tokens under which other processes have handed records over; *aside*: records that do
+#: not count yet; *starts*: runs that do not exist yet.
 _NEW: Final = """
 CREATE TABLE taken (token TEXT PRIMARY KEY, taken_at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE aside (
+    token TEXT NOT NULL UNIQUE, run_id TEXT NOT NULL, task TEXT NOT NULL, attempt TEXT NOT NULL,
+    count INTEGER NOT NULL, body BLOB NOT NULL, accepted_at REAL NOT NULL, checksum INTEGER NOT NULL
+);
 CREATE TABLE starts (
     run_id TEXT PRIMARY KEY, body TEXT NOT NULL, checksum INTEGER NOT NULL
 ) WITHOUT ROWID;

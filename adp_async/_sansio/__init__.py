@@ -97,8 +97,9 @@ The modules
 `wire_names`            the one place that knows how the wire spells names
 `messages`, `replies`   a request and a reply as values; who answered, and what it means
 `texts`                 texts from outside, fit to be shown: printable, short, without values
-`signing`               what is signed, by which clock, and what may stand in a header
+`signing`, `signature`  what is signed, by which clock; the signature's string and its header
 `values`, `arguments`   what callers hand in, to ``log_*`` and to direct calls: plain, or named
+`cleaning`              what ``strict=False`` makes of keys and texts; `flattening`: of nested ones
 `records`               metric, param, tag as they wait, and the body of a log-batch
 `lane`, `record_queue`  one run: its records by number, and those that wait in memory
 `lanes`, `batch`        the lanes of all runs; records sealed for one request
@@ -115,6 +116,10 @@ The modules
 `actions`               what an error means for a batch
 `journal`, `packing`    what has to outlive the process, as notes for the spool; as bytes
 `ranges`                from a number to a number: joined, and without each other
+`run_start`, `statuses`  a run that starts without the service, and how a run ends
+`artifact_uris`         where artifacts belong, and what they may be called
+`samples`, `waiting`    what a display draws of the metrics; what it says while something waits
+`outward`               errors on their way out, without our inner frames
 `names`                 which experiment has a name, for as long as that is believed
 `retry`, `throttle`     when one request may be tried again; when any request may leave
 `rules`                 what a setting may be, and how a value is shown in a message

@@ -171,6 +171,9 @@ class Dispatcher:
     def drain(self, now: float) -> list[RecordBatch]:
         """The batches that leave *now*.  The later one leaves, the fuller it is."""
         accumulator = self.accumulator
+        schedule = accumulator.schedule
+        schedule.patience = self.throttle.patience(now)
+        schedule.line.full_first = self.throttle.is_paced
         if self.throttle.delay(now) > 0.0:
             return []
         if self._failures:

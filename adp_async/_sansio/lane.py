@@ -82,6 +82,7 @@ class Lane:
         "in_flight",
         "is_alarmed",
         "is_created",
+        "is_full",
         "key",
         "last_refused",
         "left_at",
@@ -154,7 +155,9 @@ class Lane:
         self.is_alarmed = False
         #: Records before this one were discarded: those in flight are not tried again.
         self.discarded_until = first_seq
-        #: When it is ready, in which of the two lines it stands, and its last place there.
+        #: Whether its next request is full: more records would not fit into it.
+        self.is_full = False
+        #: When it is ready, in which of the lines it stands, and its last place there.
         self.ready_at: float | None = None
         self.stands_in: list[Any] | None = None
         self.entry = 0

@@ -23,6 +23,8 @@ class Schedule:
     """The line in which lanes wait.  *linger*: the longest that a record waits for company."""
 
     linger: float
+    #: Seconds that records wait longer for company while the service throttles: a turn is dear.
+    patience: float = field(default=0.0, init=False)
     line: Line = field(factory=Line, init=False)
     #: Runs whose params and tags wait, since what a process before this one has left of them comes
     #: first; None while it is not known which.
@@ -31,6 +33,7 @@ class Schedule:
     def put(self, lane: Lane, limits: BatchLimits, now: float) -> None:
         """Give *lane* its place, after anything of it has changed."""
         ready_at = self._ready_at(lane, limits, now)
+        lane.is_full = _is_full(lane, limits)
         if ready_at != lane.ready_at or lane.stands_in is not self.line.entries_for(lane):
             self.line.put(lane, ready_at)
 
@@ -63,7 +66,13 @@ class Schedule:
         if is_full or lane.urgent_until > lane.queue.head_seq:
             # Once ready it keeps its place in the line.
             return now if lane.ready_at is None else min(now, lane.ready_at)
-        return max(lane.queue.times[0] + self.linger, lane.left_at)
+        return max(lane.queue.times[0] + self.linger + self.patience, lane.left_at)
 
     def _barrier_waits(self, lane: Lane) -> bool:
         return lane.in_flight > 0 or self.barred is None or lane.run_id in self.barred
+
+
+def _is_full(lane: Lane, limits: BatchLimits) -> bool:
+    if lane.sealed:
+        return len(lane.sealed[0][0].records) >= min(limits.metrics, limits.entities)
+    return lane.queue.is_full(limits)

@@ -1,94 +1,59 @@
 """The hold and the rate that all calls of a session share.
 
-Limits are per user and service, so a 429 to one call is news for every call.  A 429 does two
-things.  It starts a *hold*: nobody sends until it is over.  And it teaches the *limit*: what
-follows is paced by it.
+Limits are per user and service, so a 429 to one call is news for every call.  It starts a *hold*,
+during which nobody sends, and it teaches the *limit* that paces what follows.
 
-How the rate grows between two 429s, with every *stage* closer to the limit and less often beyond
-it.  When nothing got through before the first 429, it `SEARCHES`: a little faster with every
-request that gets through.  When a burst did, that is a first idea of the limit, which a few
-requests `TRY` out.  Once the rate was refused on its way up, the limit is `KNOWN`, and the rate
-follows the window curve of CUBIC (RFC 9438, section 4.2): back to the limit within a *plateau*,
-then faster the longer no 429 comes, until nothing bounds it any more.  A plateau is long enough
-that one request in a hundred is refused, and that holds are a small part of the time.
+The law: between two 429s the rate follows the curve of CUBIC (RFC 9438, section 4.2), with a rate
+in place of a window.  It resumes a little below the limit, is back at it after a *plateau* of 50
+requests, and grows beyond it, the faster the longer no 429 comes.  A 429 makes the rate it refused
+the limit, times the share of requests that get through, which the rule of succession (Laplace)
+estimates as (n + 1) / (n + 2) when n got through since the last one: a rare 429 costs little, a
+frequent one much.  When several are refused in a row, each of them counts, and each doubles the
+hold, up to a few seconds.
 
-What a 429 says about the limit depends on how many requests got through since the last one.
-Many: it is as seldom as it may be, or has nothing to do with our rate; the limit stays.  Few: the
-rate is too high.  How much too high?  A service that saves up what is not used (a token bucket)
-lets through more than its limit for a while, so the rate at the 429 is too high an estimate; but
-over the whole time since the last 429, exactly the limit got through.  One that saves nothing
-refuses as soon as the rate is too high; but of what a hold let pass it gives nothing back, so
-what got through is too low.  The truth is in between: the rate is cut to what got through, but
-never by more than a share that grows the fewer they were.  What a service saves up shows before
-the first 429, in how many requests it takes at once; a probe that got no more than that through
-beyond the limit has used up what was saved, and has not found a higher one.
-
+The first limit is what got through within a second before the first 429.  When that is next to
+nothing, the limit is searched for as in TCP's slow start: from one request a second on, the rate
+doubles with each that gets through, and is halved by each that does not, until a 429 ends a rise.
 Before the first 429 there is no rate and nothing is paced.
 
-The search begins with one request a second, and grows at that pace; where the first back-off
-(`RetryPolicy`) is shorter than a second, in that time.
+A hold lasts for one turn, or as long as the service asks, and a random part of a turn on top, so
+that throttled clients don't come back as one herd.  Where a turn is not used, for want of records,
+nothing is learned: the rate does not grow in that time (as in RFC 7661).
+
+Why CUBIC's curve with the fifth power: it stays near the limit for as long as with the third, and
+leaves it behind in two thirds of the time when the quota was lifted.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from enum import IntEnum
 from math import exp
+from typing import Final
 
 from attrs import define, field
 
 from adp_async._sansio.retry import RetryPolicy
 
-#: While it searches the rate grows e-fold in this many requests, but not within less time.
-SEARCH_REQUESTS = 3.0
-SEARCH = 1.0
-#: The rate of the request before, while it searches.
-SEARCH_STEP = exp(-1.0 / SEARCH_REQUESTS)
-#: Requests that a first idea of the limit is tried out with, and the seconds they take at least.
-TRIAL_REQUESTS = 10.0
-TRIAL = 2.0
-#: After a 429 the rate is this share of the limit.
-DECREASE = 0.96
-#: Requests (but no more than so many seconds), seconds and holds that the way back to a known
-#: limit takes: the longest of the three.
-PLATEAU_REQUESTS = 100.0
-LONGEST_PLATEAU = 50.0
-PLATEAU = 10.0
-PLATEAU_HOLDS = 30.0
-#: How boldly the rate grows behind the plateau: by this share within one unit of seconds.
-PROBE = 0.5
-SHORTEST_UNIT, LONGEST_UNIT = 5.0, 8.0
-#: Of what a probe found beyond the limit we knew, this share is believed.
-BELIEVED = 0.8
-#: A service that takes several requests at once saves up what is not used: a probe that got no more
-#: than this share of them through beyond the limit need not have found a higher one.  It is not
-#: believed where the 429 that would tell so is dear: with few requests at once, or long holds.
-SAVED = 1.25
-SMALL_BURST = 6
-LONG_HOLD = 1.0
-#: So many requests between two 429s make a 429 rare, when its hold took no more than this share.
-RARE = 50
-RARE_HOLD = 0.1
-#: Fewer than so many requests since the last 429: the rate falls to this share of it, at most.
-CUTS = ((1, 0.5), (4, 0.6), (20, 0.85), (RARE, 0.95))
-#: The lowest rate, as a share of the one it begins with.
-LOWEST = 0.1
-#: A rate this many times the limit is no bound any more.
-LIFTED = 32.0
-#: The hold of a single 429 is no longer than so many turns; when told how long to wait, this
-#: share of it is the most that goes on top.
-HOLD_TURNS = 4.0
-ON_TOP = 0.25
+#: Requests that a plateau lasts, which bounds the share that is refused, and the most seconds: a
+#: low rate is often a share of a quota, and should not wait for minutes to get more.
+PLATEAU_REQUESTS: Final = 50.0
+LONGEST_PLATEAU: Final = 25.0
+#: A plateau is at least so many times what ``Retry-After`` asks for, in which nothing is sent.
+PLATEAU_HOLDS: Final = 20.0
+#: The shape of the curve: how far below the limit it begins, and its power.
+DIP: Final = 0.05
+POWER: Final = 5
+#: The longest hold, in seconds, that 429s in a row double a turn to; a turn may be longer.
+LONGEST_DOUBLED: Final = 4.0
+#: A rate this many times what it began with bounds nothing any more.
+LIFTED: Final = 1000.0
+#: The lowest rate, as a share of the one that a search begins with.
+LOWEST: Final = 0.1
+#: Where all requests are refused, records wait so many turns longer for company; where only a share
+#: of them is, that share of it.
+PATIENT_TURNS: Final = 8.0
 #: Up to this share of an interval a request that leaves late is made up for by the next.
-SLACK = 0.05
-
-
-class Stage(IntEnum):
-    """How well the limit is known."""
-
-    SEARCHES = 0
-    TRIES = 1
-    KNOWS = 2
+SLACK: Final = 0.05
 
 
 @define(eq=False, repr=False)
@@ -110,16 +75,17 @@ class Throttle:
     _next_turn: float = field(default=0.0, init=False)
     #: The service's limit as far as known, in requests a second; None before the first 429.
     _limit: float | None = field(default=None, init=False)
-    _stage: Stage = field(default=Stage.SEARCHES, init=False)
-    #: When the last 429 came that told something new; its hold, and the end of that.
-    _refused_at: float = field(default=0.0, init=False)
-    _hold: float = field(default=0.0, init=False)
+    #: Whether it is still searched for.
+    _searches: bool = field(default=False, init=False)
+    #: Seconds until the rate is back at the limit; from when on, the time of unused turns added.
+    _plateau: float = field(default=0.0, init=False)
     _resumed_at: float = field(default=0.0, init=False)
-    #: 429s in a row, as far as they told something new, and replies since that were not 429s.
+    #: When the last 429 came that told something new; how many came in a row, and how many requests
+    #: got through before them.
+    _refused_at: float = field(default=0.0, init=False)
     _in_a_row: int = field(default=0, init=False)
     _succeeded: int = field(default=0, init=False)
-    #: Requests that the service took at once, or within a second, before the first 429.
-    _burst: int = field(default=0, init=False)
+    #: When the last requests got through.
     _recent: deque[float] = field(factory=lambda: deque(maxlen=1024), init=False)
 
     def delay(self, now: float) -> float:
@@ -137,18 +103,29 @@ class Throttle:
             self._next_turn = 0.0
             return
         turn = max(self._next_turn, self.held_until)
-        is_on_time = now - turn < SLACK / rate
-        self._next_turn = (turn if is_on_time else now) + 1.0 / rate
+        if now - turn >= SLACK / rate:
+            self._resumed_at = min(now, self._resumed_at + now - turn)
+            turn = now
+        self._next_turn = turn + 1.0 / rate
 
     def rate(self, now: float) -> float | None:
         """Requests a second that may leave; None while nothing bounds it."""
-        if self._limit is None:
+        limit = self._limit
+        if limit is None:
             return None
-        factor = self._growth(max(0.0, now - self._resumed_at), self._limit)
-        if factor > LIFTED:
+        rate = limit if self._searches else limit * self._growth(now)
+        if rate > LIFTED * (self._first_rate if self._searches else limit):
             self._limit = None
             return None
-        return self._limit * factor
+        return rate
+
+    def patience(self, now: float) -> float:
+        """Seconds that records may wait longer for company, since their requests are refused."""
+        rate = self.rate(now)
+        if rate is None:
+            return 0.0
+        answers = self._succeeded + self._in_a_row
+        return PATIENT_TURNS / rate * (self._in_a_row + 1) / (answers + 2)
 
     def held_since(self, now: float) -> float | None:
         """When the 429 came that holds everything now; None without a hold."""
@@ -160,34 +137,23 @@ class Throttle:
         return self._limit is not None
 
     @property
-    def _search_time(self) -> float:
-        return min(SEARCH, self.policy.first_backoff)
+    def _first_rate(self) -> float:
+        return 1.0 / min(1.0, self.policy.first_backoff)
 
-    def _growth(self, elapsed: float, limit: float) -> float:
-        if self._stage is Stage.SEARCHES:
-            steps = self._succeeded / SEARCH_REQUESTS
-            return exp(min(elapsed / self._search_time, steps, 10.0))
-        plateau = self._plateau(limit)
-        if elapsed < plateau:
-            return 1.0 - (1.0 - DECREASE) * (1.0 - elapsed / plateau) ** 3
-        unit = max(SHORTEST_UNIT, min(plateau, LONGEST_UNIT))
-        return 1.0 + PROBE * ((elapsed - plateau) / unit) ** 3
-
-    def _plateau(self, limit: float) -> float:
-        """Seconds from the end of a hold until the rate grows beyond *limit*."""
-        match self._stage:
-            case Stage.SEARCHES:
-                return 0.0
-            case Stage.TRIES:
-                return max(TRIAL, TRIAL_REQUESTS / limit)
-        requests = min(LONGEST_PLATEAU, PLATEAU_REQUESTS / limit)
-        return max(PLATEAU, requests, PLATEAU_HOLDS * self._hold)
+    def _growth(self, now: float) -> float:
+        plateaus = max(0.0, now - self._resumed_at) / self._plateau
+        return exp(DIP * min(plateaus - 1.0, 4.0) ** POWER)
 
     def succeeded(self, now: float) -> None:
         """A reply came that was not a 429."""
-        self._in_a_row = 0
-        self._succeeded += 1
         self._recent.append(now)
+        if now < self.held_until:
+            return  # it left before the 429 came
+        if self._in_a_row:
+            self._in_a_row = self._succeeded = 0
+        self._succeeded += 1
+        if self._searches and self._limit is not None:
+            self._limit *= 2.0
 
     def refused(
         self, *, departed: float, now: float, jitter: float, retry_after: float | None = None
@@ -195,54 +161,37 @@ class Throttle:
         """A 429 came for a request that left at *departed*; *jitter* is a draw from [0, 1)."""
         self.throttled += 1
         asked = retry_after or 0.0
-        if self._limit is not None and departed < self._resumed_at:
+        if departed < self.held_until:
             # It was under way when the last 429 came: the same news, but for what it asks.
-            self.held_until = max(self.held_until, now + asked)
-            self._resumed_at = self.held_until
+            self.held_until = self._resumed_at = max(self.held_until, now + asked)
             return
+        rate = self.rate(departed)
         self._in_a_row += 1
-        self._limit = max(LOWEST / self._search_time, self._learned(departed, now))
-        self._hold = self._hold_of(self._limit, asked, jitter)
-        until = now + max(self._hold, 1.0 / self._limit)
-        # No growth while holding.
-        self.held_until = self._resumed_at = max(self.held_until, until)
-        self._refused_at, self._succeeded = now, 0
-        self._next_turn = 0.0
+        limit = self._first_limit(now) if rate is None else self._learned(rate)
+        self._limit = max(LOWEST * self._first_rate, limit)
+        turn = 1.0 / (self._first_rate if rate is None else self._limit)
+        self._plateau = max(
+            min(PLATEAU_REQUESTS / self._limit, LONGEST_PLATEAU), PLATEAU_HOLDS * asked
+        )
+        hold = turn if self._searches else self._backed_off(turn)
+        self.held_until = self._resumed_at = now + max(asked, hold) + jitter * hold
+        self._refused_at, self._next_turn = now, 0.0
 
-    def _hold_of(self, limit: float, asked: float, jitter: float) -> float:
-        hold = self.policy.delay(self._in_a_row, jitter=jitter)
-        if asked:
-            return asked + min(hold, ON_TOP * asked)
-        return min(hold, jitter * HOLD_TURNS / limit) if self._in_a_row == 1 else hold
+    def _first_limit(self, now: float) -> float:
+        burst = sum(time > now - 1.0 for time in self._recent)
+        self._in_a_row, self._succeeded = 1, burst
+        self._searches = burst < 2
+        return max(self._first_rate, float(burst))
 
-    def _learned(self, departed: float, now: float) -> float:
-        """The limit, as this 429 tells it."""
-        known, rate = self._limit, self.rate(departed)
-        if known is None or rate is None:
-            self._burst = sum(time > now - 1.0 for time in self._recent)
-            self._stage = Stage.TRIES if self._burst > 1 else Stage.SEARCHES
-            return max(1.0 / self._search_time, float(self._burst))
-        got_through = self._succeeded / (now - self._refused_at)
-        probed = departed - self._resumed_at - self._plateau(known)
-        if self._succeeded and probed >= 0.0:
-            return self._found(known, rate, got_through, probed)
-        is_rare = self._succeeded >= RARE and self._hold <= RARE_HOLD * (now - self._refused_at)
-        # A second one in a row is most often the same hold-up, which wants a longer hold.
-        if is_rare or (self._succeeded == 0 and self._in_a_row == 2):
-            return known
-        share = next((share for few, share in CUTS if self._succeeded < few), CUTS[-1][1])
-        if self._stage is Stage.TRIES:
-            share = max(share, SEARCH_STEP)  # one step back: the one before that got through
-        return max(min(0.98 * rate, got_through), share * rate)
+    def _learned(self, rate: float) -> float:
+        """The limit, as a 429 to a request tells it that left at *rate*."""
+        if self._searches:
+            self._searches = self._in_a_row > 1
+            return rate / 2.0
+        answers = self._succeeded + self._in_a_row
+        refused = rate if self._in_a_row == 1 else self._limit or rate
+        return refused * answers / (answers + 1)
 
-    def _found(self, known: float, rate: float, got_through: float, probed: float) -> float:
-        """The limit after a way up that ended at *rate*, *probed* seconds behind the plateau."""
-        stage, self._stage = self._stage, Stage(min(self._stage + 1, Stage.KNOWS))
-        if stage is Stage.SEARCHES:
-            return max(known, rate * SEARCH_STEP)  # the rate that last got through
-        excess = (rate - known) * probed / 4.0  # the integral of a cubic
-        is_dear = self._burst <= SMALL_BURST or self._hold >= LONG_HOLD
-        if is_dear and self._burst > 1 and excess <= SAVED * self._burst:
-            return max(known, min(rate, got_through))
-        beyond = 0.98 * (known + BELIEVED * (rate - known))
-        return max(known, min(rate, got_through), beyond)
+    def _backed_off(self, turn: float) -> float:
+        doubled = turn * 2.0 ** min(self._in_a_row - 1, 32)
+        return min(doubled, max(turn, min(LONGEST_DOUBLED, self.policy.max_backoff)))

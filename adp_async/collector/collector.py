@@ -105,7 +105,9 @@ class Collector:
                 message = "the search for records left behind takes too long for a collector"
                 raise ConfigurationError(message) from None
         if (keeper := engine.delivery.keeper) is not None:
-            self.handler.ledger.learn(token for token, _ in keeper.spool.taken())
+            tokens = [token for token, _ in keeper.spool.taken()]
+            self.handler.ledger.learn(tokens)
+            self.handler.attempts.learn(tokens)
 
     def _make_handle(self, server: Server | None) -> Handle:
         settings = self._engine.settings
@@ -149,6 +151,7 @@ class Collector:
                 break
             await asyncio.sleep(0.02)
         await self.shut()
+        await self.handler.attempts.close()
 
     async def shut(self) -> None:
         """Answer nobody any more."""

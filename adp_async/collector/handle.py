@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from adp_async.collector.worker import WorkerRun
 
 Texts = Literal["rank0", "all"]
+Commit = Literal["stream", "task"]
 
 
 @frozen
@@ -34,6 +35,8 @@ class Handle(Hop):
         prefix: str | None = None,
         rank: int | Literal["auto"] | None = None,
         texts: Texts = "rank0",
+        attempt: str | None = None,
+        commit: Commit = "stream",
     ) -> WorkerRun:
         """A run for this process: ``with handle.attach() as run``, or ``async with``.
 
@@ -49,6 +52,12 @@ class Handle(Hop):
         With a rank the prefix is ``rank{rank}/`` by default, and params and tags of others than
         rank 0 are dropped and counted, unless *texts* is ``"all"``.
 
+        With ``commit="task"`` what is logged within the block counts when that ends well, and not
+        at all when it raises, or is killed: so that a task which its engine runs again does not
+        log twice.  *attempt* names the task; each block is another attempt of it, and the first
+        that ends well counts.  ``"auto"`` takes the name from Spark's or Ray's context.  Until
+        then the collector holds it aside on its disk.
+
         Raises ValueError for a run that it is not for.
         """
         from adp_async.collector.worker import attach
@@ -59,6 +68,8 @@ class Handle(Hop):
             prefix=prefix,
             rank=rank,
             texts=texts,
+            attempt=attempt,
+            commit=commit,
         )
 
     def session(self) -> WorkerSession:

@@ -23,6 +23,7 @@ from adp_async._sansio.endpoints import LOG_BATCH, Scope
 from adp_async._sansio.messages import Reply, Request
 from adp_async._sansio.signing import check_retry_token
 from adp_async._sansio.urls import url_of
+from adp_async.collector.attempts import Attempts
 from adp_async.collector.ledger import Ledger
 from adp_async.collector.permit import find_endpoint
 from adp_async.collector.reading import INVALID, Refused, read_log_batch
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.engine import Engine
     from adp_async._sansio.endpoints import Endpoint
+    from adp_async.collector.ledger import Worker
     from adp_async.collector.permit import Permit
 
 #: Seconds that a request waits for memory, and for the service: less than a worker waits.
@@ -65,11 +67,13 @@ class Handler:
     engine: Engine
     permit: Permit
     ledger: Ledger = field(factory=Ledger)
+    attempts: Attempts = field(init=False)
     #: Requests by what they were answered.
     by_status: dict[int, int] = field(factory=dict, init=False)
     _heads: dict[str, Scope] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.attempts = Attempts(self.engine, self.ledger)
         settings = self.engine.settings
         for scope in Scope:
             if scope is Scope.PLATFORM or settings.workspace:
@@ -110,7 +114,7 @@ class Handler:
             message = "Authorization failed or requested resource not found."
             raise Refused(404, "NotAuthorizedOrNotFound", message)
         if rest.startswith("collector/"):
-            return await self._asked(rest.removeprefix("collector/"), worker, body)
+            return await self._asked(rest.removeprefix("collector/"), worker, headers, body)
         endpoint = find_endpoint(method, scope, rest)
         if endpoint is LOG_BATCH:
             return await self._log_batch(worker, headers, body)
@@ -119,10 +123,11 @@ class Handler:
 
     # log-batch
 
-    async def _log_batch(self, worker: Any, headers: Mapping[str, str], body: bytes) -> Reply:
+    async def _log_batch(self, worker: Worker, headers: Mapping[str, str], body: bytes) -> Reply:
         delivery = self.engine.delivery
         handed = read_log_batch(body, delivery.intake.limits, delivery.intake.known_keys)
         self.permit.check_run(handed.run_id)
+        attempt = self.attempts.of(headers, handed.run_id)
         token = _token_of(headers, handed.run_id)
         worker.batches += 1
         if token and self.ledger.knows(token):
@@ -131,6 +136,9 @@ class Handler:
         if not handed.records:
             return EMPTY
         await self._until_room()
+        if attempt is not None:
+            await self.attempts.hold(attempt, handed, token)
+            return EMPTY
         if token and self.ledger.knows(token):  # sent again while it waited
             return await self._safe(token)
         taken = take(delivery, handed.run_id, handed.records, token)
@@ -186,17 +194,30 @@ class Handler:
 
     # The collector's own
 
-    async def _asked(self, what: str, worker: Any, body: bytes) -> Reply:
+    async def _asked(
+        self, what: str, worker: Worker, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
         given = _arguments(body)
+        run_id = str(given.get("run_id", ""))
+        attempt = self.attempts.of(headers, run_id)
         match what:
             case "enter":
+                if attempt is not None:
+                    self.attempts.check()
                 worker.inside.add(str(given.get("id", "")))
             case "leave":
                 worker.inside.discard(str(given.get("id", "")))
+            case "commit" if attempt is not None:
+                self.permit.check_run(run_id)
+                is_safe = await self.attempts.commit(attempt, worker, LONGEST_WAIT)
+                return EMPTY if is_safe else _not_yet()
+            case "abort" if attempt is not None:
+                self.permit.check_run(run_id)
+                await self.attempts.abort(attempt, worker)
             case "status":
                 return self._status()
             case "flush":
-                return await self._flush(worker, given)
+                return await self._flush(worker, run_id)
             case _:
                 raise Refused(404, "NotFound", f"a collector has no {what[:80]!r}")
         return EMPTY
@@ -207,9 +228,8 @@ class Handler:
         waiting = sum(each.waiting for each in stats.values())
         return _json({"workers": workers, "waiting": waiting, "answers": self.by_status})
 
-    async def _flush(self, worker: Any, given: Mapping[str, Any]) -> Reply:
+    async def _flush(self, worker: Worker, run_id: str) -> Reply:
         """Wait until the service has what this run has so far; and what it has refused."""
-        run_id = str(given.get("run_id", ""))
         self.permit.check_run(run_id)
         delivery = self.engine.delivery
         delivery.lifetime.check()

@@ -30,11 +30,33 @@ def find_rank(environ: Mapping[str, str] | None = None) -> int | None:
     return None
 
 
-def _asked(ask: Callable[[Any], Any], engine: Any) -> int | None:
+def find_task() -> str | None:
+    """Which task of its engine this is, the same in each attempt; None where nobody says."""
+    for module, ask in (("pyspark", _task_in_spark), ("ray", _task_in_ray)):
+        engine = sys.modules.get(module)
+        if engine is not None and isinstance(task := _answer(ask, engine), str):
+            return task
+    return None
+
+
+def _task_in_spark(pyspark: Any) -> str | None:
+    context = pyspark.TaskContext.get()
+    return None if context is None else f"{context.stageId()}.{context.partitionId()}"
+
+
+def _task_in_ray(ray: Any) -> Any:
+    return ray.get_runtime_context().get_task_id()
+
+
+def _answer(ask: Callable[[Any], Any], engine: Any) -> Any:
     try:
-        rank = ask(engine)
+        return ask(engine)
     except Exception:  # an engine that is imported, but not where this runs
         return None
+
+
+def _asked(ask: Callable[[Any], Any], engine: Any) -> int | None:
+    rank = _answer(ask, engine)
     return rank if isinstance(rank, int) and rank >= 0 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from adp_async._hop import NEARBY, Unsigned
 from adp_async._io.hop import transport_to
@@ -11,15 +12,20 @@ from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._shared_sessions import SharedSessions
 from adp_async.blocking import Session as BlockingSession
+from adp_async.collector.names import ATTEMPT, TASK
 from adp_async.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from adp_async.collector.handle import Handle
     from adp_async.settings import Knobs
 
 ENTER: Final = Endpoint("POST", "collector/enter", takes_retry_token=True)
 LEAVE: Final = Endpoint("POST", "collector/leave", takes_retry_token=True)
 FLUSH: Final = Endpoint("POST", "collector/flush", takes_retry_token=True)
+COMMIT: Final = Endpoint("POST", "collector/commit", takes_retry_token=True)
+ABORT: Final = Endpoint("POST", "collector/abort", takes_retry_token=True)
 #: For a session of the whole platform: the operations of a run need a workspace's name.
 NO_WORKSPACE: Final = "none"
 
@@ -36,13 +42,13 @@ DEFAULTS: Final[Knobs] = {
 class WorkerSession(BlockingSession):
     """A blocking session whose requests lead to a collector; see `Handle.session`."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, headers: Mapping[str, str] | None = None) -> None:
         self.handle = handle
         knobs: Any = {**NEARBY, **DEFAULTS, "endpoint": handle.base_url, "auth": Unsigned()}
         self.session = Session(
             handle.platform_id,
             handle.workspace or NO_WORKSPACE,
-            transport=partial(transport_to, handle),
+            transport=partial(transport_to, handle, more=headers),
             **knobs,
         )
 
@@ -53,3 +59,9 @@ _sessions: Final = SharedSessions(WorkerSession)
 def session_of(handle: Handle) -> WorkerSession:
     """The open session of this process; a forked child gets one of its own."""
     return _sessions.of(handle)
+
+
+def session_of_attempt(handle: Handle, task: str, name: str) -> WorkerSession:
+    """An open session for one attempt of a task: what it logs is not mixed with others' records."""
+    headers = {TASK: quote(task, safe=""), ATTEMPT: quote(name, safe="")}
+    return WorkerSession(handle, headers).open()

@@ -13,7 +13,7 @@ from adp_async._blocking_runs import Run as BlockingRun
 from adp_async._io.log import logger
 from adp_async._sansio.records import Param, RunTag, Verdict
 from adp_async._sansio.values import pairs_of
-from adp_async.collector.ranks import find_rank
+from adp_async.collector.ranks import find_rank, find_task
 from adp_async.collector.session import ENTER, FLUSH, LEAVE, session_of
 from adp_async.errors import (
     AdpError,
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from adp_async._sansio.statuses import EndStatus
     from adp_async._sansio.values import Metrics, MetricValue, WholeNumber
     from adp_async._sansio.values import Texts as TextValues
-    from adp_async.collector.handle import Handle, Texts
+    from adp_async.collector.handle import Commit, Handle, Texts
     from adp_async.collector.session import WorkerSession
     from adp_async.stats import Stats
     from adp_async.writer import Receipt
 
+#: Characters of a task's name.
+LONGEST_NAME: Final = 200
 #: Seconds that entering waits for the collector's greeting, and exiting for its goodbye.
 GREETING: Final = 5.0
 
@@ -57,7 +59,7 @@ NOT_MINE: Final = _NotMine()
 
 
 @attrs.define(eq=False)
-class _Part:
+class Part:
     """This process's part of the run: what it is called, and what of it counts."""
 
     prefix: str
@@ -70,7 +72,7 @@ class _Part:
 class _WorkerWriter(RunWriter):
     """``log_*`` with the prefix and the rank of a worker."""
 
-    _part: _Part
+    _part: Part
 
     def log_metric(
         self,
@@ -184,7 +186,7 @@ class WorkerRun(_WorkerWriter, BlockingRun):
 
     _session: WorkerSession
 
-    def __init__(self, run_id: str, session: WorkerSession, part: _Part) -> None:
+    def __init__(self, run_id: str, session: WorkerSession, part: Part) -> None:
         super().__init__(session.session.attach_run(run_id), session)
         self._part = part
         self.handle = session.handle
@@ -293,6 +295,8 @@ def attach(
     prefix: str | None,
     rank: int | Literal["auto"] | None,
     texts: Texts,
+    attempt: str | None,
+    commit: Commit,
 ) -> WorkerRun:
     """What `Handle.attach` does."""
     if rank == "auto":
@@ -301,11 +305,28 @@ def attach(
         raise ValueError(f"rank: must be 0 or more, 'auto' or None, not {rank!r:.80}")
     if texts not in ("rank0", "all"):
         raise ValueError(f"texts: must be 'rank0' or 'all', not {texts!r:.80}")
+    if commit not in ("stream", "task"):
+        raise ValueError(f"commit: must be 'stream' or 'task', not {commit!r:.80}")
+    if attempt is not None and not (type(attempt) is str and 0 < len(attempt) <= LONGEST_NAME):
+        raise ValueError(f"attempt: must be the name of a task, not {attempt!r:.80}")
     if prefix is None:
         prefix = "" if rank is None else "rank{rank}/"
     name = prefix.replace("{rank}", "" if rank is None else str(rank))
-    part = _Part(name, takes_texts=texts == "all" or not rank)
-    return WorkerRun(_run_of(handle, run_id), session_of(handle), part)
+    part = Part(name, takes_texts=texts == "all" or not rank)
+    run_id = _run_of(handle, run_id)
+    if commit == "task":
+        from adp_async.collector.attempt_run import AttemptRun
+
+        return AttemptRun(handle, run_id, part, _task_of(attempt))
+    return WorkerRun(run_id, session_of(handle), part)
+
+
+def _task_of(attempt: str | None) -> str:
+    task = find_task() if attempt == "auto" else attempt
+    if task is None:
+        what = "no engine here says which task this is" if attempt else "it is not given"
+        raise ValueError(f"attempt: commit='task' needs the name of the task, and {what}")
+    return task
 
 
 def _run_of(handle: Handle, run_id: str | None) -> str:
