@@ -207,7 +207,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
 
         For a run whose records are held forever, because the service does not know it or keeps
         failing on it.  Records in flight may still be delivered; records logged later are accepted
-        again.  From any thread.
+        again.  A run that is not created yet is created all the same.  From any thread.
         """
         return self._host.logger.discard(self._run_id)
 
