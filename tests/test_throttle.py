@@ -188,19 +188,21 @@ def test_a_search_doubles_with_every_request_that_gets_through() -> None:
     throttle = Throttle()
     throttle.succeeded(0.0)
     refuse(throttle, now=0.0)
-    now = throttle.held_until
-    rates = []
+    now, pauses = throttle.held_until, []
     for _ in range(5):
-        rates.append(throttle.rate(now))
+        throttle.depart(now)
         throttle.succeeded(now)
+        pauses.append(throttle.delay(now))
+        now += throttle.delay(now)
 
-    assert rates == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert pauses == [1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16]
 
+    throttle.depart(now)
     refuse(throttle, now)
 
-    assert throttle._limit == 16.0, "the rate that last got through"
+    assert throttle._limit == 8.0, "a sixteenth of a second is too short, and an eighth was not"
     throttle.succeeded(throttle.held_until)
-    assert throttle._limit == 16.0, "the search is over"
+    assert throttle._limit == 8.0, "the search is over"
 
 
 def test_a_search_halves_with_every_request_that_does_not_get_through() -> None:
@@ -303,7 +305,7 @@ def test_how_long_the_limit_is_kept_to(
 def test_a_low_limit_is_not_kept_to_for_minutes() -> None:
     """At one request in eight seconds 50 of them would be as many minutes as nobody waits."""
     throttle = Throttle()
-    for _ in range(4):
+    for _ in range(3):
         refuse(throttle, now=throttle.held_until)
     throttle.succeeded(throttle.held_until)
     refuse(throttle, now=throttle.held_until)

@@ -187,7 +187,9 @@ class Throttle:
         """The limit, as a 429 to a request tells it that left at *rate*."""
         if self._searches:
             self._searches = self._in_a_row > 1
-            return rate / 2.0
+            # What was refused left half of *rate* after the one before it, which got through and
+            # had left half of that.
+            return rate / (2.0 if self._searches else 4.0)
         answers = self._succeeded + self._in_a_row
         refused = rate if self._in_a_row == 1 else self._limit or rate
         return refused * answers / (answers + 1)
