@@ -12,15 +12,15 @@ import asyncio
 import os
 import sys
 import threading
-import time
 from contextvars import copy_context
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import attrs
 
-from adp_async._io.counting import counted
 from adp_async._io.log import logger
+from adp_async._io.measuring import AFTER, Measure
 from adp_async._io.notebook import is_notebook
 from adp_async._sansio.waiting import Wait, end_line, line, share
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["watched"]
 
-#: Seconds of waiting after which something is shown.
-AFTER: Final = 2.0
 #: Seconds between two looks whether another wait is not shown any more.
 AGAIN: Final = 1.0
 #: Seconds that the end of a wait may be delayed by showing it.
@@ -58,18 +56,15 @@ class watched:  # noqa: N801 - used like the functions of contextlib
         limit: float | None = None,
         uploads: Callable[[], int] = int,
     ) -> None:
-        self._delivery = delivery
-        self._what = what
+        self._is_wanted = delivery.settings.progress
         self._run_id = run_id
-        self._limit = limit
-        self._uploads = uploads
+        self._measured = partial(Measure, delivery, what, run_id, limit=limit, uploads=uploads)
         self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if self._delivery.settings.progress:
-            self._since = time.monotonic()
-            self._delivered, self._lost = _settled(self._delivery, self._run_id)
+        if self._is_wanted:
+            self._measure = self._measured()
             self._timer = asyncio.get_running_loop().call_later(AFTER, self._begin)
         return self
 
@@ -108,46 +103,15 @@ class watched:  # noqa: N801 - used like the functions of contextlib
         try:
             face = _face(self._run_id)
             try:
-                face.update(self._now())
+                face.update(self._measure.now())
                 while not self._over.wait(face.every):
-                    face.update(self._now())
+                    face.update(self._measure.now())
             finally:
-                face.end(self._now())
+                face.end(self._measure.now())
         except Exception as error:
             logger.debug("progress is not shown: %s: %s", type(error).__name__, error)
         finally:
             _turn.release()
-
-    def _now(self) -> Wait:
-        stats = counted(self._delivery, self._run_id)
-        delivered = stats.delivered - self._delivered
-        lost = sum(stats.rejected.values()) + stats.dropped - self._lost
-        now, trouble = time.monotonic(), self._delivery.trouble
-        return Wait(
-            self._what,
-            delivered=delivered,
-            lost=lost,
-            total=delivered + lost + stats.undelivered,
-            uploads=self._uploads(),
-            elapsed=now - self._since,
-            limit=self._limit,
-            held=max(0.0, self._delivery.throttle.held_until - now),
-            error=None if trouble is None else _brief(trouble),
-        )
-
-
-def _brief(error: Exception) -> str:
-    """*error* without its operation, which is clear, and the ids at its end, which the log has."""
-    text = str(error).removeprefix(f"{getattr(error, 'operation', '')}: ")
-    return f"{type(error).__name__}: {text.partition(' (opc-request-id')[0]}"
-
-
-def _settled(delivery: Delivery, run_id: str | None) -> tuple[int, int]:
-    """How many records were delivered before, and refused or dropped; without counting the rest."""
-    accumulator = delivery.accumulator
-    of = accumulator if run_id is None else delivery.intake.lane(run_id)
-    ended = delivery.leftovers.lost.total() if run_id is None else delivery.leftovers.lost[run_id]
-    return of.delivered, sum(of.rejected.values()) + of.dropped + ended
 
 
 # ------------------------------------------------------------------ where it is shown

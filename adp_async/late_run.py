@@ -55,9 +55,9 @@ class LateRun(RunWriter):
         That is at once, unless the run started offline.  There is no time limit: use
         ``asyncio.timeout``.  Raises `DeliveryError` when the session closes before that.
         """
-        if not self._lane.is_created:
-            await self._delivery.running(self._delivery.starts.created(self._run_id))
-        return self._lane.run_id
+        if self._lane.is_created:
+            return self._lane.run_id
+        return await self._delivery.running(self._delivery.starts.created(self._run_id))
 
     def _needs_id(self, what: str) -> str:
         """The run's id, which *what* needs; an `AdpError` when there is none yet."""

@@ -126,8 +126,8 @@ class Settings:
     ends.
     Default 10 s.
     *progress*: whether a flush, a finish and leaving show how far they are when they take longer
-    than 2 s: a line in a notebook and in a terminal, else a line of the log now and then.
-    Default True.
+    than 2 s: a line in a notebook and in a terminal, else a line of the log now and then.  In the
+    first two, the link of a run that starts is printed as well.  Default True.
 
     What survives the process:
 

@@ -10,7 +10,6 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeAlias
 
 from adp_async._io.log import logger
-from adp_async._io.notebook import tell
 from adp_async._io.sigterm import hear_sigterm
 from adp_async._sansio.cleaning import cut_text
 from adp_async._sansio.outward import outward
@@ -74,6 +73,8 @@ class BegunRun:
         if (url := run.url) is not None:
             logger.info("run %s: %s", run.run_id, url, extra={"run_id": run.run_id})
             if self._session.settings.progress:
+                from adp_async._io.notebook import tell
+
                 tell(f"run {run.run_name or run.run_id}: {url}")
         return run
 

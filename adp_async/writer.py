@@ -13,6 +13,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from adp_async._io.lifetime import Why
+from adp_async._sansio.outward import outward
 from adp_async._sansio.records import SMALL_STEP, Metric, Param, Record, RunTag
 from adp_async._sansio.values import (
     pairs_of,
@@ -22,6 +23,7 @@ from adp_async._sansio.values import (
     valid_text,
     valid_value,
 )
+from adp_async.errors import InvalidRecord
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -156,7 +158,10 @@ class RunWriter:
                 if len(inbox) > inbox.gate:
                     self._gate_reached((record,))
                 return record
-        record = self._metric(step, timestamp, key, value)
+        try:
+            record = self._metric(step, timestamp, key, value)
+        except InvalidRecord as error:
+            raise outward(error) from None
         inbox = self._inbox
         inbox.append(record)
         if len(inbox) > inbox.gate:

@@ -649,6 +649,7 @@ def test_the_list_for_programs(folder: Path, here: Identity, run_id: str) -> Non
         "platform_id": here.platform_id,
         "workspace": here.workspace,
         "waiting": 1101,
+        "starts": [],
         "rejected": [
             {
                 "run_id": run_id,
@@ -666,6 +667,7 @@ def test_the_list_for_programs(folder: Path, here: Identity, run_id: str) -> Non
         "path": str(bad),
         "waiting": 0,
         "runs": [],
+        "starts": [],
         "rejected": [],
     }
 

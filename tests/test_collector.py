@@ -388,6 +388,34 @@ async def test_other_operations_are_passed_on(bench: Bench) -> None:
     assert "x-adp-worker" not in sent.headers
 
 
+async def test_reading_sees_what_was_written(bench: Bench) -> None:
+    """A worker that has handed over and then reads the run finds it there."""
+    await bench.log(metric(step=1), token="t1")
+    reply = await bench.send(f"mlflow/runs/get?run_id={bench.run_id}", method="GET")
+    assert msgspec.json.decode(reply.body)["run"]["data"]["metrics"][0]["step"] == 1
+
+
+async def test_reading_does_not_wait_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be delivered, the answer is what the service has."""
+    monkeypatch.setattr("adp_async.collector.handler.LONGEST_LOOK", 0.05)
+    bench.session.answer("log_experiment_run_batch", status=503)
+    await bench.log(metric(step=1), token="t1")
+    reply = await bench.send(f"mlflow/runs/get?run_id={bench.run_id}", method="GET")
+    assert msgspec.json.decode(reply.body)["run"]["data"]["metrics"] == []
+    bench.session.logger.discard(bench.run_id)
+
+
+async def test_a_search_sees_what_was_written(tmp_path: Path) -> None:
+    """Of all runs."""
+    async with opened(tmp_path, whole=True) as bench:
+        bench.session.answer("list_experiment_runs", {"runs": []})
+        await bench.log(metric(step=1), token="t1")
+        await bench.send("mlflow/runs/search", {})
+        assert bench.steps() == [1]
+
+
 async def test_a_whole_session_may_do_more(tmp_path: Path) -> None:
     """Create runs, for one."""
     async with opened(tmp_path, whole=True) as bench:

@@ -249,6 +249,25 @@ def test_a_shared_session_serves_many_runs(fake: FakeBlockingSession, listen: st
     assert fake.session.received(trial.run_id).info["status"] == "FINISHED"
 
 
+def test_a_run_that_starts_offline_is_shared_as_well(fake: FakeBlockingSession) -> None:
+    """Workers hand over before the service knows the run; it gets all of it in the end."""
+    script = fake.session.answer("create_experiment_run", status=503)
+    fake.session.answer("log_experiment_run_batch", status=503)
+    with fake.start_run(offline=True) as run:
+        assert run.run_id is None
+        with run.shared() as handle:
+            assert b"config" not in pickle.dumps(run)
+            with handle.attach() as worker:
+                for step in range(10):
+                    worker.log_metric("loss", 0.5, step)
+                worker.flush(timeout=10)
+        assert run.stats().undelivered == 10
+        script.left = script.given
+        fake.session.service._scripts.clear()
+        run.flush(timeout=20)
+        assert steps(fake, run.run_id) == {"loss": list(range(10))}
+
+
 def test_artifacts_are_the_owner_s(fake: FakeBlockingSession) -> None:
     """They need credentials: the error says where they can be uploaded."""
     run = fake.attach_run(fake.session.add_run())

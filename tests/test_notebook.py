@@ -6,9 +6,11 @@ folder of each test.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -19,7 +21,7 @@ from adp_async.cli.serve import environment
 from adp_async.local import Fault, Quota
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from lab import Notebook
@@ -271,4 +273,39 @@ def test_progress(light: Notebook, gateway: Gateway, tmp_path: Path) -> None:
     assert last.count("svg rect") == 0
     assert last.count(".jp-OutputArea-output") == 1
     gateway.reset()
+    light.run("await run.finish()\nawait session.close()")
+
+
+def elsewhere(action: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run it in another thread: the browser's driver has an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(action())).result(30)
+
+
+def test_a_run_that_starts_without_the_service(
+    light: Notebook, gateway: Gateway, tmp_path: Path
+) -> None:
+    """It says that it is not created yet, and why; when the service is back, it is as any other."""
+    elsewhere(gateway.down)
+    try:
+        offline = light.run(
+            "import adp_async\nsession = await adp_async.Session(linger=0.1).open()\n"
+            "run = await session.start_run('looks', run_name='early', start_timeout=1)\n"
+            "run.log_metric('loss', 0.5)\nrun",
+            picture=tmp_path / "offline.png",
+        )
+    finally:
+        elsewhere(gateway.up)
+    assert offline.facts["run"] == offline.facts["status"] == "not yet created"
+    assert offline.facts["experiment"] == "looks"
+    assert offline.facts["waiting"] == "1"
+    assert offline.facts["last error"].startswith("ConnectionFailed: ")
+    assert any("starts offline" in each for each in offline.errors)
+
+    created = light.run(
+        "await run.created()\nawait run.flush()\nrun", picture=tmp_path / "created.png"
+    )
+    assert created.facts["status"] == "RUNNING"
+    assert created.facts["delivered"] == "1"
+    assert created.facts["link"].endswith(created.facts["run"])
     light.run("await run.finish()\nawait session.close()")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -237,13 +238,44 @@ async def test_a_direct_call(mistake: Mistake, road: Road, what: str) -> None:
     """It fails in seconds, names culprit and fix, and shows nothing secret."""
     async with road.session(spool=False, recover=False) as session:
         began = time.monotonic()
+        asking: Any = session.runs.get("r")
+        if what == "start_run":
+            asking.close()
+            asking = session.start_run("e", offline=False)
         with pytest.raises(ConnectionFailed, match=mistake.told) as raised:
-            await (session.start_run("e") if what == "start_run" else session.runs.get("r"))
+            await asking
         assert time.monotonic() - began < 3.0
 
     assert raised.value.retriable is mistake.passes
     assert not raised.value.maybe_applied
     check_nothing_secret(raised.value)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("mistake", "road"), [(MISTAKES[name], name) for name in MISTAKES],
+    ids=MISTAKES, indirect=["road"],
+)  # fmt: skip
+async def test_a_run_starts(mistake: Mistake, road: Road, caplog: pytest.LogCaptureFixture) -> None:
+    """What may pass is told in seconds, by a WARNING, and the run starts; the rest is raised."""
+    async with road.session() as session:
+        began = time.monotonic()
+        if not mistake.passes:
+            with pytest.raises(ConnectionFailed, match=mistake.told):
+                await session.start_run("e")
+            return
+        run = await session.start_run("e")
+        assert time.monotonic() - began < 3.0
+        assert run.run_id is None
+        (line,) = [each for each in caplog.messages if "starts offline" in each]
+        assert re.search(mistake.told, line)
+        assert not any(secret in caplog.text for secret in (PASSWORD, CREDENTIALS, "hunter2"))
+        mending = road.mend()
+        if mending is not None:
+            await mending
+        async with asyncio.timeout(10):
+            assert await run.created() in road.platform.gateway._stand_in().runs
+        await run.finish()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -349,6 +349,24 @@ def test_a_dumb_terminal_has_lines_of_the_log() -> None:
     assert written.rstrip().endswith("done")
 
 
+EXIT = """
+from adp_async.testing import FakeBlockingSession
+session = FakeBlockingSession(linger=0.0, exit_timeout=3.0, spool=False).open()
+session.session.answer("log_experiment_run_batch", status=503, headers={"retry-after": "0"})
+session.attach_run(session.session.add_run("7")).log_metric("loss", 0.5)
+"""
+
+
+def test_the_end_of_a_program() -> None:
+    """Nobody has closed the session: after two seconds there is one line, in a terminal."""
+    told = (
+        "the end of the program: 0 of 1 record delivered | 2 s of at most 3 s | ServiceFault: 503"
+    )
+
+    assert in_terminal(EXIT, TERM="xterm").count(told) == 1
+    assert told not in in_terminal(EXIT, TERM="xterm", ADP_ASYNC_PROGRESS="off")
+
+
 # ------------------------------------------------------------------ a notebook
 
 

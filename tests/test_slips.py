@@ -149,9 +149,10 @@ async def test_a_cell_that_is_run_twice(caplog: pytest.LogCaptureFixture) -> Non
     async with FakeSession(linger=0.5):
         async with FakeSession(linger=0.6):
             assert caplog.messages == []
-        async with FakeSession(linger=0.5):
-            with FakeBlockingSession(linger=0.5):
-                pass
+        with FakeBlockingSession(linger=0.5):
+            assert caplog.messages == []
+        async with FakeSession(linger=0.5), FakeSession(linger=0.5):
+            pass
     (said,) = caplog.messages
     assert "another open session with the same settings" in said
 

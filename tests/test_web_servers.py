@@ -41,14 +41,17 @@ FOR_REQUESTS: Final = 1.0
 CLOSE_TIMEOUT: Final = 4.0
 
 SERVERS: Final = {
-    "uvicorn": ["uvicorn", "main:app", "--port", "PORT", "--timeout-graceful-shutdown", "1"],
+    "uvicorn": [
+        *("uvicorn", "main:app", "--port", "PORT", "--no-access-log"),
+        *("--timeout-graceful-shutdown", f"{FOR_REQUESTS:.0f}"),
+    ],
     "gunicorn": [
         *("gunicorn", "main:app", "--bind", "127.0.0.1:PORT", "--graceful-timeout", f"{GRACE:.0f}"),
         *("--worker-class", "uvicorn.workers.UvicornWorker"),
     ],
     "gunicorn asgi": [
         *("gunicorn", "main:app", "--bind", "127.0.0.1:PORT", "--graceful-timeout", f"{GRACE:.0f}"),
-        *("--worker-class", "asgi", "--keep-alive", "1"),
+        *("--worker-class", "asgi", "--keep-alive", "1", "--workers", "2"),
     ],
 }
 
@@ -167,7 +170,7 @@ async def test_sigterm_while_the_service_hangs(
     """The worker ends within its grace, and `sync` delivers each accepted score once."""
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
-    gateway.inject(Fault.hang(), operation=BATCH)
+    gateway.inject(Fault.hang(), operation=BATCH, times=None)
     given = environment(bare_platform, close_timeout=CLOSE_TIMEOUT, linger=0.1)
     port = free_port()
     command = [part.replace("PORT", str(port)) for part in SERVERS[name]]

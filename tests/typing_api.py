@@ -30,6 +30,7 @@ from adp_async import (
     Throttled,
     blocking,
 )
+from adp_async.collector import Handle, Shared
 from adp_async.entities import (
     ArtifactPage,
     Dataset,
@@ -433,3 +434,26 @@ def facts() -> None:
     metric.value = 0.2  # type: ignore[misc]
     Metric("loss")  # type: ignore[call-arg]
     CustomSigner(object())  # type: ignore[arg-type]
+
+
+def many_processes(run: blocking.Run, session: blocking.Session, record: Receipt) -> None:
+    """One run from many processes: the owner's side, and a worker's."""
+    shared = run.shared("0.0.0.0", advertise="driver:8443")
+    assert_type(shared, Shared)
+    assert_type(shared.stats().taken, int)
+    with shared as handle, session.shared() as whole:
+        assert_type(handle, Handle)
+        assert_type(whole.session().start_run(), blocking.StartedRun)
+        with handle.attach(prefix="a/", rank="auto", texts="all") as worker:
+            assert_type(worker.log_metric("loss", 0.5), Receipt)
+            worker.flush(5.0, delivered=True)
+            assert_type(worker.stats(), Stats)
+        handle.attach(rank="first")  # type: ignore[arg-type]
+        handle.attach(commit="later")  # type: ignore[arg-type]
+
+
+async def many_processes_async(run: adp_async.Run) -> None:
+    """The same on an event loop."""
+    async with run.shared() as handle, handle.attach(attempt="a", commit="task") as worker:
+        assert_type(worker.log_metric("loss", 0.5), Receipt)
+        await worker.flush(delivered=True)

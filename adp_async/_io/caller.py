@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
+from adp_async._io.call_progress import CallProgress
 from adp_async._io.log import logger
 from adp_async._io.observing import are_calls_watched, tell_hold, watched_attempt, watched_call
 from adp_async._sansio.actions import is_about_the_run
@@ -24,16 +25,14 @@ from adp_async._sansio.codec import decode, encode
 from adp_async._sansio.endpoints import GET_RUN, LOG_BATCH
 from adp_async._sansio.messages import Request, Signing
 from adp_async._sansio.replies import read_reply
-from adp_async._sansio.retry import TELL_AFTER, RetryNotice
+from adp_async._sansio.retry import TELL_AFTER
 from adp_async._sansio.signing import check_principal, check_request_id, check_retry_token
-from adp_async._sansio.texts import counted
 from adp_async._sansio.throttle import Throttle
 from adp_async._sansio.urls import url_of
 from adp_async.errors import (
     AdpError,
     NotAuthenticated,
     NotFound,
-    RequestTimeout,
     Throttled,
     UnreadableReply,
 )
@@ -182,7 +181,7 @@ class Caller:
 
     async def answered(self, request: Request, endpoint: Endpoint, timeout: float) -> Reply:
         """The reply to *request*, which is tried again as *endpoint* allows; see `fetch`."""
-        progress = _Progress(endpoint, timeout, self.settings.retry.max_attempts)
+        progress = CallProgress(endpoint, timeout, self.settings.retry.max_attempts)
         warning = asyncio.get_running_loop().call_later(TELL_AFTER, progress.warn, True)
         try:
             async with asyncio.timeout(timeout):
@@ -196,7 +195,7 @@ class Caller:
         timeout: float = call.options.get("timeout", self.settings.call_timeout)
         return timeout
 
-    async def _until_answered(self, request: Request, progress: _Progress) -> Reply:
+    async def _until_answered(self, request: Request, progress: CallProgress) -> Reply:
         """Try until it works, or until another attempt is pointless."""
         while True:
             progress.is_under_way = True
@@ -222,7 +221,7 @@ class Caller:
         policy = self.settings.retry
         return policy.delay(attempts, jitter=random.random(), retry_after=retry_after)  # noqa: S311
 
-    async def attempt(self, request: Request, progress: _Progress | None = None) -> Reply:
+    async def attempt(self, request: Request, progress: CallProgress | None = None) -> Reply:
         """One attempt; repeated after a 401 that the right time or a refresh can fix.
 
         Whatever goes wrong becomes an `AdpError`, so that it costs this request and nothing else.
@@ -235,7 +234,7 @@ class Caller:
             failure = _unexpected(error, request)
         raise failure
 
-    async def _until_accepted(self, request: Request, progress: _Progress | None) -> Reply:
+    async def _until_accepted(self, request: Request, progress: CallProgress | None) -> Reply:
         if request.signing is Signing.NOTHING:
             return await self._attempt_once(request, progress)
         before = self.auth.skew
@@ -259,7 +258,7 @@ class Caller:
         date = error.server_date
         return await self.auth.recover(error, generation=generation, server_date=date)
 
-    async def _attempt_once(self, request: Request, progress: _Progress | None) -> Reply:
+    async def _attempt_once(self, request: Request, progress: CallProgress | None) -> Reply:
         throttle = self.throttle
         asked_at = departed = time.monotonic()
         while (delay := throttle.take_turn(departed)) > 0.0:
@@ -354,67 +353,6 @@ class Caller:
 
         info = decode(reply.body, RunReply, reply=reply, operation=GET_RUN.operation).run.info
         return info.run_id == run_id and info.lifecycle_stage == "deleted"
-
-
-@define(eq=False, repr=False)
-class _Progress:
-    """The state of one direct call: its limits, and what has gone wrong so far."""
-
-    endpoint: Endpoint
-    timeout: float
-    max_attempts: int
-    began: float = field(factory=time.monotonic, init=False)
-    attempts: int = field(default=0, init=False)
-    last_error: AdpError | None = field(default=None, init=False)
-    #: Whether it waits for its turn, because the service throttles.
-    is_held: bool = field(default=False, init=False)
-    #: Whether an attempt may have taken effect; whether one has no outcome yet.
-    maybe_applied: bool = field(default=False, init=False)
-    is_under_way: bool = field(default=False, init=False)
-    _notice: RetryNotice = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._notice = RetryNotice(self.began)
-
-    def failed(self, error: AdpError) -> None:
-        self.last_error = error
-        self.is_under_way = False
-        self.maybe_applied |= error.maybe_applied
-        self.attempts += not isinstance(error, Throttled)  # limited by time alone
-
-    def may_try_again(self, error: AdpError) -> bool:
-        if not error.retriable or self.attempts >= self.max_attempts:
-            return False
-        return self.endpoint.may_be_resent or not error.maybe_applied
-
-    def ends_at(self) -> float:
-        """When to give up: after its time limit, or earlier if the set-up may be wrong."""
-        patience = getattr(self.last_error, "patience", float("inf"))
-        return self.began + min(self.timeout, patience)
-
-    def warn(self, is_time: bool = False) -> None:
-        """Log one WARNING that it is still being retried.  *is_time*: called by the timer."""
-        now = time.monotonic()
-        if is_time:  # timers may fire a little early
-            now = max(now, self.began + TELL_AFTER)
-        if not self._notice.is_due(now, in_trouble=self.is_held or self.last_error is not None):
-            return
-        left = max(0.0, self.ends_at() - now)
-        limit = f"up to {left:.0f} s more"
-        if self.attempts:
-            limit += f", at most {counted(self.max_attempts - self.attempts, 'time')}"
-        why = self.last_error or "the service throttles (429), and this call waits for its turn"
-        message = "%s: still failing after %.0f s; retrying for %s: %s"
-        operation = self.endpoint.operation
-        about = {"operation": operation}
-        logger.warning(message, operation, now - self.began, limit, why, extra=about)
-
-    def timed_out(self) -> RequestTimeout:
-        after = f", after {self.last_error}" if self.last_error else ""
-        operation = self.endpoint.operation
-        error = RequestTimeout(f"{operation}: no reply within {self.timeout:g} s{after}")
-        error.maybe_applied = self.maybe_applied or (self.is_under_way and not self.is_held)
-        return error
 
 
 def _headers(

@@ -24,6 +24,7 @@ from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
 from adp_async._io.log import logger
+from adp_async._io.measuring import told
 from adp_async._io.notebook import warn_of_another
 from adp_async._io.open_runs import OpenRuns
 from adp_async._io.spool_folder import SpoolFolder
@@ -144,16 +145,11 @@ class Engine:
                     self.auth,
                     make_caller=self._caller_of_other_servers,
                     find_endpoint=self._object_storage_endpoint,
-                    created=self._created,
+                    created=self.delivery.starts.created,
                 )
             if self.thread is not None:
                 self._uploader.open(self.thread)
             return self._uploader
-
-    async def _created(self, run_id: str) -> str:
-        """What the service calls a run, once it has it.  In the delivery thread."""
-        await self.delivery.starts.created(run_id)
-        return self.delivery.intake.lane(run_id).run_id
 
     def has_uploads(self, run_id: str) -> bool:
         """Whether an artifact of the run is in flight, or has failed without being reported."""
@@ -237,7 +233,7 @@ class Engine:
             raise
         self._owns_thread = not thread.is_here
         register(self._living)
-        warn_of_another(self)
+        warn_of_another(self, is_blocking=not self._owns_thread)
         self._tell_opened()
 
     def _tell_opened(self) -> None:
@@ -357,7 +353,7 @@ class Engine:
             return
         seconds = min(self.settings.exit_timeout, self.settings.close_timeout)
         try:
-            thread.wait(self._end(status, seconds), 2.0 * seconds + 1.0)
+            thread.wait(told(self._end(status, seconds), self.delivery, seconds), 2 * seconds + 1)
         except (AdpError, TimeoutError) as failure:
             # Nobody could catch it.
             logger.warning("%s", failure)

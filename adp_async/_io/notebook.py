@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from adp_async._io.log import logger
 
@@ -22,7 +22,8 @@ class Opened(Protocol):
     def lifetime(self) -> Lifetime: ...
 
 
-_opened: WeakSet[Opened] = WeakSet()
+#: Sessions that were opened here, and whether their face is the blocking one.
+_opened: WeakKeyDictionary[Opened, bool] = WeakKeyDictionary()
 _has_warned = False
 
 
@@ -44,14 +45,20 @@ def tell(line: str) -> None:
         logger.debug("%r could not be shown: %s", line, error)
 
 
-def warn_of_another(engine: Opened) -> None:
+def warn_of_another(engine: Opened, *, is_blocking: bool) -> None:
     """Warn, once, when a notebook opens a session although one like it is open."""
     global _has_warned
     if _has_warned or not is_notebook():
         return
-    others = [each for each in _opened if each is not engine and each.lifetime.is_open]
-    _opened.add(engine)
-    if any(each.settings == engine.settings for each in others):
+    alike = [
+        each
+        for each, is_other_blocking in _opened.items()
+        if is_other_blocking is is_blocking
+        and each.lifetime.is_open
+        and each.settings == engine.settings
+    ]
+    _opened[engine] = is_blocking
+    if alike:
         _has_warned = True
         logger.warning(
             "this notebook has another open session with the same settings: was the cell run twice?"

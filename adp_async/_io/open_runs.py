@@ -94,19 +94,12 @@ class OpenRuns:
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def end(run_id: str) -> None:
-            body = {"run_id": run_id, "status": status, "end_time": end_time}
-            if noted[run_id].task is not None:  # it started offline
+            if noted[run_id].task is not None:  # it started offline, and is ended there
                 await noted[run_id].done.wait()
-                ended.append(run_id)
-                return
-            async with turns:
-                try:
-                    await call(Call.of(endpoints.UPDATE_RUN, body=body), None)
-                except AdpError as failure:
-                    message, about = "run %s could not be ended %s: %s", {"run_id": run_id}
-                    logger.warning(message, run_id, status, failure, extra=about)
-                else:
-                    starts.ended(run_id)
+            else:
+                async with turns:
+                    if await _told(call, run_id, status, end_time):
+                        starts.ended(run_id)
             ended.append(run_id)
 
         try:
@@ -122,3 +115,17 @@ class OpenRuns:
             left = [each for each in run_ids if each not in ended]
             message = "%d runs could not be ended %s in time: %s"
             logger.warning(message, len(left), status, ", ".join(left[:10]))
+
+
+async def _told(
+    call: Callable[[Call, None], Awaitable[object]], run_id: str, status: EndStatus, end_time: int
+) -> bool:
+    """Tell the service how a run ended; whether it has heard."""
+    body = {"run_id": run_id, "status": status, "end_time": end_time}
+    try:
+        await call(Call.of(endpoints.UPDATE_RUN, body=body), None)
+    except AdpError as failure:
+        message, about = "run %s could not be ended %s: %s", {"run_id": run_id}
+        logger.warning(message, run_id, status, failure, extra=about)
+        return False
+    return True

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,24 +16,23 @@ from adp_async._io.spool_file import (
     SpoolBusy,
     SpoolElsewhere,
     SpoolError,
-    beside,
     check_folder,
     find_spools,
 )
 from adp_async._io.tidying import ended
 from adp_async._io.worker import Worker
+from adp_async._sansio.run_start import LOCAL, RunStart
 from adp_async._sansio.spilling import restore, restore_start
 from adp_async._sansio.texts import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from adp_async._io.delivery import Delivery
     from adp_async._io.loop_thread import LoopThread
     from adp_async._io.spool import Piece
     from adp_async._io.spool_file import Identity
-    from adp_async._sansio.run_start import RunStart
     from adp_async.errors import AdpError
 
 #: Takes over what a spool knows of other processes.
@@ -150,7 +147,6 @@ def open_orphan(
     knows what other processes have handed over to the dead one, and they will ask again.  Raises
     `SpoolError`, of which `SpoolBusy` is one.
     """
-    last_sign = _last_sign(path)
     spool = Spool.open(path, limit=limit)
     try:
         if identity is not None and not spool.identity.is_same_place(identity):
@@ -163,7 +159,9 @@ def open_orphan(
         orphan = Orphan(spool, spool.pieces(), spool.starts())
         if orphan.has_work and _take(spool):
             orphan.pieces = spool.pieces()
-        orphan.starts = [start.left_behind(last_sign) for start in orphan.starts]
+        last_sign = int(1000 * (spool.written_at or time.time()))
+        starts = [*orphan.starts, *_unknown(orphan)]
+        orphan.starts = [start.left_behind(last_sign) for start in starts]
     except BaseException:
         spool.release()
         raise
@@ -173,13 +171,18 @@ def open_orphan(
     return orphan
 
 
-def _last_sign(path: Path) -> int:
-    """When it was last written to, in Unix milliseconds."""
-    times = [0.0]
-    for each in (path, *beside(path)):
-        with suppress(OSError):
-            times.append(os.stat(each).st_mtime)
-    return int(1000 * max(times))
+def _unknown(orphan: Orphan) -> Iterator[RunStart]:
+    """Runs that had started offline, of which nothing but the records can be read any more."""
+    known = {start.key for start in orphan.starts}
+    for piece in orphan.pieces:
+        if piece.run_id.startswith(LOCAL) and piece.run_id not in known:
+            message = (
+                "%s: what is known of run %s is damaged; its records go into the run that has been "
+                "created for them, or else into a new one without a name"
+            )
+            about = {"run_id": piece.run_id}
+            logger.warning(message, orphan.spool.path, piece.run_id, extra=about)
+            yield RunStart(piece.run_id)
 
 
 def _take(spool: Spool) -> int:

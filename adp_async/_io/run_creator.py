@@ -51,7 +51,7 @@ class RunCreator:
                 {"retry_token": start.retry_token},
                 experiment_id=experiment_id,
                 run_name=start.run_name,
-                start_time=start.start_time,
+                start_time=start.start_time or None,
                 tags=[{"key": key, "value": value} for key, value in start.sent_tags.items()],
             )
         except ServiceError:

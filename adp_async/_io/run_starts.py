@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from attrs import define, evolve, field
 
 from adp_async._io.log import logger
+from adp_async._sansio.accumulator import name
 from adp_async._sansio.run_start import Ask, RunStart, is_its_own, next_ask, patience
 from adp_async.errors import AdpError, Conflict, DeliveryError
 
@@ -138,6 +139,7 @@ class RunStarts:
     def restore(self, start: RunStart) -> None:
         """A run of a process that died, whose lane is restored."""
         lane = self.state.intake.lane(start.key)
+        self._note(start)  # when it ended, as far as that is known
         self._see_to(Started(start, lane, may_exist=True, is_left_behind=True))
 
     def end(self, key: str, status: EndStatus, end_time: int) -> Started:
@@ -190,11 +192,15 @@ class RunStarts:
                 started.has_end.set()
                 self._note(started.start)
 
-    async def created(self, key: str) -> None:
-        """Wait until the service has that run; `DeliveryError` when it is stopped before."""
+    async def created(self, key: str) -> str:
+        """Wait until the service has that run; `DeliveryError` when it is stopped before.
+
+        Returns what the service calls it, which is *key* for any run that is not known here.
+        """
         if (started := self._started.get(key)) is not None:
             await started.created.wait()
             _check(started)
+        return self.state.intake.lane(key).run_id
 
     async def done(self, key: str) -> None:
         """Wait until that run is created, its records are settled, and it has ended."""
@@ -249,8 +255,8 @@ class RunStarts:
             started.created.set()
         if started.start.end is not None or started.start.is_handed_on:
             started.has_end.set()
-        name = f"adp_async {started.start.key}"
-        started.task = asyncio.get_running_loop().create_task(self._do(started), name=name)
+        title = f"adp_async {started.start.key}"
+        started.task = asyncio.get_running_loop().create_task(self._do(started), name=title)
 
     async def _do(self, started: Started) -> None:
         try:
@@ -276,7 +282,7 @@ class RunStarts:
         run_id = info.run_id
         start = started.start
         with self.state.intake.lock:
-            self.state.accumulator.name(started.lane, run_id, time.monotonic())
+            name(self.state.accumulator, started.lane, run_id, time.monotonic())
         started.info, started.start = info, start.named(run_id)
         self._note(started.start)
         for other in self._started.values():

@@ -31,7 +31,7 @@ def hear_sigterm() -> None:
 def _terminated(number: int, _frame: object) -> None:
     if is_any_busy_here():
         # This thread was interrupted while it held what the delivery thread needs.
-        again = threading.Timer(_SOON, signal.raise_signal, (number,))
+        again = threading.Timer(_SOON, _raise_here, (threading.get_ident(), number))
         again.daemon = True
         again.start()
         return
@@ -39,3 +39,11 @@ def _terminated(number: int, _frame: object) -> None:
     terminated()
     end_all()
     signal.raise_signal(number)
+
+
+def _raise_here(thread: int, number: int) -> None:
+    """Raise the signal in that thread, so that it does not sleep on."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, number)
+    else:  # pragma: no cover - Windows
+        signal.raise_signal(number)

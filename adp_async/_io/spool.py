@@ -62,7 +62,7 @@ class Spool:
     def __init__(self, database: Database, limit: int, *, is_taken: bool = False) -> None:
         self._database = database
         self._reader = Reader(database)
-        self._writer = Writer(database, limit)
+        self._writer = Writer(database, limit, is_first=is_taken)
         #: Records that do not count yet.
         self.aside = Aside(database)
         #: Whether the file names this process as its owner.
@@ -161,6 +161,9 @@ class Spool:
             damaged = [row[:4] for row in connection.execute(query) if not _is_sound(*row[1:])]
             for rowid, *_ in damaged:
                 self._database.put_aside(connection, "chunks", rowid)
+            for key, *row in self._database.starts():
+                if start_of(key, *row) is None:
+                    self._database.put_start_aside(connection, key)
         self._is_taken = True
         if damaged:
             _, run_id, first, last = damaged[0]
@@ -257,6 +260,14 @@ class Spool:
         """The runs that its process had started and not ended, in the order of their start."""
         found = [start for row in self._database.starts() if (start := start_of(*row)) is not None]
         return sorted(found, key=attrgetter("start_time", "key"))
+
+    @property
+    def written_at(self) -> float:
+        """When its own process last wrote to it, in Unix seconds; 0.0 when that is not known."""
+        try:
+            return float(self._database.meta().get("written_at", ""))
+        except ValueError:
+            return 0.0
 
     def waiting(self) -> Iterator[tuple[str, AnyRecord]]:
         """Every record that is still to be delivered, with its run, in order."""

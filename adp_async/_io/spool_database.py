@@ -148,6 +148,13 @@ class Database:
         marks = ", ".join("?" * (_COLUMNS[table] - (self.version < 2)))
         connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608
 
+    def put_start_aside(self, connection: sqlite3.Connection, key: object) -> None:
+        """The same of a row of starts."""
+        which = "FROM starts WHERE run_id = ?"
+        columns = "run_id, 0, 0, body"
+        connection.execute(f"INSERT INTO unreadable SELECT {columns} {which}", (key,))
+        connection.execute(f"DELETE {which}", (key,))
+
     def put_aside(self, connection: sqlite3.Connection, table: str, rowid: int) -> None:
         """Move a damaged row to the table of unreadable ones."""
         place = "run_id, first, last" if table == "chunks" else "run_id, 0, 0"

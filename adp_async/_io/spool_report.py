@@ -15,16 +15,18 @@ from adp_async._io.spool_rows import (
     is_span,
     records_of,
     rejected_of,
+    start_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from adp_async._io.spool_database import Database
     from adp_async._io.spool_file import Identity
     from adp_async._io.spool_rows import RejectedRow
     from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.run_start import RunStart
 
 
 @frozen
@@ -36,6 +38,8 @@ class RunRow:
     params: int
     tags: int
     oldest: float
+    #: As it was started, if its process had done so and not ended it.
+    start: RunStart | None = None
 
     @property
     def records(self) -> int:
@@ -52,10 +56,17 @@ class Contents:
     rejected: tuple[RejectedRow, ...] = field(default=(), repr=False)
     last_error: str = ""
     trouble: str = ""
+    #: Runs of which nothing waits, but that are to be created, or ended.
+    others: tuple[RunStart, ...] = ()
 
     @property
     def records(self) -> int:
         return sum(run.records for run in self.runs)
+
+    @property
+    def starts(self) -> tuple[RunStart, ...]:
+        """Runs that its process had started and not ended."""
+        return (*(run.start for run in self.runs if run.start is not None), *self.others)
 
 
 def contents_of(database: Database, identity: Identity) -> Contents:
@@ -66,19 +77,24 @@ def contents_of(database: Database, identity: Identity) -> Contents:
         damaged = int(connection.execute("SELECT count(*) FROM unreadable").fetchone()[0])
         places = connection.execute(PLACES).fetchall()
     rejected = [row for each in refused if (row := rejected_of(each)) is not None]
+    started = [start for row in database.starts() if (start := start_of(*row)) is not None]
+    starts = {start.key: start for start in started}
+    runs = tuple(_run_rows(database, starts))
+    with_records = {run.start.key for run in runs if run.start is not None}
     damaged += len(refused) - len(rejected)
     damaged += sum(not is_place(*place) for _, *place in places)
     return Contents(
         database.path,
         identity,
-        tuple(_run_rows(database)),
+        runs,
         tuple(rejected),
         meta.get("last_error", ""),
         f"{damaged} rows are damaged and set aside" if damaged else "",
+        tuple(start for start in started if start.key not in with_records),
     )
 
 
-def _run_rows(database: Database) -> Iterator[RunRow]:
+def _run_rows(database: Database, starts: Mapping[str, RunStart]) -> Iterator[RunRow]:
     with database.reading() as connection:
         rows = connection.execute(
             "SELECT run_id, sum(metrics), sum(params), sum(tags), min(accepted_at) "
@@ -94,7 +110,7 @@ def _run_rows(database: Database) -> Iterator[RunRow]:
             for count, less in zip((metrics, params, tags), less, strict=True)
         ]
         since = oldest if isinstance(oldest, float) else time.time()
-        row = RunRow(run_id, left[0], left[1], left[2], since)
+        row = RunRow(run_id, left[0], left[1], left[2], since, starts.get(run_id))
         if row.records:
             yield row
 

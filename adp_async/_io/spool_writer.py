@@ -28,11 +28,16 @@ FORGETTING: Final = 10_000
 
 
 class Writer:
-    """Writes into *database*, which may grow to *limit* bytes."""
+    """Writes into *database*, which may grow to *limit* bytes.
 
-    def __init__(self, database: Database, limit: int) -> None:
+    *is_first*: for the process that has made it.  Then each commit is dated: the last one is the
+    last sign of life of a process that is killed.
+    """
+
+    def __init__(self, database: Database, limit: int, *, is_first: bool) -> None:
         self._database = database
         self.limit = limit
+        self._is_first = is_first
         #: Tokens noted since old ones were forgotten.
         self._taken = 0
 
@@ -51,6 +56,7 @@ class Writer:
     def _commit_ends(self, changes: Changes, last_error: str) -> None:
         with self._database.transaction() as connection:
             self._settle(connection, changes, last_error)
+            self._date(connection)
 
     def _commit_records(self, changes: Changes) -> None:
         now = time.time()
@@ -62,8 +68,14 @@ class Writer:
                 self._note_taken(connection, [(token, now) for token in changes.taken])
             # Tokens of records that are on disk already: delivering those makes room.
             self._insert_tokens(connection, changes)
+            self._date(connection)
         if obstacle is not None:
             raise obstacle
+
+    def _date(self, connection: sqlite3.Connection) -> None:
+        if self._is_first:
+            query = "INSERT OR REPLACE INTO meta VALUES ('written_at', ?)"
+            connection.execute(query, (f"{time.time():.3f}",))
 
     def _make_room_for(self, commit: Callable[[], None]) -> None:
         """Call *commit*; when the disk has no room for it, make some and call it again."""

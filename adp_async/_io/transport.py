@@ -16,6 +16,7 @@ import warnings
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
@@ -156,9 +157,12 @@ class AiohttpTransport:
         connector = None if session is None else session.connector
         if session is not None and connector is not None:
             session.detach()
-            with suppress(RuntimeError), warnings.catch_warnings():
+            with suppress(RuntimeError, StopIteration), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                connector.close()  # all of closing except waiting
+                closing: Any = connector.close()
+                if iscoroutine(closing):  # all of closing except waiting
+                    closing.send(None)
+                    closing.close()
 
     async def send(self, request: Request, *, timeout: float | None = None) -> Reply:
         """Send *request* exactly as it is and read the reply to its end.

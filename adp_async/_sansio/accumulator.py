@@ -162,11 +162,6 @@ class Accumulator:
 
     # Being ready
 
-    def name(self, lane: Lane, run_id: str, now: float) -> None:
-        """The service has the run of *lane*, and calls it *run_id*: what waits may leave."""
-        self.lanes.name(lane, run_id)
-        self.reschedule(lane, now)
-
     def bar(self, run_ids: frozenset[str] | None, now: float) -> None:
         """Have the params and tags of these runs wait, and of no others; None: of all runs."""
         self.schedule.barred = run_ids
@@ -400,6 +395,12 @@ class Accumulator:
         batch.lane.barrier_in_flight = False
         self.batches_in_flight -= 1
         self.in_flight -= len(batch.records)
+
+
+def name(accumulator: Accumulator, lane: Lane, run_id: str, now: float) -> None:
+    """The service has the run of *lane*, and calls it *run_id*: what waits may leave."""
+    accumulator.lanes.name(lane, run_id)
+    accumulator.reschedule(lane, now)
 
 
 _PLACE = attrgetter("place")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from adp_async._sansio.accumulator import name
 from adp_async._sansio.batch import RecordBatch, Span
 from adp_async._sansio.events import Lost, Settled
 from adp_async._sansio.ranges import joined
@@ -74,7 +75,7 @@ def restore_start(accumulator: Accumulator, start: RunStart) -> None:
         lane.hold()
         accumulator.lanes[start.key] = lane  # else nobody may hold on to it
     elif start.run_id != start.key:
-        accumulator.name(lane, start.run_id, 0.0)
+        name(accumulator, lane, start.run_id, 0.0)
         accumulator.lanes[start.key] = lane
 
 

@@ -339,8 +339,10 @@ def sync_command(
     anything remains.
 
     --list --json prints a list of objects with path, endpoint, platform_id, workspace, waiting
-    (records), runs (each with run_id, metrics, params, tags and oldest), rejected (each with
-    run_id, kind, key and reason), last_error and trouble.
+    (records), runs (each with run_id, metrics, params, tags and oldest), starts (runs that were
+    not ended, each with key, run_id, which is null until the run is created, run_name, experiment,
+    experiment_id and status), rejected (each with run_id, kind, key and reason), last_error and
+    trouble.
     """
     from adp_async.cli import spools, sync
 

@@ -9,6 +9,7 @@ from adp_async.entities._entity import moment
 
 if TYPE_CHECKING:
     from adp_async._io.spool_report import Contents, RunRow
+    from adp_async._sansio.run_start import RunStart
 
 __all__ = ["fields_of"]
 
@@ -16,6 +17,8 @@ __all__ = ["fields_of"]
 def fields_of(contents: Contents) -> dict[str, object]:
     """A spool: its place, how many records *waiting* by run, and those *rejected*.
 
+    *starts*: runs that its process had started and not ended.  *run_id* is None for one that is not
+    created yet, whose records are those of *key*; *status* is how it ended, None if it was killed.
     *trouble* is why it cannot be read, or not all of it; *last_error* the service's last one.  Both
     are None without, and so are the places of a spool that cannot be read.
     """
@@ -27,12 +30,24 @@ def fields_of(contents: Contents) -> dict[str, object]:
         "workspace": (identity.workspace or None) if identity else None,
         "waiting": contents.records,
         "runs": [_run_fields(run) for run in contents.runs],
+        "starts": [_start_fields(start) for start in contents.starts],
         "rejected": [
             {"run_id": row.run_id, "kind": row.kind, "key": row.key, "reason": row.reason}
             for row in contents.rejected
         ],
         "last_error": contents.last_error or None,
         "trouble": contents.trouble or None,
+    }
+
+
+def _start_fields(start: RunStart) -> dict[str, object]:
+    return {
+        "key": start.key,
+        "run_id": start.run_id,
+        "run_name": start.run_name,
+        "experiment": start.experiment,
+        "experiment_id": start.experiment_id,
+        "status": start.end.status if start.end is not None else None,
     }
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from adp_async._io.spool_report import RunRow
     from adp_async._sansio.records import AnyRecord
+    from adp_async._sansio.run_start import RunStart
 
 __all__ = [
     "NO_LIMIT",
@@ -154,6 +155,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield from (("run", _run(run)) for run in contents.runs[:_SHOWN_RUNS])
         if (more := len(contents.runs) - _SHOWN_RUNS) > 0:
             yield "", f"and {counted(more, 'run')} more"
+        yield from (("run", _other(start)) for start in contents.others[:_SHOWN_RUNS])
+        if (more := len(contents.others) - _SHOWN_RUNS) > 0:
+            yield "", f"and {counted(more, 'run')} more without records"
     if contents.rejected:
         last = contents.rejected[-1]
         yield "rejected", counted(len(contents.rejected), "record")
@@ -175,7 +179,20 @@ def _waiting(contents: Contents) -> str:
 def _run(run: RunRow) -> str:
     counts = {"metric": run.metrics, "param": run.params, "tag": run.tags}
     told = ", ".join(counted(count, kind) for kind, count in counts.items() if count)
-    return f"{run.run_id}  {told}"
+    name = run.run_id if run.start is None else _name(run.start)
+    return f"{name}  {told}"
+
+
+def _other(start: RunStart) -> str:
+    """A run of which no records wait."""
+    if start.run_id is None:
+        return f"{_name(start)}  no records"
+    status = start.end.status if start.end is not None else "KILLED"
+    return f"{_name(start)}  to be ended {status}"
+
+
+def _name(start: RunStart) -> str:
+    return str(start).removeprefix("run ")
 
 
 def short_name(path: Path) -> str:

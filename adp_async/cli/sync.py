@@ -217,6 +217,10 @@ def _conclude(console: Console, paths: list[Path], reporter: Reporter) -> int:
     rejected = sum(len(each.rejected) for each in mine)
     told = [f"{counted(reporter.delivered, 'record')} delivered"]
     told += [f"{waiting:,} still waiting"] if waiting else []
+    starts = [start for each in mine for start in each.starts]
+    late = sum(start.run_id is None for start in starts)
+    told += [f"{counted(late, 'run')} not yet created"] if late else []
+    told += [f"{counted(len(starts) - late, 'run')} not yet ended"] if len(starts) > late else []
     kept = "rejected and kept (--list shows them); --again sends them once more"
     told += [f"{rejected:,} {kept}"] if rejected else []
     console.print(", ".join(told), soft_wrap=True)

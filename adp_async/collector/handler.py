@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from attrs import asdict, define, field
@@ -19,7 +21,7 @@ from attrs import asdict, define, field
 from adp_async._io.handover import has_room, is_safe, take
 from adp_async._io.hop import WORKER
 from adp_async._io.log import logger
-from adp_async._sansio.endpoints import LOG_BATCH, Scope
+from adp_async._sansio.endpoints import LOG_BATCH, SEARCH_RUNS, Scope
 from adp_async._sansio.messages import Reply, Request
 from adp_async._sansio.signing import check_retry_token
 from adp_async._sansio.urls import url_of
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 #: Seconds that a request waits for memory, and for the service: less than a worker waits.
 LONGEST_WAIT_FOR_ROOM: Final = 1.0
 LONGEST_WAIT: Final = 20.0
+LONGEST_LOOK: Final = 5.0
 #: Seconds until a worker that was refused for want of room asks again.
 RETRY_AFTER: Final = 1.0
 #: Headers of a worker's request that are the service's business.
@@ -55,6 +58,8 @@ PASSED_ON: Final = (
 )  # fmt: skip
 #: And those of the service's reply that are the worker's.
 HANDED_BACK: Final = ("content-type", "opc-request-id", "etag", "opc-next-page")
+#: What a worker reads of a run.
+READINGS: Final = ("get_experiment_run_by_id", "get_experiment_run_metric_history")
 _MARK: Final = "/mlops/api/2.0/"
 _JSON: Final = {"content-type": "application/json"}
 EMPTY: Final = Reply(200, _JSON, b"{}")
@@ -119,6 +124,7 @@ class Handler:
         if endpoint is LOG_BATCH:
             return await self._log_batch(worker, headers, body)
         self.permit.check_operation(endpoint, query, body)
+        await self._until_visible(endpoint, query)
         return await self._pass_on(endpoint, target, headers, body)
 
     # log-batch
@@ -169,6 +175,19 @@ class Handler:
             await asyncio.sleep(0.02)
 
     # Everything else
+
+    async def _until_visible(self, endpoint: Endpoint, query: str) -> None:
+        """Reading sees what was handed over before it, as far as that can be delivered soon."""
+        if endpoint is SEARCH_RUNS:
+            run_ids: list[str | None] = [None]
+        elif endpoint.operation in READINGS:
+            run_ids = [*parse_qs(query).get("run_id", [])]
+        else:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_LOOK):
+                for run_id in run_ids:
+                    await self.engine.delivery.settled(run_id)
 
     async def _pass_on(
         self, endpoint: Endpoint, target: str, headers: Mapping[str, str], body: bytes
