@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from adp_async._io.contact import Started
     from adp_async._io.delivery import Delivery
     from adp_async._io.engine import Engine
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
-    from adp_async._io.run_starts import Started
     from adp_async._io.uploads import Uploader
     from adp_async._progress import watched
     from adp_async.api._experiment_names import ExperimentNames

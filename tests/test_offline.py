@@ -142,6 +142,29 @@ async def test_down_for_a_while(
     assert spools(bare_platform) == []
 
 
+async def test_who_waits_does_not_wait_out_the_back_off(
+    bare_platform: LocalPlatform, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for, ended or closed, a run is tried for at once, but not more than once a second."""
+    monkeypatch.setattr("random.random", lambda: 0.9)
+    await gateway.down()
+    patient = {"retry": RetryPolicy(first_backoff=50.0), "close_timeout": 5.0}
+    async with session_of(bare_platform, **patient) as session:
+        run, other, last = [await session.start_run("digits", offline=True) for _ in range(3)]
+        await until(lambda: session._delivery.starts.failing_since is not None)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await run.created()
+        await gateway.up()
+        await asyncio.sleep(1.0)
+        async with asyncio.timeout(5.0):
+            await run.created()
+            await other.finish()
+        log(last, 0, 1)
+    assert len(runs(gateway)) == 3
+    assert spools(bare_platform) == []
+
+
 @pytest.mark.parametrize(
     "fault", [Fault.reply(503), Fault.reply(429), Fault.html(200), Fault.html(403), Fault.drop()]
 )
