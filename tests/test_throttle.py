@@ -14,11 +14,11 @@ from attrs import define, field, frozen
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._sansio.throttle import (
     DIP,
+    HOLDS,
     LONGEST_DOUBLED,
     LONGEST_PLATEAU,
     LOWEST,
     PATIENT_TURNS,
-    PLATEAU_HOLDS,
     PLATEAU_REQUESTS,
     Throttle,
 )
@@ -188,19 +188,21 @@ def test_a_search_doubles_with_every_request_that_gets_through() -> None:
     throttle = Throttle()
     throttle.succeeded(0.0)
     refuse(throttle, now=0.0)
-    now = throttle.held_until
-    rates = []
+    now, pauses = throttle.held_until, []
     for _ in range(5):
-        rates.append(throttle.rate(now))
+        throttle.depart(now)
         throttle.succeeded(now)
+        pauses.append(throttle.delay(now))
+        now += throttle.delay(now)
 
-    assert rates == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert pauses == [1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16]
 
+    throttle.depart(now)
     refuse(throttle, now)
 
-    assert throttle._limit == 16.0, "the rate that last got through"
+    assert throttle._limit == 8.0, "a sixteenth of a second is too short, and an eighth was not"
     throttle.succeeded(throttle.held_until)
-    assert throttle._limit == 16.0, "the search is over"
+    assert throttle._limit == 8.0, "the search is over"
 
 
 def test_a_search_halves_with_every_request_that_does_not_get_through() -> None:
@@ -215,6 +217,28 @@ def test_a_search_halves_with_every_request_that_does_not_get_through() -> None:
 
     throttle.succeeded(throttle.held_until)
     assert throttle._limit == 2 * LOWEST, "it goes on searching"
+
+
+def test_a_search_that_ended_by_chance_is_made_up_for() -> None:
+    """One unlucky request of a fast quota: the rate is out of it within fifteen requests."""
+    throttle = Throttle()
+    refuse(throttle, now=0.0)
+    get_through(throttle, 3, now=throttle.held_until)
+    refuse(throttle, now=throttle.held_until)
+    resumed = throttle.held_until
+
+    assert throttle.rate(resumed + 5.0 / 2.0) == pytest.approx(2.0)
+    assert (throttle.rate(resumed + 15.0 / 2.0) or 0.0) > 9.0
+
+    get_through(throttle, 10, now=resumed + 5.0)
+    rate = throttle.rate(resumed + 5.0) or 0.0
+    refuse(throttle, now=resumed + 5.0)
+    limit = throttle._limit or 0.0
+
+    assert limit == pytest.approx(rate * 101 / 102), "each of the ten counts for ten"
+    resumed = throttle.held_until
+    plateau = min(PLATEAU_REQUESTS / limit, LONGEST_PLATEAU)
+    assert throttle.rate(resumed + plateau) == pytest.approx(limit)
 
 
 def test_a_short_first_backoff_searches_faster() -> None:
@@ -281,9 +305,9 @@ def test_a_lifted_quota_is_let_go() -> None:
         (10, None, PLATEAU_REQUESTS / 10),
         (2, None, PLATEAU_REQUESTS / 2),
         (1000, None, PLATEAU_REQUESTS / 1000),
-        (50, 1.0, PLATEAU_HOLDS),
+        (50, 1.0, PLATEAU_REQUESTS * HOLDS),
         (2, 1.0, LONGEST_PLATEAU),
-        (50, 3.0, PLATEAU_HOLDS * 3.0),
+        (50, 3.0, PLATEAU_REQUESTS * HOLDS * 3.0),
     ],
 )
 def test_how_long_the_limit_is_kept_to(
@@ -303,7 +327,7 @@ def test_how_long_the_limit_is_kept_to(
 def test_a_low_limit_is_not_kept_to_for_minutes() -> None:
     """At one request in eight seconds 50 of them would be as many minutes as nobody waits."""
     throttle = Throttle()
-    for _ in range(4):
+    for _ in range(3):
         refuse(throttle, now=throttle.held_until)
     throttle.succeeded(throttle.held_until)
     refuse(throttle, now=throttle.held_until)

@@ -14,6 +14,7 @@ hold, up to a few seconds.
 The first limit is what got through within a second before the first 429.  When that is next to
 nothing, the limit is searched for as in TCP's slow start: from one request a second on, the rate
 doubles with each that gets through, and is halved by each that does not, until a 429 ends a rise.
+After that a plateau is a tenth as long, since a search may end by chance.
 Before the first 429 there is no rate and nothing is paced.
 
 A hold lasts for one turn, or as long as the service asks, and a random part of a turn on top, so
@@ -38,8 +39,12 @@ from adp_async._sansio.retry import RetryPolicy
 #: low rate is often a share of a quota, and should not wait for minutes to get more.
 PLATEAU_REQUESTS: Final = 50.0
 LONGEST_PLATEAU: Final = 25.0
-#: A plateau is at least so many times what ``Retry-After`` asks for, in which nothing is sent.
-PLATEAU_HOLDS: Final = 20.0
+#: In the first plateau after a search, which one unlucky request may have ended, a request counts
+#: for so many.
+TRIAL_WEIGHT: Final = 10
+#: A plateau is at least so many times what ``Retry-After`` asks for, times its requests: in a hold
+#: nothing is sent.
+HOLDS: Final = 0.4
 #: The shape of the curve: how far below the limit it begins, and its power.
 DIP: Final = 0.05
 POWER: Final = 5
@@ -75,8 +80,9 @@ class Throttle:
     _next_turn: float = field(default=0.0, init=False)
     #: The service's limit as far as known, in requests a second; None before the first 429.
     _limit: float | None = field(default=None, init=False)
-    #: Whether it is still searched for.
+    #: Whether it is still searched for; whether what was found is tried out.
     _searches: bool = field(default=False, init=False)
+    _tries: bool = field(default=False, init=False)
     #: Seconds until the rate is back at the limit; from when on, the time of unused turns added.
     _plateau: float = field(default=0.0, init=False)
     _resumed_at: float = field(default=0.0, init=False)
@@ -151,7 +157,7 @@ class Throttle:
             return  # it left before the 429 came
         if self._in_a_row:
             self._in_a_row = self._succeeded = 0
-        self._succeeded += 1
+        self._succeeded += TRIAL_WEIGHT if self._tries else 1
         if self._searches and self._limit is not None:
             self._limit *= 2.0
 
@@ -165,14 +171,14 @@ class Throttle:
             # It was under way when the last 429 came: the same news, but for what it asks.
             self.held_until = self._resumed_at = max(self.held_until, now + asked)
             return
-        rate = self.rate(departed)
+        rate, searched = self.rate(departed), self._searches
         self._in_a_row += 1
         limit = self._first_limit(now) if rate is None else self._learned(rate)
         self._limit = max(LOWEST * self._first_rate, limit)
         turn = 1.0 / (self._first_rate if rate is None else self._limit)
-        self._plateau = max(
-            min(PLATEAU_REQUESTS / self._limit, LONGEST_PLATEAU), PLATEAU_HOLDS * asked
-        )
+        self._tries = searched and rate is not None and not self._searches
+        requests = PLATEAU_REQUESTS / (TRIAL_WEIGHT if self._tries else 1)
+        self._plateau = max(min(requests / self._limit, LONGEST_PLATEAU), requests * HOLDS * asked)
         hold = turn if self._searches else self._backed_off(turn)
         self.held_until = self._resumed_at = now + max(asked, hold) + jitter * hold
         self._refused_at, self._next_turn = now, 0.0
@@ -187,7 +193,9 @@ class Throttle:
         """The limit, as a 429 to a request tells it that left at *rate*."""
         if self._searches:
             self._searches = self._in_a_row > 1
-            return rate / 2.0
+            # What was refused left half of *rate* after the one before it, which got through and
+            # had left half of that.
+            return rate / (2.0 if self._searches else 4.0)
         answers = self._succeeded + self._in_a_row
         refused = rate if self._in_a_row == 1 else self._limit or rate
         return refused * answers / (answers + 1)
