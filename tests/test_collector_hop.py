@@ -268,6 +268,21 @@ def test_leaving_waits_for_workers(fake: FakeBlockingSession) -> None:
     assert steps(fake, run.run_id) == {"late": [0]}
 
 
+def test_an_owner_that_fails_does_not_wait_long(fake: FakeBlockingSession) -> None:
+    """Its own error comes out, although a worker is still within its block."""
+    run = fake.attach_run(fake.session.add_run())
+
+    def fail() -> None:
+        with run.shared() as handle:
+            handle.attach().__enter__()
+            raise ZeroDivisionError
+
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert 1.5 < time.monotonic() - began < 15.0
+
+
 def test_a_shared_session_serves_many_runs(fake: FakeBlockingSession, listen: str | None) -> None:
     """Its handle starts runs, and reads what the service has; all of it is sent from here."""
     with fake.shared(listen) as handle:

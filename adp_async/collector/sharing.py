@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from adp_async.collector.handle import Handle
 
 
+#: Seconds that workers are waited for when the owner's body has raised.
+AFTER_AN_ERROR: Final = 2.0
+
+
 class Shared:
     """A run, or a session, that other processes log into: ``with run.shared() as handle``.
 
     ``async with`` is the same.  *handle* is what they need, `stats` what they have handed over.
     Exiting waits for those that are within their own ``with`` block, for at most
-    ``close_timeout``, and not for one that was not heard of for 30 s.  What was handed over is
-    then the session's to deliver, as if it had been logged here.
+    ``close_timeout``, and not for one that was not heard of for 30 s; when the body has raised,
+    for 2 s.  What was handed over is then the session's to deliver, as if it had been logged here.
 
     `open` and `close` are for owners without a block, such as a web server's master process.
     """
@@ -80,9 +84,12 @@ class Shared:
 
     def close(self) -> None:
         """Wait for workers that are within their block, and answer nobody any more."""
+        self._close(None)
+
+    def _close(self, error: BaseException | None) -> None:
         thread = self._engine.thread
         if thread is not None and thread.is_alive:
-            thread.wait(self._collector.close())
+            thread.wait(self._collector.close(timeout=_patience(error)))
         self._forget()
 
     def __enter__(self) -> Handle:
@@ -94,7 +101,7 @@ class Shared:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._close(error)
 
     async def __aenter__(self) -> Handle:
         handle = await self._thread().run(self._collector.open())
@@ -110,7 +117,7 @@ class Shared:
         thread = self._engine.thread
         if thread is not None and thread.is_alive:
             with anyio.CancelScope(shield=True):
-                await thread.run(self._collector.close())
+                await thread.run(self._collector.close(timeout=_patience(error)))
         self._forget()
 
     def _thread(self) -> LoopThread:
@@ -132,6 +139,11 @@ class Shared:
         unhook, self._unhook = self._unhook, None
         if unhook is not None:
             unhook()
+
+
+def _patience(error: BaseException | None) -> float | None:
+    """How long workers are waited for; None is ``close_timeout``."""
+    return None if error is None else AFTER_AN_ERROR
 
 
 def _start(thread: LoopThread, collector: Collector) -> None:
