@@ -15,8 +15,8 @@ from adp_async.errors import AdpError, DeliveryError
 from adp_async.writer import RunWriter
 
 if TYPE_CHECKING:
+    from adp_async._io.contact import Started
     from adp_async._io.delivery import Delivery
-    from adp_async._io.run_starts import Started
     from adp_async._sansio.statuses import EndStatus
     from adp_async.stats import Stats
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from adp_async._io.contact import Started
     from adp_async._io.delivery import Delivery
     from adp_async._io.engine import Engine
     from adp_async._io.intake import Intake
     from adp_async._io.open_runs import OpenRuns
-    from adp_async._io.run_starts import Started
     from adp_async._io.uploads import Uploader
     from adp_async._progress import watched
     from adp_async.api._experiment_names import ExperimentNames
@@ -207,7 +207,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
 
         For a run whose records are held forever, because the service does not know it or keeps
         failing on it.  Records in flight may still be delivered; records logged later are accepted
-        again.  From any thread.
+        again.  A run that is not created yet is created all the same.  From any thread.
         """
         return self._host.logger.discard(self._run_id)
 

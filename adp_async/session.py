@@ -242,7 +242,9 @@ class Session(SharesSession):
     def __del__(self) -> None:
         engine = self.__dict__.get("_engine")
         if engine is not None and engine.lifetime.is_open:
-            message = f"unclosed {self!r}; it delivers until the interpreter ends"
+            # Not its repr: this may run in any thread, which may hold one of the session's locks.
+            where = engine.settings.endpoint or engine.settings.region
+            message = f"unclosed session of {where}; it delivers until the interpreter ends"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     if not TYPE_CHECKING:  # for a type checker, these are not there

@@ -249,9 +249,10 @@ class StartedRun(BegunRun):
                 message = "a run with offline=False cannot be part of one that is not created yet"
                 raise AdpError(message)
             return await self._created()
-        starts = self._session.logger._delivery.starts
-        if self._offline is True or self._late_parent is not None or starts.trouble is not None:
-            return await self._begun_offline(starts.trouble)
+        known = self._session.logger._delivery.starts.trouble
+        is_away = known is not None and is_out_of_reach(known)
+        if self._offline is True or self._late_parent is not None or is_away:
+            return await self._begun_offline(known)
         self._asks_until = time.monotonic() + self._timeout
         try:
             return await self._created()

@@ -215,6 +215,39 @@ def test_one_session_for_all_tasks_of_a_process(fake: FakeBlockingSession) -> No
     assert steps(fake, run.run_id) == {"loss": [0], "b/loss": [0]}
 
 
+def test_a_forked_child_does_not_hold_the_parent_s_sockets(
+    fake: FakeBlockingSession, listen: str | None
+) -> None:
+    """When the parent has closed its collector nobody listens there, however long a child lives."""
+    run = fake.attach_run(fake.session.add_run())
+    fork = multiprocessing.get_context("fork")
+    lives, stop = fork.Event(), fork.Event()
+
+    def live() -> None:
+        lives.set()
+        stop.wait(60)
+
+    with run.shared(listen) as handle, handle.attach() as worker:
+        worker.log_metric("loss", 0.5)
+        worker.flush()  # there is a connection
+        child = fork.Process(target=live)
+        child.start()
+        assert lives.wait(30)
+    try:
+        if listen is None:
+            assert not Path(handle.address.removeprefix("unix:")).exists()
+        else:
+            host, _, port = handle.address.removeprefix("https://").rpartition(":")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((host, int(port)), timeout=5).close()
+    finally:
+        stop.set()
+        child.join()
+    assert child.exitcode == 0
+    run.flush()
+    assert steps(fake, run.run_id) == {"loss": [0]}
+
+
 def test_leaving_waits_for_workers(fake: FakeBlockingSession) -> None:
     """The owner's exit waits for one that is within its block."""
     run = fake.attach_run(fake.session.add_run())

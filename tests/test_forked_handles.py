@@ -137,6 +137,16 @@ OTHER_HANDLES = """
         with run:
             log(run, key)
 
+    def flushes_first(run, key):
+        run.flush()
+        assert run.try_flush() is None
+        log(run, key)
+        run.flush()
+
+    def closes_unused(run):
+        run.close()
+        assert not blocking._shared._sessions
+
     session = blocking.Session().open()
     handles = {
         "attached": session.attach_run(sys.argv[1]),
@@ -145,6 +155,7 @@ OTHER_HANDLES = """
     own = blocking.attach_run(sys.argv[1])
     pids = [forked(child, run, key) for key, run in handles.items()]
     pids += [forked(closes, own, "closes"), forked(attached_and_left, own, "leaves")]
+    pids += [forked(flushes_first, own, "flushes"), forked(closes_unused, own)]
     ends_well(*pids)
     for key, run in [*handles.items(), ("own", own)]:
         child(run, f"parents {key}")
@@ -162,7 +173,7 @@ async def test_other_handles(bare_platform: LocalPlatform, tmp_path: Path) -> No
     assert {key: sorted(steps) for key, steps in arrived.items()} == {
         key: list(range(100))
         for key in (
-            *("attached", "lenient", "closes", "leaves"),
+            *("attached", "lenient", "closes", "leaves", "flushes"),
             *("parents attached", "parents lenient", "parents own"),
         )
     }

@@ -120,7 +120,8 @@ def test_a_run_that_cannot_begin(
     session: FakeBlockingSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One warning, and nothing happens in it."""
-    session.session.answer("create_experiment_run", status=404)
+    refusal = {"code": "NotAuthorizedOrNotFound", "message": "no such workspace"}
+    session.session.answer("create_experiment_run", refusal, status=404)
     run = tracked(session)
     for _ in range(3):
         run.log_metrics({"loss": 0.5})

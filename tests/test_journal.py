@@ -171,6 +171,58 @@ def test_one_commit_has_the_tokens_of_the_next_batches_too(bench: Bench) -> None
     assert not any(bench.journal.collect_for(batch) for batch in batches[1:])
 
 
+def test_what_was_handed_over_is_written_with_its_token(bench: Bench) -> None:
+    """In one commit, before any of it leaves; a failed one keeps both together."""
+    lane = bench.log(*metrics(5))
+    bench.journal.pledge(lane, "theirs")
+    other = bench.log(*metrics(3), run_id="other")
+    (batch, _) = bench.accumulator.drain(0.0, room=2)
+    assert batch.lane is lane
+    assert bench.journal.concerns(batch)
+
+    changes = bench.journal.collect_for(batch)
+    assert (spans(changes), changes.taken) == ([(0, 5), (0, 3)], ["theirs"])
+    assert not changes.is_due
+    bench.journal.failed(changes)
+    assert bench.journal.is_dirty
+    assert bench.journal.concerns(batch)
+
+    changes = bench.journal.collect()
+    assert (spans(changes), changes.taken) == ([(0, 5), (0, 3)], ["theirs"])
+    bench.journal.committed(changes)
+    assert not bench.journal.is_dirty
+    assert other is not lane
+
+
+def test_a_batch_of_another_run_leaves_what_was_handed_over_alone(bench: Bench) -> None:
+    """Its commit takes its own records; the token stays with those that came under it."""
+    lane = bench.log(*metrics(5), run_id="theirs")
+    bench.journal.pledge(lane, "theirs")
+    mine = bench.log(*metrics(3))
+    batches = bench.accumulator.drain(0.0, room=2)
+    (batch,) = [each for each in batches if each.lane is mine]
+
+    changes = bench.journal.collect_for(batch)
+    assert changes.taken == []
+    changes = bench.journal.collect()
+    assert changes.taken == ["theirs"]
+    assert (0, 5) in spans(changes)
+
+
+def test_a_token_whose_records_are_settled_is_written_as_well(bench: Bench) -> None:
+    """While the disk was full they were delivered from memory: their worker may still ask."""
+    lane = bench.log(*metrics(2))
+    bench.journal.pledge(lane, "theirs")
+    bench.journal.failed(bench.journal.collect())
+    (batch,) = bench.accumulator.drain(0.0)
+    bench.accumulator.succeed(batch, 0.0)
+    bench.journal.prune()
+
+    changes = bench.journal.collect()
+    assert changes
+    assert (changes.chunks, changes.taken) == ([], ["theirs"])
+
+
 @pytest.mark.parametrize("first", [0, 1], ids=["first", "second"])
 def test_parts_of_a_refused_batch_leave_with_their_tokens(bench: Bench, first: int) -> None:
     """Whichever of them leaves first, the tokens of both replace that of the whole."""

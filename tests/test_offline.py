@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
-from children import until
+from children import points, start, until
+from spools import orphan
 
-from adp_async import RetryPolicy, address
+from adp_async import RetryPolicy, address, blocking
 from adp_async._io.spool_file import find_spools
+from adp_async._sansio.journal import Changes
+from adp_async._sansio.run_start import RunStart
 from adp_async.errors import (
     AdpError,
     BadRequest,
@@ -25,7 +30,7 @@ from adp_async.errors import (
 )
 from adp_async.local import Fault, LocalPlatform
 from adp_async.local.retry_tokens import RetryTokens
-from adp_async.testing import FakeSession
+from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,6 +139,29 @@ async def test_down_for_a_while(
     assert len(warnings) == 2
     assert "starts offline, its records wait on disk" in warnings[0]
     assert f"it is created now, as run {created}" in warnings[1]
+    assert spools(bare_platform) == []
+
+
+async def test_who_waits_does_not_wait_out_the_back_off(
+    bare_platform: LocalPlatform, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for, ended or closed, a run is tried for at once, but not more than once a second."""
+    monkeypatch.setattr("random.random", lambda: 0.9)
+    await gateway.down()
+    patient = {"retry": RetryPolicy(first_backoff=50.0), "close_timeout": 5.0}
+    async with session_of(bare_platform, **patient) as session:
+        run, other, last = [await session.start_run("digits", offline=True) for _ in range(3)]
+        await until(lambda: session._delivery.starts.failing_since is not None)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await run.created()
+        await gateway.up()
+        await asyncio.sleep(1.0)
+        async with asyncio.timeout(5.0):
+            await run.created()
+            await other.finish()
+        log(last, 0, 1)
+    assert len(runs(gateway)) == 3
     assert spools(bare_platform) == []
 
 
@@ -514,3 +542,272 @@ async def test_artifacts_that_are_lost(bare_platform: LocalPlatform, gateway: Ga
             await run.finish()
         with pytest.raises(UploadError, match=r"notes\.txt"):
             await session.close()
+
+
+# The blocking face --------------------------------------------------------------------------------
+
+
+def test_on_the_blocking_face() -> None:
+    """It starts, waits for its id only when asked, and ends as any other."""
+    with FakeBlockingSession(close_timeout=1.0) as session:
+        down = session.session.answer(BY_NAME, ConnectionFailed("no route"))
+        run = session.start_run("digits", run_name="sgd", start_timeout=0.05)
+        log(run, 0, 10)
+        assert run.run_id is None
+        assert (run.run_name, run.status) == ("sgd", None)
+        assert "not yet created" in repr(run)
+        with pytest.raises(TimeoutError):
+            run.created(timeout=0.02)
+        with pytest.raises(TimeoutError):
+            run.flush(timeout=0.02)
+        assert "10 records not delivered yet" in str(run.try_flush(0.02))
+        child = session.start_run("digits", parent=run)
+        down.left = 0
+        assert run.created(timeout=10.0) == run.run_id
+        run.flush(timeout=10.0)
+        assert run.stats().delivered == 10
+        child.finish()
+        run.finish("KILLED")
+        received = session.session.received(run.run_id)
+        assert received.info["status"] == "KILLED"
+        tags = dict(session.session.received(child.run_id).tags)
+        assert tags["mlflow.parentRunId"] == run.run_id
+
+
+async def test_a_training_script_without_a_service(
+    bare_platform: LocalPlatform, gateway: Gateway
+) -> None:
+    """``with blocking.start_run`` trains, ends in time, and raises nothing of ours."""
+    await gateway.down()
+    settings = session_of(bare_platform, close_timeout=0.5).settings
+
+    def train() -> float:
+        began = time.monotonic()
+        knobs = attrs.asdict(settings, recurse=False)
+        with blocking.start_run("digits", start_timeout=0.1, **knobs) as run:
+            log(run, 0, 100)
+        return time.monotonic() - began
+
+    assert await asyncio.to_thread(train) < 3.0
+    await gateway.up()
+    (spool,) = spools(bare_platform)
+    async with session_of(bare_platform):
+        await until(lambda: not spool.exists())
+    assert the_run(gateway).info["status"] == "FINISHED"
+    assert steps(the_run(gateway)) == list(range(100))
+
+
+# Sessions that close while a run is open ----------------------------------------------------------
+
+
+async def test_a_session_that_hands_a_run_on(
+    bare_platform: LocalPlatform, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed by hand, it has others end its runs: also one that only they create."""
+    async with session_of(bare_platform) as session:
+        open_ = await session.start_run("digits", run_name="open")
+        await asyncio.sleep(0.05)
+    assert spools(bare_platform) == []
+    await gateway.down()
+    async with session_of(bare_platform, close_timeout=0.2) as session:
+        run = await session.start_run("digits", run_name="late", offline=True)
+        log(run, 0, 10)
+        waiting = [asyncio.ensure_future(each) for each in (run.created(), run.flush())]
+        await asyncio.sleep(0)
+    for each in waiting:
+        with pytest.raises(AdpError):
+            await each
+    await gateway.up()
+    (spool,) = spools(bare_platform)
+    async with session_of(bare_platform):
+        await until(lambda: not spool.exists())
+    (late,) = [each for each in runs(gateway) if each.run_id != open_.run_id]
+    assert late.info["run_name"] == "late"
+    assert steps(late) == list(range(10))
+    assert {each.info["status"] for each in runs(gateway)} == {"RUNNING"}
+
+
+async def test_an_end_that_takes_too_long_is_told_later(
+    bare_platform: LocalPlatform, gateway: Gateway
+) -> None:
+    """Leaving the run says so, and the session keeps trying; then nothing is left of it."""
+    async with session_of(bare_platform, close_timeout=0.5, timeout=0.3) as session:
+        run = await session.start_run("digits")
+        hanging = gateway.inject(Fault.hang(), operation=UPDATE, times=None)
+        with pytest.raises(DeliveryError, match="its status could not be set in time"):
+            await run._leave(None)
+        gateway.faults.remove(hanging)
+        await until(lambda: gateway.received(run.run_id).info["status"] == "FINISHED")
+        await until(lambda: not session._delivery.starts.pending)
+    assert spools(bare_platform) == []
+
+
+async def test_a_mistake_of_ours_costs_one_run(
+    bare_platform: LocalPlatform, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, others are created, and what it had is still on disk."""
+    async with session_of(bare_platform, close_timeout=0.2) as session:
+        creator = session._delivery.starts.creator
+        create, asked = creator.create, []
+
+        async def broken(start: Any) -> Any:
+            asked.append(start)
+            if len(asked) == 1:
+                raise ZeroDivisionError
+            return await create(start)
+
+        creator.create = broken  # type: ignore[method-assign]
+        lost = await session.start_run("digits", offline=True)
+        other = await session.start_run("digits", offline=True)
+        log(lost, 0, 3)
+        assert await other.created()
+        await other.finish()
+    assert "what was to be done for it failed; it is still on disk" in caplog.text
+    assert len(runs(gateway)) == 1
+    assert len(spools(bare_platform)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+async def test_in_a_forked_child(
+    bare_platform: LocalPlatform, gateway: Gateway, tmp_path: Path
+) -> None:
+    """It logs into the run once that is created, and is told before that it is not."""
+    script = """
+        import os, sys
+        from adp_async import blocking
+        from adp_async.errors import AdpError
+
+        session = blocking.Session().open()
+        run = session.start_run("digits", offline=True)
+
+        def child(key):
+            pid = os.fork()
+            if not pid:
+                try:
+                    run.log_metric(key, 1.0)
+                    print(key, run.run_id, flush=True)
+                    blocking.shared_session(**{}).close()
+                except AdpError as error:
+                    print("not yet created" in str(error), flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        child("before")
+        print("forked", flush=True)
+        run.created()
+        child("after")
+        run.finish()
+    """
+    await gateway.down()
+    child = await start(bare_platform, tmp_path, script)
+    await child.says("forked")
+    await gateway.up()
+    code, out, errors = await child.ends()
+    assert code == 0, errors
+    run = the_run(gateway)
+    assert out.split() == ["after", run.run_id]
+    assert points(gateway, run.run_id) == {"after": [0]}
+
+
+# What else the service may say --------------------------------------------------------------------
+
+
+async def late_run(*answers: tuple[str, dict[str, Any]]) -> FakeSession:
+    """Create a run later, in a session that first gets *answers*, each once; the session."""
+    async with FakeSession() as session:
+        for operation, answer in answers:
+            session.answer(operation, answer.pop("body", None), times=1, **answer)
+        run = await session.start_run("digits", offline=True)
+        run.log_metric("loss", 0.5)
+        async with asyncio.timeout(10):
+            await run.created()
+        await run.finish()
+        (found,) = session.service.store.runs.values()
+        assert found.info["status"] == "FINISHED"
+        assert found.info["experiment_id"] == "1"
+    return session
+
+
+@pytest.mark.parametrize("body", [{}, {"run": {"info": {}}}, {"run": {"info": {"run_id": "a\nb"}}}])
+async def test_a_reply_that_makes_no_sense(body: object) -> None:
+    """It names no run: it is asked again."""
+    session = await late_run((CREATE, {"body": body}))
+    asked = [each.operation for each in session.requests]
+    assert asked.count(CREATE) == 2
+
+
+async def test_an_experiment_that_somebody_creates_meanwhile() -> None:
+    """Its name is taken, and so it is there."""
+    refused = {"body": {"code": "RESOURCE_ALREADY_EXISTS"}, "status": 409, "after_write": True}
+    await late_run(("create_experiment", refused))
+
+
+async def test_an_experiment_that_cannot_be_created() -> None:
+    """The service's word, which is asked for again; a page of somebody else is none."""
+    refused = {"body": {"code": "LimitExceeded"}, "status": 400}
+    page = {"body": b"<html>", "status": 404}
+    await late_run(("create_experiment", refused), (BY_NAME, page))
+
+
+async def test_an_experiment_that_goes_away_meanwhile() -> None:
+    """It is looked up again when the service refuses it."""
+    refused = {"body": {"code": "RESOURCE_DOES_NOT_EXIST"}, "status": 404}
+    session = await late_run((CREATE, refused))
+    asked = [each.operation for each in session.requests]
+    assert asked.count(BY_NAME) == 2
+
+
+@pytest.mark.parametrize(
+    ("info", "status"),
+    [
+        ({}, "KILLED"),
+        ({"status": "SCHEDULED"}, "KILLED"),
+        ({"status": "FAILED"}, "FAILED"),
+        ({"lifecycle_stage": "deleted"}, "RUNNING"),
+    ],
+)
+async def test_a_run_that_was_left_open(tmp_path: Path, info: Any, status: str) -> None:
+    """It is ended if it is there, and has not ended."""
+    path = orphan(tmp_path, Changes([RunStart("left", "left"), RunStart("gone", "gone")]))
+    session = FakeSession(spool=tmp_path)
+    session.add_run("left")
+    session.received("left").info.update(info)
+    session.answer("get_experiment_run_by_id", b"<html>", status=404, times=1)
+    async with session:
+        await until(lambda: not path.exists())
+    assert session.received("left").info["status"] == status
+
+
+async def test_a_401_is_not_away(caplog: pytest.LogCaptureFixture) -> None:
+    """While the credentials are refused, a run that starts is told so, and does not wait."""
+    async with FakeSession(close_timeout=0.2) as session:
+        refused = session.answer(BY_NAME, {"code": "NotAuthenticated"}, status=401)
+        run = await session.start_run("digits", offline=True)
+        await until(lambda: refused.given > 1)
+        assert session.health().status == "failing"
+        with pytest.raises(NotAuthenticated):
+            await session.start_run("digits")
+        refused.left = 0
+        await run.created()
+    assert "401 NotAuthenticated" in caplog.text
+
+
+async def test_a_run_that_the_service_never_takes(
+    bare_platform: LocalPlatform, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next session gives it up after a few times, and keeps what it has."""
+    gateway.inject(Fault.reply(400, "InvalidParameter"), times=None, operation=CREATE)
+    async with session_of(bare_platform, close_timeout=0.2) as session:
+        run = await session.start_run("digits", offline=True)
+        log(run, 0, 3)
+        await run.finish()
+    async with session_of(bare_platform) as session:
+        await until(lambda: session._engine.recoveries is not None)
+        assert session._engine.recoveries is not None
+        await until(lambda: "some records could not be delivered" in caplog.text)
+        await until(lambda: bool(session._engine.recoveries and session._engine.recoveries.is_done))
+    (spool,) = spools(bare_platform)
+    gateway.clear_faults()
+    async with session_of(bare_platform):
+        await until(lambda: not spool.exists())
+    assert steps(the_run(gateway)) == [0, 1, 2]

@@ -289,6 +289,33 @@ async def test_what_fails_while_showing_disturbs_nobody(monkeypatch: pytest.Monk
     assert not _progress._turn.locked()
 
 
+@pytest.mark.usefixtures("soon")
+async def test_no_thread_can_be_started(
+    said: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter is ending, or there are too many: the wait goes on without a word."""
+
+    def refused(thread: threading.Thread) -> None:
+        tried.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    tried: list[threading.Thread] = []
+    async with FakeSession(linger=0.0) as session:
+        outage = session.answer(
+            "log_experiment_run_batch", status=503, headers={"retry-after": "0"}
+        )
+        run = await session.start_run()
+        run.log_metric("loss", 0.5)
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        flush = asyncio.create_task(run.flush())
+        await until(lambda: tried)
+        monkeypatch.undo()
+        outage.left = 0
+        await flush
+    assert said == []
+    assert not _progress._turn.locked()
+
+
 # ------------------------------------------------------------------ a terminal
 
 PROGRAM = """

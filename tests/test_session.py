@@ -174,9 +174,14 @@ def child():
                 return "parent process" in str(error)
             return False
         return [await each(doing) for doing in (session.session.runs.search().__aiter__().__anext__,
-                                                waiting._run.flush, session.session.close)]
-    good = [closed(lambda: waiting.log_metric("loss", 1.0)), closed(lambda: receipt.wait(1)),
-            closed(waiting.flush), closed(session.close), *asyncio.run(asynchronous())]
+                                                session.session.close)]
+    log_metric = session.logger.log_metric
+    good = [closed(lambda: log_metric(waiting.run_id, "loss", 1.0)),
+            closed(lambda: receipt.wait(1)), closed(session.logger.flush), closed(session.close),
+            *asyncio.run(asynchronous())]
+    waiting.log_metric("loss", 1.0)  # a run is used with a session of the child
+    waiting.flush()
+    good.append(waiting.stats().delivered == 1)
     with FakeBlockingSession() as own:
         run = own.start_run()
         run.log_metric("mine", 2.0)
@@ -198,7 +203,7 @@ print("parent sent", len(session.session.received(waiting.run_id).metrics))
 
 
 def test_in_a_forked_child() -> None:
-    """A child may use nothing of its parent's session, sends nothing of it, and opens its own."""
+    """A child may use nothing of its parent's session but its runs, and sends nothing of it."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=30
     )

@@ -126,7 +126,9 @@ async def test_a_session_that_is_dropped_unclosed() -> None:
     """A ResourceWarning, as from a file; closed or never opened, there is none."""
     sessions = [await FakeSession().open()]
     engine = sessions[0]._engine
-    with pytest.warns(ResourceWarning, match=r"unclosed <Session .* delivers until the interp"):
+    with pytest.warns(
+        ResourceWarning, match=r"unclosed session of http://localhost; it delivers until the interp"
+    ):
         sessions.clear()
     await engine.close(1.0)
     with warnings.catch_warnings():

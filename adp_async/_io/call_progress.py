@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from adp_async._io.log import logger
-from adp_async._sansio.retry import TELL_AFTER, RetryNotice
+from adp_async._sansio.retry import RetryNotice
 from adp_async._sansio.texts import counted
 from adp_async.errors import AdpError, RequestTimeout, Throttled
 
@@ -52,11 +52,12 @@ class CallProgress:
         patience = getattr(self.last_error, "patience", float("inf"))
         return self.began + min(self.timeout, patience)
 
-    def warn(self, is_time: bool = False) -> None:
-        """Log one WARNING that it is still being retried.  *is_time*: called by the timer."""
-        now = time.monotonic()
-        if is_time:  # timers may fire a little early
-            now = max(now, self.began + TELL_AFTER)
+    def warn(self, after: float = 0.0) -> None:
+        """Log one WARNING that it is still being retried.
+
+        *after*: called by a timer of so many seconds, which may fire a little early.
+        """
+        now = max(time.monotonic(), self.began + after)
         if not self._notice.is_due(now, in_trouble=self.is_held or self.last_error is not None):
             return
         left = max(0.0, self.ends_at() - now)

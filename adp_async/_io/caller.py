@@ -182,7 +182,7 @@ class Caller:
     async def answered(self, request: Request, endpoint: Endpoint, timeout: float) -> Reply:
         """The reply to *request*, which is tried again as *endpoint* allows; see `fetch`."""
         progress = CallProgress(endpoint, timeout, self.settings.retry.max_attempts)
-        warning = asyncio.get_running_loop().call_later(TELL_AFTER, progress.warn, True)
+        warning = asyncio.get_running_loop().call_later(TELL_AFTER, progress.warn, TELL_AFTER)
         try:
             async with asyncio.timeout(timeout):
                 return await self._until_answered(request, progress)

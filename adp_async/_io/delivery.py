@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from adp_async._io.caller import Caller
+    from adp_async._io.contact import Started
     from adp_async._io.keeper import SpoolKeeper
     from adp_async._io.loop_thread import LoopThread
-    from adp_async._io.run_starts import Started
     from adp_async._io.spool import Spool
     from adp_async._sansio.run_start import RunStart
     from adp_async._sansio.statuses import EndStatus

@@ -12,19 +12,19 @@ to the delivery thread.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
+from adp_async._io.contact import Contact, Started, about
 from adp_async._io.log import logger
 from adp_async._sansio.accumulator import name
-from adp_async._sansio.run_start import Ask, RunStart, is_its_own, next_ask, patience
+from adp_async._sansio.run_start import Ask, RunStart, next_ask
 from adp_async.errors import AdpError, Conflict, DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from adp_async._io.open_runs import OpenRuns
     from adp_async._io.run_creator import RunCreator
@@ -33,46 +33,6 @@ if TYPE_CHECKING:
     from adp_async._sansio.retry import RetryPolicy
     from adp_async._sansio.statuses import EndStatus
     from adp_async.entities.runs import RunInfo
-
-T = TypeVar("T")
-
-#: So often the service must have refused a run before that stops waiting for it.
-REFUSALS: Final = 3
-
-
-@define(eq=False)
-class Started:
-    """A run that is not created yet, or has to be ended here."""
-
-    start: RunStart
-    lane: Lane
-    #: A create may have taken effect that nobody heard of.
-    may_exist: bool
-    #: Whether it may have been taken up, or ended, by somebody else.
-    is_left_behind: bool = False
-    #: What the service says of it; None until it was created here.
-    info: RunInfo | None = None
-    #: Why it is not created, or not ended, yet; how often the service has refused that.
-    trouble: AdpError | None = None
-    refusals: int = 0
-    #: Nothing is left to be done.
-    is_finished: bool = False
-    #: For those who wait: they are set as well when nothing more is done.
-    created: asyncio.Event = field(factory=asyncio.Event, init=False)
-    has_end: asyncio.Event = field(factory=asyncio.Event, init=False)
-    done: asyncio.Event = field(factory=asyncio.Event, init=False)
-    task: asyncio.Task[None] | None = field(default=None, init=False)
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether something is still to be done, without which nothing may end."""
-        is_running = self.lane.is_created and self.start.end is None
-        return not (self.is_finished or (is_running and not self.start.is_handed_on))
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether there is no hope that waiting helps."""
-        return self.refusals >= REFUSALS or (self.lane.is_created and self.lane.is_stuck)
 
 
 @define(eq=False, repr=False)
@@ -88,20 +48,27 @@ class RunStarts:
     policy: RetryPolicy
     tokens: Iterator[str]
     open_runs: OpenRuns
-    #: Why nothing can be asked at the moment, and since when; None when all is well.
-    trouble: AdpError | None = field(default=None, init=False)
-    failing_since: float | None = field(default=None, init=False)
+    #: When the service is asked.
+    contact: Contact = field(init=False)
     #: Runs that were not created when the session ended, and are in no spool.
     lost: list[RunStart] = field(factory=list, init=False)
     _started: dict[str, Started] = field(factory=dict, init=False)
     #: Keys of runs that were created at once, and have not ended.
     _running: set[str] = field(factory=set, init=False)
-    #: Held by the one that asks.
-    _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)
-    _failures: int = field(default=0, init=False)
-    _not_before: float = field(default=0.0, init=False)
-    _is_told: bool = field(default=False, init=False)
     _changed: asyncio.Event = field(factory=asyncio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.contact = Contact(self.policy, lambda: self.state.journal is not None)
+
+    @property
+    def trouble(self) -> AdpError | None:
+        """Why nothing can be asked at the moment; None when all is well."""
+        return self.contact.trouble
+
+    @property
+    def failing_since(self) -> float | None:
+        """Since when that is."""
+        return self.contact.failing_since
 
     @property
     def pending(self) -> list[Started]:
@@ -131,7 +98,7 @@ class RunStarts:
             lane.hold()
         started = Started(start, lane, may_exist, trouble=trouble)
         if trouble is not None:
-            self._warn(started, trouble)
+            self.contact.warn(started, trouble)
         self._note(start)
         self._see_to(started)
         return started
@@ -198,6 +165,7 @@ class RunStarts:
         Returns what the service calls it, which is *key* for any run that is not known here.
         """
         if (started := self._started.get(key)) is not None:
+            self.contact.hurry()
             await started.created.wait()
             _check(started)
         return self.state.intake.lane(key).run_id
@@ -205,11 +173,13 @@ class RunStarts:
     async def done(self, key: str) -> None:
         """Wait until that run is created, its records are settled, and it has ended."""
         if (started := self._started.get(key)) is not None:
+            self.contact.hurry()
             await started.done.wait()
             _check(started)
 
     async def all_done(self) -> None:
         """Wait until nothing is `pending` that is done here."""
+        self.contact.hurry()
         while any(each.task is not None for each in self.pending):
             self._changed.clear()
             await self._changed.wait()
@@ -270,7 +240,7 @@ class RunStarts:
         except Exception:
             # A mistake of ours costs this run, and it is still in the journal.
             message = "%s: what was to be done for it failed; it is still on disk"
-            logger.exception(message, started.start, extra=_about(started.start))
+            logger.exception(message, started.start, extra=about(started.start))
         else:
             self._finish(started)
 
@@ -278,7 +248,7 @@ class RunStarts:
         parent = self._started.get(started.start.parent or "")
         if parent is not None:
             await parent.created.wait()  # which says what it is called
-        info = await self._asked(started, lambda: self._created(started))
+        info = await self.contact.asked(started, lambda: self._created(started))
         run_id = info.run_id
         start = started.start
         with self.state.intake.lock:
@@ -294,7 +264,7 @@ class RunStarts:
         started.created.set()
         self._changed.set()
         self.state.sender_wakes.set()
-        self._all_clear(start, run_id)
+        self.contact.all_clear(start, run_id)
 
     async def _created(self, started: Started) -> RunInfo:
         """What the service says of the run, which it has now."""
@@ -332,7 +302,7 @@ class RunStarts:
         if start.end is None:
             return
         if not started.is_left_behind or await self._is_ours_to_end(started):
-            await self._asked(started, lambda: self._told(start))
+            await self.contact.asked(started, lambda: self._told(start))
 
     async def _told(self, start: RunStart) -> None:
         assert start.run_id is not None
@@ -346,82 +316,7 @@ class RunStarts:
         assert run_id is not None
         if run_id in self.open_runs:
             return False
-        return await self._asked(started, lambda: self.creator.is_open(run_id))
-
-    # ------------------------------------------------------------------ when to ask
-
-    async def _asked(self, started: Started, ask: Callable[[], Awaitable[T]]) -> T:
-        """What the service answers, however long it takes until it does."""
-        while True:
-            async with self._turn:
-                # One of them finds out whether the service is there; the others wait for that.
-                await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
-                try:
-                    answer = await ask()
-                except AdpError as error:
-                    pause = self._failed(started, error)
-                else:
-                    self._answered(started)
-                    return answer
-            await asyncio.sleep(pause)
-
-    def _failed(self, started: Started, error: AdpError) -> float:
-        """Seconds until that run is asked for again, for reasons of its own."""
-        started.trouble = error
-        jitter = random.random()  # noqa: S311
-        if is_its_own(error):
-            started.refusals += 1
-            if started.refusals == 1:
-                message = "%s: the service refuses it, and will be asked again: %s"
-                logger.warning(message, started.start, error, extra=_about(started.start))
-            self._changed.set()
-            return patience(self.policy, started.refusals, jitter=jitter)
-        self._failures += 1
-        retry_after = getattr(error, "retry_after", None) or 0.0
-        delay = self.policy.delay(self._failures, jitter=jitter, retry_after=retry_after)
-        self._not_before = time.monotonic() + delay
-        self._warn(started, error)
-        return 0.0
-
-    def _warn(self, started: Started, error: AdpError) -> None:
-        """One WARNING for lasting trouble, not one for each run."""
-        self.trouble = error
-        if self.failing_since is None:
-            self.failing_since = time.monotonic()
-        if self._is_told:
-            return
-        self._is_told = True
-        start, about = started.start, _about(started.start)
-        if started.lane.is_created:
-            logger.warning("%s cannot be ended yet, and will be: %s", start, error, extra=about)
-        elif started.is_left_behind:
-            logger.warning("%s cannot be created yet, and will be: %s", start, error, extra=about)
-        else:
-            where = "on disk"
-            if self.state.journal is None:
-                where = "in memory only, for there is no spool"
-            message = (
-                "%s starts offline, its records wait %s: %s; it is created when the service answers"
-            )
-            logger.warning(message, start, where, error, extra=about)
-
-    def _answered(self, started: Started) -> None:
-        started.trouble = self.trouble = self.failing_since = None
-        started.refusals = self._failures = 0
-        self._not_before = 0.0
-
-    def _all_clear(self, start: RunStart, run_id: str) -> None:
-        was_told, self._is_told = self._is_told, False
-        message, about = "%s: it is created now, as run %s", {"run_id": run_id}
-        if was_told:
-            logger.warning(message, start, run_id, extra=about)
-        else:
-            logger.info(message, start, run_id, extra=about)
-
-
-def _about(start: RunStart) -> dict[str, str]:
-    """What a log line about it has as fields."""
-    return {"run_id": start.run_id or start.key}
+        return await self.contact.asked(started, lambda: self.creator.is_open(run_id))
 
 
 def _check(started: Started) -> None:

@@ -65,6 +65,8 @@ class Reporter:
         name, total = short_name(orphan.spool.path), orphan.records
         last = Outcome()
         self.begin(name, total)
+        if orphan.starts:
+            self.say(f"{name}: {counted(len(orphan.starts), 'run')} to create, or to end")
 
         def on_progress(recovery: Recovery) -> None:
             nonlocal last

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from adp_async._io.handover import Taken
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
+
+_KEY: Final = attrgetter("key")
 
 #: Tokens that are remembered.
 KEPT_TOKENS: Final = 100_000
@@ -133,7 +136,7 @@ class Ledger:
         """*records* of *worker* are here."""
         worker.taken += len(records)
         if len(worker.keys) < KEPT_KEYS:
-            worker.keys.update(record.key for record in records)
+            worker.keys.update(map(_KEY, records))
         handed = self._handed.setdefault(taken.lane, deque())
         handed.append((taken.first, taken.last, worker))
         self._settle(taken.lane, handed)

@@ -192,12 +192,14 @@ class Server:
     def forked(self) -> None:
         """In a forked child: let go of the parent's sockets, so that its end is noticed."""
         connections = self._server.connections if self._server is not None else []
-        sockets = [
-            each.transport.get_extra_info("socket") for each in connections if each.transport
-        ]
-        for each in (*self._sockets, *sockets):
+        transports = [each.transport for each in connections if each.transport is not None]
+        sockets = [*self._sockets, *(each.get_extra_info("socket") for each in transports)]
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for each in sockets:
             with suppress(OSError):
-                os.close(each.fileno())
+                # Not closed: their objects are here as well, and would close another's file.
+                os.dup2(nowhere, each.fileno(), inheritable=False)
+        os.close(nowhere)
 
 
 def _remove_dead(path: str) -> None:
