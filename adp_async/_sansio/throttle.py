@@ -14,8 +14,8 @@ hold, up to a few seconds.
 The first limit is what got through within a second before the first 429.  When that is next to
 nothing, the limit is searched for as in TCP's slow start: from one request a second on, the rate
 doubles with each that gets through, and is halved by each that does not, until a 429 ends a rise.
-After that a plateau is a tenth as long, since a search may end by chance.
-Before the first 429 there is no rate and nothing is paced.
+After that a plateau is a tenth as long, since a search may end by chance.  Before the first 429
+there is no rate and nothing is paced.
 
 A hold lasts for one turn, or as long as the service asks, and a random part of a turn on top, so
 that throttled clients don't come back as one herd.  Where a turn is not used, for want of records,
