@@ -13,7 +13,7 @@ import msgspec
 from attrs import asdict, field, frozen
 
 from adp_async.auth import Auth
-from adp_async.errors import ConfigurationError, misconfigured
+from adp_async.errors import ConfigurationError, misconfigured, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,9 +101,9 @@ class Hop:
             with open(plain, "rb") as file:
                 return cls.from_json(file.read(2**20))
         except OSError as error:
-            problem = f"{os.fspath(path)!r:.200} cannot be read: {error.strerror}"
+            problem = f"{shown(os.fspath(path))} cannot be read: {error.strerror}"
         except ConfigurationError:
-            problem = f"{plain!r:.200} is not the handle of an agent"
+            problem = f"{shown(plain)} is not the handle of an agent"
         except ValueError:
             problem = "its path has a NUL or a surrogate in it"
         looked = f"the argument agent and the environment's {VARIABLE}"
@@ -149,9 +149,10 @@ def through_agent(given: Mapping[str, object], environ: Mapping[str, str]) -> di
         agent = environ.get(VARIABLE, "").strip() or None
     if agent is None:
         return {**given, "agent": None}
-    if not isinstance(agent, str | os.PathLike):
+    path = _plain_path(agent)
+    if path is None:
         return dict(given)  # its rule says what it must be
-    hop = Hop.from_file(agent)
+    hop = Hop.from_file(path)
     found = {**NEARBY, **given, "agent": agent}
     for name, variable in (("spool", "ADP_ASYNC_SPOOL"), ("linger", "ADP_ASYNC_LINGER")):
         if name not in given and environ.get(variable, "").strip():
@@ -159,9 +160,20 @@ def through_agent(given: Mapping[str, object], environ: Mapping[str, str]) -> di
     for name, variable in (("platform_id", "AIDP_INSTANCE_ID"), ("workspace", "AIDP_WORKSPACE")):
         wanted = given.get(name) or environ.get(variable, "").strip() or None
         theirs = getattr(hop, name)
-        if wanted is not None and wanted != theirs:
-            problem = f"the agent is for the {name} {theirs!r:.200}, not {wanted!r:.200}"
+        if wanted is not None and not isinstance(wanted, str):
+            continue  # its rule says what it must be
+        if wanted is not None and str.__ne__(wanted, theirs):
+            problem = f"the agent is for the {name} {theirs!r:.200}, not {shown(wanted)}"
             fix = "Start another agent for that."
             raise misconfigured("agent", problem, looked="its handle", fix=fix)
         found[name] = theirs
     return {**found, "endpoint": hop.base_url, "path_prefix": "", "auth": Unsigned()}
+
+
+def _plain_path(value: object) -> str | None:
+    """A path as a plain, non-empty str; None for anything else, whatever it pretends to be."""
+    try:
+        path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    except Exception:  # of a class that is not ours
+        return None
+    return str.__str__(path) or None if isinstance(path, str) else None

@@ -628,7 +628,7 @@ async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
         assert not call.done()
         call.cancel()
     (said,) = warnings(caplog)
-    assert re.match(rf"{GET_RUN}: still failing after 0 s; retrying for up to 100 s more", said)
+    assert re.match(rf"{GET_RUN}: still failing after \d s; retrying for up to \d+ s more", said)
     assert "at most 7 times" in said
     assert "503" in said
 

@@ -117,8 +117,10 @@ def test_a_run_that_is_passed_takes_the_same_way(bare: LocalPlatform) -> None:
     }
 
 
-def test_a_worker_imports_little(bare: LocalPlatform) -> None:
+def test_a_worker_imports_little(bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch) -> None:
     """No oci, no spool, no cryptography: it is up in the time that Python takes."""
+    # What measures coverage imports sqlite3 itself.
+    monkeypatch.delenv("COVERAGE_PROCESS_START", raising=False)
     spawn = multiprocessing.get_context("spawn")
     owner, pool = session_of(bare), spawn.Pool(1)
     with owner, owner.start_run() as run, run.shared() as handle, pool:

@@ -65,6 +65,12 @@ class Notes:
         return {thread for each, _, thread in self.facts if each is kind}
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests may have left sessions open in this process."""
+    monkeypatch.setattr(watching, "_sessions", {})
+
+
 @pytest.fixture
 def notes() -> Iterator[Notes]:
     kept = Notes()

@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 import adp_async
 from adp_async import ConnectionLost, NotFound, RetryPolicy
+from adp_async.instrumentation import watching
 from adp_async.integrations import opentelemetry
 from adp_async.testing import PLATFORM_ID, WORKSPACE, FakeBlockingSession, FakeSession
 
@@ -71,6 +72,12 @@ class Telemetry:
         ]
         assert len(found) == 1, (name, self.points(name))
         return found[0]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests may have left sessions open in this process."""
+    monkeypatch.setattr(watching, "_sessions", {})
 
 
 @pytest.fixture
