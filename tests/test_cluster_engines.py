@@ -144,6 +144,45 @@ def test_spark_executors(bare: LocalPlatform, tmp_path: Path, reuse: str) -> Non
 
 
 @needs("pyspark", program="java")
+@pytest.mark.parametrize("reuse", ["true", "false"])
+def test_spark_without_a_way_to_the_driver(bare: LocalPlatform, tmp_path: Path, reuse: str) -> None:
+    """An accumulator brings home what tasks logged, once, also when one fails and runs again.
+
+    The handle comes with each task, or by a broadcast; whoever asks for an answer is told.
+    """
+    script = (
+        SPARK
+        + f"""
+    def log_or_fail(handle, n):
+        log(handle, n)
+        with handle.attach() as run:
+            try:
+                run.flush(delivered=True)
+            except adp_async.BadRequest as error:
+                assert "has ended" in str(error)
+            else:
+                raise AssertionError("there was an answer")
+        try:
+            os.close(os.open(os.path.join({str(tmp_path)!r}, "failed"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        raise RuntimeError("the first that ends, fails")
+
+    if __name__ == "__main__":
+        spark = session(reuse="{reuse}")
+        context = spark.sparkContext
+        with owner() as run, shared(run, spark, accumulator=True) as handle:
+            context.parallelize(range(5), 5).foreach(lambda n: log_or_fail(handle, n))
+            sent = context.broadcast(handle)
+            context.parallelize(range(5, 8), 3).foreach(lambda n: log(sent.value, n) and None)
+        spark.stop()
+    """
+    )
+    run_script(bare, tmp_path, script)
+    check(only_run(bare), 8)
+
+
+@needs("pyspark", program="java")
 def test_spark_ranks_and_home(bare: LocalPlatform, tmp_path: Path) -> None:
     """The rank is the partition; a HOME that cannot be written to does not matter."""
     script = (

@@ -10,6 +10,7 @@ import socket
 import stat
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ from children import points
 
 import adp_async
 from adp_async import DeliveryError, blocking
-from adp_async.collector import Carrier
+from adp_async.collector import Carrier, attached_session
 from adp_async.collector import session as sessions
 from adp_async.collector.ranks import find_rank
 from adp_async.errors import (
@@ -125,6 +126,32 @@ def test_a_worker_imports_little(bare: LocalPlatform, monkeypatch: pytest.Monkey
     owner, pool = session_of(bare), spawn.Pool(1)
     with owner, owner.start_run() as run, run.shared() as handle, pool:
         assert pool.apply(workers.what_is_imported, (handle, 0)) == []
+
+
+@pytest.mark.parametrize("how", ["stream", "attempt"])
+def test_mlflow_code_in_a_worker(bare: LocalPlatform, how: str) -> None:
+    """`aidp://` leads to the collector there, without credentials, and the run is the owner's."""
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    with session_of(bare) as session, session.start_run() as run, run.shared() as handle, pool:
+        assert pool.apply(workers.log_by_mlflow, (handle, how)) == "RUNNING"
+    received = bare.gateway.received(run.run_id)
+    assert sorted(points(bare.gateway, run.run_id)[how]) == list(range(100))
+    assert received.params == [(f"by {how}", "1")]
+    assert received.info["status"] == "FINISHED"
+
+
+def test_outside_of_a_block_nothing_is_attached(fake: FakeBlockingSession) -> None:
+    """The block entered last counts, and each is forgotten on exiting, however it ends."""
+    with fake.start_run() as run, run.shared() as handle:
+        assert attached_session() is None
+        with handle.attach() as first:
+            assert attached_session() is handle.session()
+            assert first.run_id == run.run_id
+            with suppress(KeyError), handle.attach(attempt="7", commit="task"):
+                assert attached_session() is not handle.session()
+                raise KeyError
+            assert attached_session() is handle.session()
+        assert attached_session() is None
 
 
 def test_killed_workers_are_not_waited_for_long(bare: LocalPlatform) -> None:

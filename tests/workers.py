@@ -53,3 +53,21 @@ def what_is_imported(handle: Any, worker: int) -> list[str]:
     log_some(handle, worker, 1)
     heavy = ("oci", "cryptography", "sqlite3", "mlflow")
     return [name for name in heavy if name in sys.modules]
+
+
+def log_by_mlflow(handle: Any, how: str) -> str | None:
+    """Log by MLflow's fluent API within a block; the status afterwards, as MLflow reads it."""
+    import mlflow
+
+    for name in [each for each in os.environ if each.startswith(("AIDP_", "OCI_"))]:
+        del os.environ[name]
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    mlflow.set_tracking_uri("aidp://")
+    more = {"commit": "task", "attempt": "7"} if how == "attempt" else {}
+    with handle.attach(**more) as run:
+        with mlflow.start_run(run_id=run.run_id):
+            for step in range(100):
+                mlflow.log_metric(how, step * 0.5, step=step)
+            mlflow.log_param(f"by {how}", 1)
+        run.log_metric("own", 1.0)
+        return mlflow.get_run(run.run_id).info.status

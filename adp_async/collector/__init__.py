@@ -9,6 +9,7 @@ from adp_async._hop import Carrier
 from adp_async.collector.collector import CollectorStats
 from adp_async.collector.handle import Handle
 from adp_async.collector.ledger import WorkerStats
+from adp_async.collector.session import attached_session
 from adp_async.collector.sharing import Shared
 
-__all__ = ["Carrier", "CollectorStats", "Handle", "Shared", "WorkerStats"]
+__all__ = ["Carrier", "CollectorStats", "Handle", "Shared", "WorkerStats", "attached_session"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from adp_async._io.log import logger
-from adp_async.collector.session import ABORT, COMMIT, LEAVE, session_of_attempt
+from adp_async.collector.session import ABORT, COMMIT, LEAVE, exited, session_of_attempt
 from adp_async.collector.worker import GREETING, WorkerRun
 from adp_async.errors import AdpError, Conflict
 from adp_async.run import attach_note
@@ -35,6 +35,7 @@ class AttemptRun(WorkerRun):
         traceback: TracebackType | None,
     ) -> None:
         session = self._session
+        exited(session)
         try:
             session.call(self._end(error))
         finally:
@@ -47,6 +48,7 @@ class AttemptRun(WorkerRun):
         traceback: TracebackType | None,
     ) -> None:
         session = self._session
+        exited(session)
         with anyio.CancelScope(shield=True):
             try:
                 await self._in_thread(self._end(error))

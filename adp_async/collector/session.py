@@ -65,3 +65,30 @@ def session_of_attempt(handle: Handle, task: str, name: str) -> WorkerSession:
     """An open session for one attempt of a task: what it logs is not mixed with others' records."""
     headers = {TASK: quote(task, safe=""), ATTEMPT: quote(name, safe="")}
     return WorkerSession(handle, headers).open()
+
+
+#: Of the ``with handle.attach()`` blocks that this process is within, in the order of entering.
+_entered: Final[list[WorkerSession]] = []
+
+
+def entered(session: WorkerSession) -> None:
+    """A block of *session* was entered."""
+    _entered.append(session)
+
+
+def exited(session: WorkerSession) -> None:
+    """It is exited."""
+    if session in _entered:
+        _entered.remove(session)
+
+
+def attached_session() -> WorkerSession | None:
+    """The session of the ``with handle.attach()`` block that this process has entered last.
+
+    None outside of any.  For code that has no handle, such as MLflow's within a task.
+    """
+    if not _entered:
+        return None
+    session = _entered[-1]
+    # In a forked child it is the parent's.
+    return session if session.is_open else session_of(session.handle)

@@ -14,7 +14,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.records import Param, RunTag, Verdict
 from adp_async._sansio.values import pairs_of
 from adp_async.collector.ranks import find_rank, find_task
-from adp_async.collector.session import ENTER, FLUSH, LEAVE, session_of
+from adp_async.collector.session import ENTER, FLUSH, LEAVE, entered, exited, session_of
 from adp_async.errors import (
     AdpError,
     BadRequest,
@@ -229,6 +229,7 @@ class WorkerRun(_WorkerWriter, BlockingRun):
 
     def __enter__(self) -> Self:
         self._session.call(self._greet())
+        entered(self._session)
         return self
 
     def __exit__(
@@ -240,10 +241,12 @@ class WorkerRun(_WorkerWriter, BlockingRun):
         try:
             super().__exit__(kind, error, traceback)
         finally:
+            exited(self._session)
             self._session.call(self._say(LEAVE))
 
     async def __aenter__(self) -> _AsyncWorkerRun:
         await self._in_thread(self._greet())
+        entered(self._session)
         return _AsyncWorkerRun(self)
 
     async def __aexit__(
@@ -256,6 +259,7 @@ class WorkerRun(_WorkerWriter, BlockingRun):
             try:
                 await self._run.__aexit__(kind, error, traceback)
             finally:
+                exited(self._session)
                 await self._in_thread(self._say(LEAVE))
 
     async def _in_thread(self, doing: Any) -> Any:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from adp_async.blocking import shared_session
+from adp_async.collector import attached_session
 from adp_async.errors import Closed, DeliveryError
 from adp_async.integrations.mlflow import ending
 from adp_async.integrations.mlflow.failures import in_mlflows_words, refusal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from adp_async.blocking import BatchLogger, Session
+    from adp_async.collector.session import WorkerSession
     from adp_async.errors import Rejection
     from adp_async.settings import Settings
     from adp_async.writer import Receipt
@@ -59,7 +61,12 @@ class Connection:
 
     @property
     def session(self) -> Session:
-        """The session, open.  Raises MlflowException when it cannot be opened."""
+        """The session, open.  Raises MlflowException when it cannot be opened.
+
+        Within ``with handle.attach()`` a URI that names no platform leads to the collector.
+        """
+        if (worker := self._worker()) is not None:
+            return worker
         session = self._session
         if session is None or not session.is_open:
             with in_mlflows_words():
@@ -70,6 +77,14 @@ class Connection:
             for hook in self._hooks:
                 session.on_close(hook)
         return session
+
+    def _worker(self) -> WorkerSession | None:
+        return None if self.address.knobs() else attached_session()
+
+    def is_of_another_process(self, run_id: str) -> bool:
+        """Whether this process logs into the run by a collector, and another one ends it."""
+        worker = self._worker()
+        return worker is not None and worker.handle.run_id == run_id
 
     def on_close(self, hook: Callable[[str | None], object]) -> None:
         """Have *hook* called before any session of this connection closes; see `Session.on_close`.
@@ -83,7 +98,7 @@ class Connection:
     @property
     def settings(self) -> Settings:
         """The settings of the session, which may be closed by now."""
-        return (self._session or self.session).settings
+        return (self._worker() or self._session or self.session).settings
 
     @property
     def logger(self) -> BatchLogger:

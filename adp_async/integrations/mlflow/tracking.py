@@ -179,8 +179,13 @@ class TrackingStore(LoggedModels, RestStore):  # type: ignore[misc]  # MLflow's 
         """Settle what was logged into the run, then update it.
 
         An end is given also when records were refused, which is raised afterwards, unless the
-        run's body is being left by an exception of its own.
+        run's body is being left by an exception of its own.  A run that another process shares
+        keeps its status: that one ends it.
         """
+        if self._connection.is_of_another_process(run_id):
+            self._connection.settle(run_id)
+            info: RunInfo = self.get_run(run_id).info
+            return info
         status = None if run_status is None else RunStatus.to_string(run_status)
         if status not in _ENDS:
             self._connection.settle(run_id)
