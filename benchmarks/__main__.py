@@ -93,6 +93,11 @@ def _versions() -> list[str]:
     return found
 
 
+def _left_out(reports: dict[str, Report]) -> list[str]:
+    names = [name for name in NAMES if name not in reports]
+    return [f"- Not in this run: {', '.join(names)}"] if names else []
+
+
 def _document(reports: dict[str, Report], machine: Sequence[str], seconds: float) -> str:
     goals = [goal for report in reports.values() for goal in report.goals]
     met = sum(goal.is_met for goal in goals)
@@ -100,7 +105,7 @@ def _document(reports: dict[str, Report], machine: Sequence[str], seconds: float
         "# What it costs",
         "Written by `python -m benchmarks`; every number is from this one run. A ratio is the "
         "median of the rounds' ratios, in which the contenders took turns.",
-        "\n".join([*machine, f"- The run took {seconds / 60:.1f} minutes"]),
+        "\n".join([*machine, f"- The run took {seconds / 60:.1f} minutes", *_left_out(reports)]),
         f"## The goals: {met} of {len(goals)} met",
         "\n".join(
             [
