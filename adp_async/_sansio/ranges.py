@@ -59,6 +59,8 @@ def split(
 
     >>> split([(0, 4), (10, 12)], 5)
     ([(0, 4), (10, 11)], [(11, 12)])
+    >>> split([(0, 4), (10, 12)], 2)
+    ([(0, 2)], [(2, 4), (10, 12)])
     """
     before: list[tuple[int, int]] = []
     after: list[tuple[int, int]] = []
