@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from attrs import evolve
-from children import environment, points
+from children import HANDED_ON, environment, points
 
 import adp_async
 from adp_async import blocking
@@ -64,8 +64,8 @@ async def agent(bare_platform: LocalPlatform, tmp_path: Path) -> AsyncIterator[A
 async def said(*arguments: object) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "agent", *map(str, arguments),
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"),
-             "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={name: os.environ[name] for name in HANDED_ON if name in os.environ}
+        | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

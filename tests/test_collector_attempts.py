@@ -288,3 +288,22 @@ async def test_a_collector_that_dies_at_a_commit(
         if again.returncode is None:
             again.kill()
     assert Counter(each.step for each in received.metrics) == Counter(range(2500))
+
+
+async def test_an_attempt_that_is_refused_leaves_nothing_open() -> None:
+    """Of the session that it would have had; both faces."""
+    async with (
+        FakeSession(spool=False) as session,
+        session.start_run() as run,
+        run.shared() as handle,
+    ):
+        with pytest.raises(BadRequest, match="has no spool"):
+            async with handle.attach(attempt="7", commit="task"):
+                raise AssertionError("it was entered")
+
+        def attach() -> None:
+            with handle.attach(attempt="7", commit="task"):
+                raise AssertionError("it was entered")
+
+        with pytest.raises(BadRequest, match="has no spool"):
+            await asyncio.to_thread(attach)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from adp_async.collector.handle import Handle
-    from adp_async.collector.worker import Part
+    from adp_async.collector.worker import Part, _AsyncWorkerRun
 
 
 class AttemptRun(WorkerRun):
@@ -27,6 +27,20 @@ class AttemptRun(WorkerRun):
     def __init__(self, handle: Handle, run_id: str, part: Part, task: str) -> None:
         super().__init__(run_id, session_of_attempt(handle, task, uuid.uuid4().hex), part)
         self.task = task
+
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._session.close()
+            raise
+
+    async def __aenter__(self) -> _AsyncWorkerRun:
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            await asyncio.to_thread(self._session.close)
+            raise
 
     def __exit__(
         self,
