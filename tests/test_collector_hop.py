@@ -24,6 +24,7 @@ from adp_async import DeliveryError, blocking
 from adp_async.collector import Carrier, attached_session
 from adp_async.collector import session as sessions
 from adp_async.collector.ranks import find_rank
+from adp_async.collector.server import host_and_port
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -636,3 +637,24 @@ def test_outside_of_its_block() -> None:
         shared = session.shared()
         with pytest.raises(Closed, match="not shared yet"):
             _ = shared.handle
+
+
+# ------------------------------------------------------------------ what a socket may bring
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [("content-length: 99999999999", 413), ("transfer-encoding: chunked", 411)],
+)
+def test_requests_of_no_known_size(fake: FakeBlockingSession, head: str, status: int) -> None:
+    """They are refused before anything of them is read."""
+    with fake.start_run() as run, run.shared() as handle, socket.socket(socket.AF_UNIX) as client:
+        client.connect(handle.socket)
+        client.sendall(f"POST /x HTTP/1.1\r\nhost: localhost\r\n{head}\r\n\r\n".encode())
+        assert client.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_addresses_of_ipv6() -> None:
+    """In brackets, as in a URL."""
+    assert host_and_port("[::1]:8443", "listen") == ("::1", 8443)
+    assert host_and_port("[::1]", "listen") == ("::1", 0)
