@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -43,6 +44,14 @@ def pytest_configure() -> None:
 def _spool_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
     """No test writes into the user's own state folder."""
     monkeypatch.setenv("ADP_ASYNC_SPOOL", str(tmp_path_factory.getbasetemp() / "spool"))
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_all_blocks() -> Iterator[None]:
+    """A test may leave a block of a worker's that it never exits, as a killed worker does."""
+    yield
+    if (sessions := sys.modules.get("adp_async.collector.session")) is not None:
+        sessions._entered.clear()
 
 
 @pytest.fixture(scope="session")

@@ -842,7 +842,7 @@ def test_nothing_is_lost_by_sigkill(variables: dict[str, str], tmp_path: Path) -
     """
     in_another_process(lasting, tmp_path, script, run_id)
 
-    assert before < 3000
+    assert before <= 3000  # a quick machine may have delivered all of it
     assert points(run_id, "loss") == [(step, step / 2) for step in range(3000)]
 
 

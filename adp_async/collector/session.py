@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from adp_async._hop import NEARBY, Unsigned
 from adp_async._io.hop import transport_to
+from adp_async._io.lifetime import Why
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.retry import RetryPolicy
 from adp_async._shared_sessions import SharedSessions
@@ -87,8 +88,9 @@ def attached_session() -> WorkerSession | None:
 
     None outside of any.  For code that has no handle, such as MLflow's within a task.
     """
-    if not _entered:
-        return None
-    session = _entered[-1]
-    # In a forked child it is the parent's.
-    return session if session.is_open else session_of(session.handle)
+    for session in reversed(_entered):
+        if session.is_open:
+            return session
+        if session.session._engine.lifetime.why is Why.FORKED:  # the parent's
+            return session_of(session.handle)
+    return None
