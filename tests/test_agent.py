@@ -152,7 +152,7 @@ async def test_status_of_none(tmp_path: Path) -> None:
 
 async def test_two_ways_to_listen() -> None:
     """One agent listens at one place."""
-    code, _, errors = await said("--socket", "/tmp/x", "--listen", "127.0.0.1")
+    code, _, errors = await said("--socket", "agent.sock", "--listen", "127.0.0.1")
     assert code != 0
     assert "--listen" in errors
 

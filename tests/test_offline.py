@@ -492,7 +492,7 @@ async def test_without_a_spool(caplog: pytest.LogCaptureFixture) -> None:
     async with session:
         run = await session.start_run("digits", run_name="sgd", start_timeout=0.05)
         log(run, 0, 3)
-        assert "its records wait in memory only, for there is no spool" in caplog.text
+        assert "its records wait in memory only, since there is no spool" in caplog.text
         with pytest.raises(DeliveryError, match="'sgd' in experiment 'digits', not yet created"):
             await run.finish()
         with pytest.raises(DeliveryError, match=r"3 records were not delivered; .*'sgd'"):

@@ -154,7 +154,7 @@ class Contact:
         else:
             where = "on disk"
             if not self.has_journal():
-                where = "in memory only, for there is no spool"
+                where = "in memory only, since there is no spool"
             message = (
                 "%s starts offline, its records wait %s: %s; it is created when the service answers"
             )

@@ -31,7 +31,7 @@ class Leftovers:
     lost: Counter[str] = field(factory=Counter, init=False)
 
     def account_for(self, cause: BaseException | None, *, is_on_disk: bool) -> None:
-        """Give up all that is unsettled, and wake who waits for it."""
+        """Give up everything unsettled, and wake everyone waiting for it."""
         state = self.state
         why = "left in the spool, for the next session" if is_on_disk else "lost with the session"
         end = self.kept if is_on_disk else self.lost

@@ -98,7 +98,7 @@ class _Home:
 
 
 async def _hand_over(collector: Shared, request: _Request) -> None:
-    """As a worker would: again while there is no room."""
+    """Hand a request over, as a worker would: try again while the collector is full."""
     until = time.monotonic() + _PATIENCE
     while True:
         status, _, content = await collector.answer(*request)
