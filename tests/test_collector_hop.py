@@ -24,7 +24,7 @@ from adp_async import DeliveryError, blocking
 from adp_async.collector import Carrier, attached_session
 from adp_async.collector import session as sessions
 from adp_async.collector.ranks import find_rank
-from adp_async.collector.server import host_and_port
+from adp_async.collector.sockets import host_and_port
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -650,7 +650,9 @@ def test_requests_of_no_known_size(fake: FakeBlockingSession, head: str, status:
     """They are refused before anything of them is read."""
     with fake.start_run() as run, run.shared() as handle, socket.socket(socket.AF_UNIX) as client:
         client.connect(handle.socket)
-        client.sendall(f"POST /x HTTP/1.1\r\nhost: localhost\r\n{head}\r\n\r\n".encode())
+        token = f"authorization: Bearer {handle.token}"
+        head = f"POST /x HTTP/1.1\r\nhost: localhost\r\n{token}\r\n{head}\r\n\r\n"
+        client.sendall(head.encode())
         assert client.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
 
 
