@@ -8,10 +8,12 @@ import pickle
 import re
 import socket
 import stat
+import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -408,11 +410,25 @@ def test_a_rank_that_is_none(rank: Any) -> None:
         ({"RANK": "1", "SLURM_PROCID": "5"}, 1),
         ({"RANK": "", "SLURM_PROCID": "5"}, 5),
         ({"RANK": "x"}, None),
+        ({"RANK": "-1"}, None),
+        ({"RANK": "²"}, None),
+        ({"RANK": "9" * 5000}, None),
+        ({"RANK": " 3\n"}, 3),
     ],
 )
 def test_the_rank_that_a_launcher_says(environ: dict[str, str], rank: int | None) -> None:
-    """torchrun's first, then Slurm's and Open MPI's."""
+    """torchrun's first, then Slurm's and Open MPI's; what is not a number is passed over."""
     assert find_rank(environ) == rank
+
+
+def test_the_task_s_rank_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a Spark that Slurm has started all have the SLURM_PROCID of their node."""
+    task = SimpleNamespace(partitionId=lambda: 7)
+    spark = SimpleNamespace(TaskContext=SimpleNamespace(get=lambda: task))
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    assert find_rank({"SLURM_PROCID": "1"}) == 7
+    monkeypatch.setattr(spark.TaskContext, "get", lambda: None)  # in the driver
+    assert find_rank({"SLURM_PROCID": "1"}) == 1
 
 
 # ------------------------------------------------------------------ who is refused

@@ -58,7 +58,7 @@ class Collector:
         engine: Engine,
         run_id: str | None,
         *,
-        listen: str | os.PathLike[str] | None = None,
+        listen: str | os.PathLike[str] | Listen | None = None,
         advertise: str | None = None,
         carrier: Carrier | None = None,
         token: str | None = None,

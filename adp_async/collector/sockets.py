@@ -45,7 +45,7 @@ class Listen:
     port: int = 0
 
     @classmethod
-    def of(cls, given: str | os.PathLike[str] | None) -> Listen:
+    def of(cls, given: str | os.PathLike[str] | Listen | None) -> Listen:
         """What a user has written: a path, ``host`` or ``host:port``; None: a new socket.
 
         Where there are no Unix sockets, as on Windows, that is a port for this machine only.
@@ -53,6 +53,8 @@ class Listen:
         >>> Listen.of("0.0.0.0:8443")
         Listen(path='', host='0.0.0.0', port=8443)
         """
+        if isinstance(given, Listen):
+            return given
         if given is None:
             return cls() if _UNIX else cls(host="127.0.0.1")
         plain = os.fspath(given)
