@@ -302,14 +302,14 @@ def test_a_commit_that_fails_does_not_win(
     def unreadable(self: Aside, attempt: Attempt) -> list[Any]:
         raise SpoolError("the disk is gone")
 
-    with run.shared() as handle:
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(AdpError, match="can read nothing"),
-            handle.attach(**TASK) as worker,
-        ):
+    def fail_to_commit(handle: Any) -> None:
+        with monkeypatch.context() as patch, handle.attach(**TASK) as worker:
             log(worker)
             patch.setattr(Aside, "of", unreadable)
+
+    with run.shared() as handle:
+        with pytest.raises(AdpError, match="can read nothing"):
+            fail_to_commit(handle)
         with handle.attach(**TASK) as again:
             log(again)
         with handle.attach(**TASK) as late:
