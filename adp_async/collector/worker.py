@@ -21,6 +21,7 @@ from adp_async.errors import (
     ConnectionFailed,
     DeliveryError,
     Rejection,
+    type_name,
 )
 from adp_async.run import Run
 from adp_async.writer import Receipts, RunWriter
@@ -313,6 +314,8 @@ def attach(
         raise ValueError(f"commit: must be 'stream' or 'task', not {commit!r:.80}")
     if attempt is not None and not (type(attempt) is str and 0 < len(attempt) <= LONGEST_NAME):
         raise ValueError(f"attempt: must be the name of a task, not {attempt!r:.80}")
+    if prefix is not None and not isinstance(prefix, str):
+        raise ValueError(f"prefix: must be a str, not {type_name(prefix)}")
     if prefix is None:
         prefix = "" if rank is None else "rank{rank}/"
     name = prefix.replace("{rank}", "" if rank is None else str(rank))
