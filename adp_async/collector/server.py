@@ -62,9 +62,11 @@ class Listen:
                 )
                 raise ConfigurationError(message)
             path = os.path.abspath(plain)
-            if len(os.fsencode(path)) > LONGEST_PATH:
+            # (Linux would take what is before a NUL as the path.)
+            if len(os.fsencode(path)) > LONGEST_PATH or "\0" in path:
                 message = (
-                    f"listen: a socket's path has at most {LONGEST_PATH} bytes: {plain!r:.200}"
+                    f"listen: a socket's path has at most {LONGEST_PATH} bytes and no NUL: "
+                    f"{plain!r:.200}"
                 )
                 raise ConfigurationError(message)
             return cls(path=path)
