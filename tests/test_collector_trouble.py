@@ -473,7 +473,6 @@ def test_the_rank_that_an_engine_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_rank({}) == 3
     context = SimpleNamespace(partitionId=lambda: 5)
     assert find_rank({}) == 5
-    assert find_rank({"RANK": "0"}) == 0
 
 
 def test_the_task_that_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
