@@ -81,8 +81,10 @@ def _socket_path(given: str) -> str:
         )
         raise ConfigurationError(message)
     path = os.path.abspath(os.path.expanduser(given))
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        message = f"listen: a socket's path has at most {LONGEST_PATH} bytes: {given!r:.200}"
+    # (Linux would take what is before a NUL as the path.)
+    if len(os.fsencode(path)) > LONGEST_PATH or "\0" in path:
+        rule = f"a socket's path has at most {LONGEST_PATH} bytes, and no NUL"
+        message = f"listen: {rule}: {given!r:.200}"
         raise ConfigurationError(message)
     return path
 

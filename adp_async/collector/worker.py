@@ -18,7 +18,6 @@ from adp_async.collector.rejected import from_wire
 from adp_async.collector.session import ENTER, FLUSH, LEAVE, entered, exited, session_of
 from adp_async.errors import (
     AdpError,
-    ConnectionFailed,
     type_name,
 )
 from adp_async.run import Run
@@ -273,18 +272,11 @@ class WorkerRun(_WorkerWriter, BlockingRun):
         """Tell the collector that we are here.  Raises when it refuses us."""
         try:
             await self._session.session.call(ENTER, body={"id": self._part.id}, timeout=GREETING)
-        except ConnectionFailed as error:
-            if not error.retriable:  # another one's certificate
-                raise
-            self._warn(error)
         except AdpError as error:
-            if not error.retriable:
+            if not error.retriable:  # it refuses us, or has another one's certificate
                 raise
-            self._warn(error)
-
-    def _warn(self, error: AdpError) -> None:
-        run_id = self.run_id
-        logger.warning("run %s: %s", run_id, _not_there(error), extra={"run_id": run_id})
+            message = "run %s: the collector does not answer; what is logged waits for it: %s"
+            logger.warning(message, self.run_id, error, extra={"run_id": self.run_id})
 
     async def _say(self, endpoint: Any) -> None:
         try:
@@ -345,10 +337,6 @@ def _run_of(handle: Handle, run_id: str | None) -> str:
     if handle.run_id not in (None, run_id):
         raise ValueError(f"run_id: this handle is for the run {handle.run_id} alone")
     return run_id
-
-
-def _not_there(error: AdpError) -> str:
-    return f"the collector does not answer; what is logged waits for it: {error}"
 
 
 def _not_ours() -> AdpError:
