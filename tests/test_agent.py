@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -18,7 +19,7 @@ import adp_async
 from adp_async import blocking
 from adp_async._hop import FILE, Hop
 from adp_async.cli.agent import Options, _place
-from adp_async.collector import Handle
+from adp_async.collector import Carrier, Handle
 from adp_async.errors import AdpError, ConfigurationError, NotAuthenticated
 from adp_async.settings import Settings
 
@@ -241,6 +242,24 @@ async def test_two_ways_to_listen() -> None:
 # ------------------------------------------------------------------ settings
 
 
+def facts(**changed: str | None) -> str:
+    """The text of a handle, but for what is *changed*."""
+    known = {"address": "unix:/nowhere", "platform_id": PLATFORM, "workspace": "w", "run_id": None}
+    return json.dumps({**known, "token": "t", **changed})
+
+
+def test_the_text_of_a_handle() -> None:
+    """It is read back; one with a carrier has none, which would be lost."""
+    for handle in (
+        Handle.from_json(facts()),
+        Handle.from_json(facts(address="https://x:1", fingerprint="0f" * 32, run_id="r")),
+    ):
+        assert Handle.from_json(handle.to_json()) == handle
+    carried = Handle("carrier:", PLATFORM, "w", "r", token="t", carrier=Carrier())
+    with pytest.raises(ConfigurationError, match="pickle it"):
+        carried.to_json()
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / FILE
@@ -281,7 +300,11 @@ def test_an_agent_of_another_platform(file: Path, given: dict[str, str]) -> None
 @pytest.mark.parametrize(
     ("content", "problem"),
     [(None, "cannot be read"), ("", "is not the handle"), ("[]", "is not the handle"),
-     ('{"address": 7}', "is not the handle"), ('{"x": "y"}', "is not the handle")],
+     ('{"address": 7}', "is not the handle"), ('{"x": "y"}', "is not the handle"),
+     (facts(address=None), "is not the handle"), (facts(address="http://x"), "is not the handle"),
+     (facts(address="unix:"), "is not the handle"), (facts(token=""), "is not the handle"),
+     (facts(address="https://x:1"), "is not the handle"),
+     (facts(address="https://x:1", fingerprint="zz" * 32), "is not the handle")],
 )  # fmt: skip
 def test_files_that_are_no_handle(tmp_path: Path, content: str | None, problem: str) -> None:
     """The error names the file, and where it was looked for."""

@@ -400,6 +400,14 @@ def test_a_rank_that_is_none(rank: Any) -> None:
         handle.attach(rank=rank)
 
 
+@pytest.mark.parametrize("prefix", [3, b"x", ["x"]])
+def test_a_prefix_that_is_none(prefix: Any) -> None:
+    """It is named as well."""
+    handle = adp_async.collector.Handle("unix:/nowhere", "ocid1.x", "w", "r")
+    with pytest.raises(ValueError, match="prefix: must be a str"):
+        handle.attach(prefix=prefix)
+
+
 @pytest.mark.parametrize(
     ("environ", "rank"),
     [

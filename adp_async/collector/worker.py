@@ -15,7 +15,13 @@ from adp_async._sansio.records import Param, RunTag, Verdict
 from adp_async._sansio.values import pairs_of
 from adp_async.collector.ranks import find_rank, find_task
 from adp_async.collector.session import ENTER, FLUSH, LEAVE, entered, exited, session_of
-from adp_async.errors import AdpError, BadRequest, DeliveryError, Rejection
+from adp_async.errors import (
+    AdpError,
+    BadRequest,
+    DeliveryError,
+    Rejection,
+    type_name,
+)
 from adp_async.run import Run
 from adp_async.writer import Receipts, RunWriter
 
@@ -300,6 +306,8 @@ def attach(
         raise ValueError(f"commit: must be 'stream' or 'task', not {commit!r:.80}")
     if attempt is not None and not (type(attempt) is str and 0 < len(attempt) <= LONGEST_NAME):
         raise ValueError(f"attempt: must be the name of a task, not {attempt!r:.80}")
+    if prefix is not None and not isinstance(prefix, str):
+        raise ValueError(f"prefix: must be a str, not {type_name(prefix)}")
     if prefix is None:
         prefix = "" if rank is None else "rank{rank}/"
     name = prefix.replace("{rank}", "" if rank is None else str(rank))
