@@ -1,4 +1,4 @@
-"""Spools that cannot be read, closed or shown in full, and folders that are not what they should be."""
+"""Spools that cannot be read, closed or shown in full, and folders that are no place for them."""
 
 from __future__ import annotations
 
@@ -125,8 +125,7 @@ async def test_a_spool_of_a_session_that_is_cancelled_while_it_opens(
     monkeypatch.setattr(Spool, "close", fail_to_close)
     session = FakeSession(spool=folder)
     opening = asyncio.create_task(session.open())
-    while not begun.is_set():
-        await asyncio.sleep(0.005)
+    assert await asyncio.to_thread(begun.wait, 10)
     opening.cancel()
     asyncio.get_running_loop().call_later(0.05, go_on.set)
     with pytest.raises(asyncio.CancelledError):
