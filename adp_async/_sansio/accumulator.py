@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.records import AnyRecord
     from adp_async._sansio.refusals import Part
     from adp_async._sansio.sealing import Cut
-    from adp_async.errors import AdpError
+    from adp_async.errors import AdpError, Rejection
 
 #: Batches of a lane that are sealed at once when there is a journal.
 SEALED_AHEAD = 4
@@ -347,12 +347,13 @@ class Accumulator:
 
     def reject(
         self, lane: Lane, records: Sequence[AnyRecord], numbers: Sequence[int], error: AdpError
-    ) -> None:
+    ) -> list[Rejection]:
         """Count *records* as refused for *error*; without *numbers* if they were not taken in."""
         rejections = self.rejections.add(lane, records, error)
         for record, rejection in zip(records, rejections, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
         self.note(Refused(rejections, records, lane, numbers))
+        return rejections
 
     def _refuse_waiting(
         self,
