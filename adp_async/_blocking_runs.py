@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from adp_async._sansio.statuses import end_status
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
-from adp_async.errors import AdpError
+from adp_async.errors import AdpError, Closed
 from adp_async.lenient import LenientWriter
 from adp_async.run import warned
 from adp_async.writer import RunWriter
@@ -128,7 +128,10 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
         Raises `DeliveryError` naming what was refused, `TimeoutError` after *timeout* seconds.
         """
-        self._session.call(self._run.flush(), timeout)
+        try:
+            self._session.call(self._run.flush(), timeout)
+        except TimeoutError:
+            raise TimeoutError(str(self._run._undelivered())) from None
 
     def try_flush(self, timeout: float | None = None) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; None when all went well.
@@ -180,6 +183,14 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
         if not self._is_inherited:  # else nothing was logged here
             self._session.call(self._exit(error))
 
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __aenter__(self) -> NoReturn:
+            message = f"run {self.run_id} is of a blocking session: use `with`"
+            raise TypeError(message)
+
+        async def __aexit__(self, *error: object) -> None: ...
+
     async def _exit(self, error: BaseException | None) -> None:
         """What exiting does on the session's event loop."""
         await self._run.__aexit__(None, error, None)
@@ -217,9 +228,20 @@ class StartedRun(_RunWithSession):
     """A run that ends with its ``with`` block, and closes a session of its own."""
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, give the run its *status* and end time, and close a session of its own."""
+        """Flush, give the run its *status* and end time, and close a session of its own.
+
+        A second time it does nothing, unless *status* is another one: then `Closed`.
+        """
         status = end_status(status)
         self._inner._check_ours()
+        if self._owns_session and self._session._thread is None and self.status is not None:
+            if status == self.status:
+                return
+            message = (
+                f"run {self.run_id} has ended {self.status}, and its session is closed; "
+                "`session.runs.update(run_id, status=...)` changes it"
+            )
+            raise Closed(message)
         try:
             super().finish(status)
         finally:

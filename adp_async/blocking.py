@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from functools import cached_property
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 import attrs
 
 import adp_async.session
 from adp_async._blocking_logger import BatchLogger
 from adp_async._blocking_runs import AttachedRun, Run, StartedRun, attached, handle_of, started
+from adp_async._io.lifetime import Why
 from adp_async._io.loop_thread import LoopThread, awaited
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
@@ -213,7 +214,9 @@ class Session(SharesSession):
         """The thread in which *doing* is to run, which is closed when there is none."""
         if self._thread is None:
             doing.close()
-            raise Closed("the session is not open")
+            if self.session._engine.lifetime.why is Why.NOT_OPENED:
+                raise Closed("the session is not open yet: enter it with `with`, or call `open()`")
+            raise self.session._engine.lifetime.error()
         return self._thread
 
     def start_run(
@@ -286,6 +289,14 @@ class Session(SharesSession):
             if error is None:
                 raise
             attach_note(error, failure)
+
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __aenter__(self) -> NoReturn:
+            message = "a blocking.Session: use `with`; adp_async.Session is for an event loop"
+            raise TypeError(message)
+
+        async def __aexit__(self, *error: object) -> None: ...
 
     def health(self) -> Health:
         """Whether delivery works; see `adp_async.Session.health`."""

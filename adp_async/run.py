@@ -13,6 +13,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
+from adp_async._sansio.texts import not_delivered_yet
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError, Closed, DeliveryError
@@ -301,7 +302,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
-        message = f"{self._described()}: {left} records not delivered yet; the session keeps trying"
+        message = f"{self._described()}: {not_delivered_yet(left)}"
         return DeliveryError(message, undelivered=left, run_id=self._run_id)
 
     def _not_ended(self) -> DeliveryError:
@@ -426,6 +427,11 @@ def warned(run: Run) -> Iterator[None]:
 
 
 def attach_note(error: BaseException, failure: AdpError) -> None:
-    """Log *failure* and note it on the caller's own *error*, which comes out bare."""
+    """Log *failure* and note it on the caller's own *error*, which comes out bare.
+
+    Unless that says the same: what a flush in the body raised is not new at the end.
+    """
+    if str(failure) == str(error):
+        return
     logger.warning("%s", failure)
     error.add_note(f"adp_async: {type(failure).__name__}: {failure}")

@@ -290,8 +290,8 @@ class Session(SharesSession):
         connection, 5xx, 429, or a page of somebody else), ``"auto"`` starts the run all the same.
         It is written down in the spool with what is logged, and ``run.run_id`` is None until this
         session, the next one or ``adp-async sync`` has created it, once; `Run.created` waits for
-        that.  True doesn't ask at the start at all; False raises the error.  What the service
-        itself refuses, and mistakes in the settings, are raised in any case.
+        that.  True doesn't ask at the start at all; False raises the error instead.  What the
+        service itself refuses, and mistakes in the settings, are raised in any case.
 
         Raises `InvalidRecord` for *params* or *tags* before anything is created.  With
         ``strict=False``, for keys and values that are not yours to choose, nothing of the run's

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from adp_async._io.lifetime import Why
 from adp_async._sansio.outward import outward
 from adp_async._sansio.records import SMALL_STEP, Metric, Param, Record, RunTag
+from adp_async._sansio.texts import counted
 from adp_async._sansio.values import (
     pairs_of,
     valid_int64,
@@ -64,7 +65,7 @@ class Receipts(tuple[Record, ...]):
 
     def __repr__(self) -> str:
         done = sum(receipt.done for receipt in self)
-        return f"<Receipts {len(self)} records | {done} done>"
+        return f"<Receipts {counted(len(self), 'record')} | {done} done>"
 
 
 class RunWriter:

@@ -501,7 +501,9 @@ def test_an_end_is_bounded(
     mlflow.log_metric("loss", 0.5)
     began = time.monotonic()
 
-    with pytest.raises(MlflowException, match=r"1 records of run .* are kept") as caught:
+    with pytest.raises(
+        MlflowException, match=r"records of run .* for 1 s: 1; they are kept"
+    ) as caught:
         mlflow.end_run()
 
     assert time.monotonic() - began < 10
