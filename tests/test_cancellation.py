@@ -86,6 +86,25 @@ async def test_who_waits_for_delivery() -> None:
         assert session._delivery._waiters.are_none
 
 
+async def test_waits_that_time_out_in_an_outage_leave_nothing_behind() -> None:
+    """A loop that waits for room, or for anything to be settled, a moment at a time."""
+    async with FakeSession(buffer_limit=160 * 100, close_timeout=0.1) as session:
+        run, delivery = attach(session), session._delivery
+        session.answer(LOG_BATCH, status=503)
+        for step in range(100):
+            run.log_metric("loss", 0.5, step=step)
+        assert session._engine.thread is not None
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.002):
+                    await run.drain()
+            await session._engine.thread.run(delivery.something_settled(0.002))
+        await session._engine.thread.run(asyncio.sleep(0))
+        assert not delivery.intake._drained
+        assert delivery.state.waiters.are_none
+        assert run.discard() == 100
+
+
 async def test_one_of_many_who_wait() -> None:
     """The others go on waiting, and hear of it."""
     async with FakeSession() as session:

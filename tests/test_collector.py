@@ -338,6 +338,16 @@ async def test_a_handle_is_for_one_run(bench: Bench) -> None:
         assert told(reply)[:2] == (403, "NotAllowed"), path
     twice = f"mlflow/runs/get?run_id={bench.run_id}&run_id={other}"
     assert (await bench.send(twice, method="GET")).status == 400
+    mine = f'{{"run_id":"{bench.run_id}","key":"a","value":"b"'
+    for path, body in (
+        ("mlflow/runs/set-tag", f'{mine},"run_id":"{other}"}}'),
+        ("mlflow/runs/set-tag", f'{{"run_id":"{other}",{mine[1:]}}}'),
+        (f"mlflow/runs/set-tag?run_id={other}", f"{mine}}}"),
+        ("mlflow/runs/set-tag", "[" * 100_000),
+        ("mlflow/runs/set-tag", "not JSON"),
+    ):
+        assert told(await bench.send(path, body.encode()))[:2] == (400, "INVALID_PARAMETER_VALUE")
+    assert (await bench.send("mlflow/runs/set-tag", f"{mine}}}".encode("utf-16"))).status == 400
     assert bench.session.received(other).metrics == []
     assert not [each for each in bench.session.requests if other.encode() in each.body]
 

@@ -11,6 +11,8 @@ import pytest
 
 from adp_async._io.spool import Spool
 from adp_async._sansio.dispatch import Dispatcher
+from adp_async._sansio.messages import Reply
+from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import CustomSigner
 from adp_async.errors import Closed, DeliveryError
 from adp_async.testing import FakeBlockingSession, FakeSession
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from adp_async._sansio.batch import RecordBatch
+    from adp_async._sansio.messages import Request
     from adp_async.run import Run
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -171,6 +174,37 @@ async def test_tasks_that_are_cancelled(
             await run.flush()
         adds_up(session, run, 300)
     assert cancelled or names == ("adp_async batch",)
+
+
+async def test_a_run_in_trouble_whose_attempt_is_cancelled() -> None:
+    """It is tried again: the attempt that somebody cancelled keeps no later one from leaving."""
+    quick = RetryPolicy(first_backoff=0.02, max_backoff=0.02)
+    async with FakeSession(linger=0.0, retry=quick, spool=False) as session:
+        in_trouble = session.attach_run(session.add_run("in trouble"))
+        healthy = session.attach_run(session.add_run())
+        send, answers = session.service.send, {"in trouble": "refused"}
+
+        async def answer(request: Request, *, timeout: float | None = None) -> Reply:
+            if b'"in trouble"' in (request.body or b""):
+                if answers["in trouble"] == "refused":
+                    return Reply(403, {}, b'{"code": "NotAllowed", "message": "not yet"}')
+                if answers["in trouble"] == "late":
+                    answers["in trouble"] = "under way"
+                    await asyncio.sleep(60)
+            return await send(request, timeout=timeout)
+
+        session.service.send = answer  # type: ignore[method-assign]
+        in_trouble.log_metric("loss", 0.5)
+        async with asyncio.timeout(10):
+            while not in_trouble._lane.failures:
+                await healthy.log_metric("loss", 0.5)
+            answers["in trouble"] = "late"
+            while answers["in trouble"] != "under way":
+                await healthy.log_metric("loss", 0.5)
+            answers["in trouble"] = "taken"
+            assert await cancel_all(session, "batch in trouble") == 1
+            while not in_trouble.stats().delivered:
+                await healthy.log_metric("loss", 0.5)
 
 
 @pytest.mark.parametrize("face", ["receipt", "flush", "thread"])

@@ -22,6 +22,7 @@ from attrs import define, field
 
 from adp_async._io.lifetime import Why
 from adp_async._io.log import logger
+from adp_async._io.waiters import Moment
 from adp_async._sansio.records import METRIC_COST, GivenUp, Metric, cost_of, take_first
 from adp_async._sansio.texts import counted
 from adp_async.errors import BufferFull
@@ -107,7 +108,7 @@ class Intake:
     #: Memory that was promised to threads which have not used it yet.
     _promised: int = field(default=0, init=False)
     _is_granting: bool = field(default=False, init=False)
-    _drains: list[asyncio.Future[None]] = field(factory=list, init=False)
+    _drained: Moment = field(factory=Moment, init=False)
     _is_told: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -324,11 +325,8 @@ class Intake:
         if self._tickets:
             with self.lock:
                 self._grant()
-        if self._drains and self.is_low():
-            drains, self._drains = self._drains, []
-            for future in drains:
-                if not future.done():
-                    future.set_result(None)
+        if self._drained and self.is_low():
+            self._drained.has_come()
 
     def is_low(self) -> bool:
         """Whether less than half of the memory is taken."""
@@ -340,9 +338,7 @@ class Intake:
         if self.is_low():
             return
         self.doorbell()
-        done = asyncio.get_running_loop().create_future()
-        self._drains.append(done)
-        await done
+        await self._drained.wait()
 
     @property
     def is_short(self) -> bool:
@@ -357,7 +353,7 @@ class Intake:
         self.lock = threading.RLock()
         self._tickets = deque()
         self._is_granting = False
-        self._drains = []
+        self._drained = Moment()
         self.inbox.clear()
         self.inbox.gate = -1
 

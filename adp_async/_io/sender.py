@@ -120,9 +120,9 @@ class Sender:
                 timer.cancel()
 
     def _start(self, batch: RecordBatch) -> None:
+        self._under_way.add(batch)
         task = asyncio.create_task(self._deliver(batch), name=f"adp_async batch {batch.run_id}")
         self._posts.add(task)
-        self._under_way.add(batch)
 
     def _raise_crash(self) -> None:
         done = [task for task in self._posts if task.done()]
@@ -136,9 +136,8 @@ class Sender:
         await asyncio.gather(*self._posts, return_exceptions=True)
         self._posts.clear()
         # Their outcome is unknown: they wait again.
-        for batch in self._under_way:
-            self.state.accumulator.wait_turn(batch, self.clock(), self.clock())
-        self._under_way.clear()
+        for batch in list(self._under_way):
+            self._put_back(batch, self.clock())
 
     async def _deliver(self, batch: RecordBatch) -> None:
         try:
@@ -161,8 +160,12 @@ class Sender:
             name = type(error).__name__
             message, about = "run %s: a batch could not leave: %s", {"run_id": batch.run_id}
             logger.warning(message, batch.run_id, name, exc_info=True, extra=about)
+        self._put_back(batch, self.clock() + SECONDS_UNTIL_NEXT_TRY)
+
+    def _put_back(self, batch: RecordBatch, not_before: float) -> None:
         self._under_way.discard(batch)
-        self.dispatcher.stays(batch, self.clock() + SECONDS_UNTIL_NEXT_TRY, self.clock())
+        with self.state.intake.lock:
+            self.dispatcher.stays(batch, not_before, self.clock())
 
     async def _ask(self, batch: RecordBatch) -> tuple[AdpError | None, Action]:
         try:

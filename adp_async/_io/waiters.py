@@ -17,6 +17,34 @@ if TYPE_CHECKING:
     from adp_async.errors import AdpError
 
 
+class Moment:
+    """What any number of tasks wait for, again and again; one that is cancelled waits no more."""
+
+    __slots__ = ("_futures",)
+
+    def __init__(self) -> None:
+        self._futures: set[asyncio.Future[None]] = set()
+
+    def __bool__(self) -> bool:
+        """Whether anybody waits for it."""
+        return bool(self._futures)
+
+    async def wait(self) -> None:
+        """Until `has_come` is called next."""
+        future = asyncio.get_running_loop().create_future()
+        self._futures.add(future)
+        try:
+            await future
+        finally:
+            self._futures.discard(future)
+
+    def has_come(self) -> None:
+        """Wake everybody who waits for it now."""
+        futures, self._futures = self._futures, set()
+        for future in futures:
+            _resolve(future)
+
+
 class _Flush:
     """Waits until the present records of some lanes are settled.
 
@@ -43,13 +71,13 @@ class Waiters:
     def __init__(self) -> None:
         self._receipts: dict[int, list[asyncio.Future[None]]] = {}
         self._flushes: dict[Lane, list[_Flush]] = {}
-        self._everything: list[asyncio.Future[None]] = []
-        self._anything: list[asyncio.Future[None]] = []
+        self._everything = Moment()
+        self._anything = Moment()
 
     @property
     def are_none(self) -> bool:
         """Whether nobody waits."""
-        return not (self._receipts or self._flushes or self._everything)
+        return not (self._receipts or self._flushes or self._everything or self._anything)
 
     async def settled(self, record: AnyRecord) -> None:
         """Wait until *record* is settled."""
@@ -80,16 +108,11 @@ class Waiters:
 
     async def all_settled(self) -> None:
         """Wait until `nothing_left` is called."""
-        await self._next(self._everything)
+        await self._everything.wait()
 
     async def something_settled(self) -> None:
         """Wait until any record is settled."""
-        await self._next(self._anything)
-
-    async def _next(self, futures: list[asyncio.Future[None]]) -> None:
-        future = asyncio.get_running_loop().create_future()
-        futures.append(future)
-        await future
+        await self._anything.wait()
 
     def resolve(self, lane: Lane, records: Sequence[AnyRecord]) -> None:
         """*records* of *lane* are settled: wake their waiters."""
@@ -99,22 +122,17 @@ class Waiters:
                     _resolve(future)
         for flush in self._flushes.get(lane, ()):
             flush.look_at(lane)
-        _resolve_all(self._anything)
+        self._anything.has_come()
 
     def nothing_left(self) -> None:
         """Everything is settled."""
-        _resolve_all(self._everything)
+        self._everything.has_come()
 
     def fail(self, lane: Lane, error: AdpError) -> None:
         """No record of *lane* will be settled any more."""
         for flush in self._flushes.get(lane, ()):
             if not flush.done.done():
                 flush.done.set_exception(error)
-
-
-def _resolve_all(futures: list[asyncio.Future[None]]) -> None:
-    while futures:
-        _resolve(futures.pop())
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -14,7 +14,8 @@ from adp_async.collector.certificate import Certificate
 from adp_async.collector.handle import Handle
 from adp_async.collector.handler import Handler
 from adp_async.collector.permit import Permit
-from adp_async.collector.server import Listen, Server, host_and_port
+from adp_async.collector.server import Server
+from adp_async.collector.sockets import Listen, host_and_port
 from adp_async.errors import Closed, ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Collector:
         engine: Engine,
         run_id: str | None,
         *,
-        listen: str | os.PathLike[str] | None = None,
+        listen: str | os.PathLike[str] | Listen | None = None,
         advertise: str | None = None,
         carrier: Carrier | None = None,
         token: str | None = None,
@@ -73,16 +74,22 @@ class Collector:
         self._server: Server | None = None
         self.handler = Handler(engine, Permit.of(self._token, run_id))
         self.handle: Handle | None = None
-        self._is_open = False
+        self._was_opened = self._is_open = False
 
     async def open(self) -> Handle:
-        """Listen, and return what workers need.  In the delivery thread."""
+        """Listen, and return what workers need.  In the delivery thread.
+
+        Once: a handle is dead when its collector has closed.
+        """
+        if self._was_opened:
+            raise Closed("it was shared before; `run.shared()` anew makes another handle")
+        self._was_opened = True
         await self.prepare()
         if self._carrier is None:
             await self._listen_there()
         self.handle = self._make_handle(self._server)
         self._is_open = True
-        self._engine.handles[self._run_id] = self.handle
+        self._engine.handles.setdefault(self._run_id, []).append(self.handle)
         return self.handle
 
     async def _listen_there(self) -> None:
@@ -157,8 +164,9 @@ class Collector:
         """Answer nobody any more."""
         self._is_open = False
         server, self._server = self._server, None
-        if self._engine.handles.get(self._run_id) is self.handle:
-            self._engine.handles.pop(self._run_id, None)
+        handles = self._engine.handles.get(self._run_id, [])
+        if self.handle in handles:
+            handles.remove(self.handle)
         if server is not None:
             await server.close()
 

@@ -86,6 +86,14 @@ class Handler:
                 url = url_of(root, "", settings.platform_id, settings.workspace, {}, {})
                 self._heads[url.partition(_MARK)[0]] = scope
 
+    def turned_away(self, headers: Mapping[str, str]) -> Reply | None:
+        """The refusal of a request without the job's token, of which no body need be read."""
+        try:
+            self.permit.check_token(headers)
+        except Refused as refused:
+            return self._counted(_refusal(refused))
+        return None
+
     async def handle(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Reply:
@@ -104,6 +112,9 @@ class Handler:
         except Exception:
             logger.exception("a request of a worker failed: %s %.200s", method, target)
             reply = _refusal(Refused(500, "InternalError", "the collector failed"))
+        return self._counted(reply)
+
+    def _counted(self, reply: Reply) -> Reply:
         self.by_status[reply.status] = self.by_status.get(reply.status, 0) + 1
         return reply
 

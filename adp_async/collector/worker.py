@@ -18,9 +18,9 @@ from adp_async.collector.session import ENTER, FLUSH, LEAVE, entered, exited, se
 from adp_async.errors import (
     AdpError,
     BadRequest,
-    ConnectionFailed,
     DeliveryError,
     Rejection,
+    type_name,
 )
 from adp_async.run import Run
 from adp_async.writer import Receipts, RunWriter
@@ -271,18 +271,11 @@ class WorkerRun(_WorkerWriter, BlockingRun):
         """Tell the collector that we are here.  Raises when it refuses us."""
         try:
             await self._session.session.call(ENTER, body={"id": self._part.id}, timeout=GREETING)
-        except ConnectionFailed as error:
-            if not error.retriable:  # another one's certificate
-                raise
-            self._warn(error)
         except AdpError as error:
-            if not error.retriable:
+            if not error.retriable:  # it refuses us, or has another one's certificate
                 raise
-            self._warn(error)
-
-    def _warn(self, error: AdpError) -> None:
-        run_id = self.run_id
-        logger.warning("run %s: %s", run_id, _not_there(error), extra={"run_id": run_id})
+            message = "run %s: the collector does not answer; what is logged waits for it: %s"
+            logger.warning(message, self.run_id, error, extra={"run_id": self.run_id})
 
     async def _say(self, endpoint: Any) -> None:
         try:
@@ -313,6 +306,8 @@ def attach(
         raise ValueError(f"commit: must be 'stream' or 'task', not {commit!r:.80}")
     if attempt is not None and not (type(attempt) is str and 0 < len(attempt) <= LONGEST_NAME):
         raise ValueError(f"attempt: must be the name of a task, not {attempt!r:.80}")
+    if prefix is not None and not isinstance(prefix, str):
+        raise ValueError(f"prefix: must be a str, not {type_name(prefix)}")
     if prefix is None:
         prefix = "" if rank is None else "rank{rank}/"
     name = prefix.replace("{rank}", "" if rank is None else str(rank))
@@ -352,10 +347,6 @@ def _refused(run_id: str, told: Sequence[dict[str, Any]]) -> DeliveryError:
     more = f", and {len(rejections) - 1} more" if len(rejections) > 1 else ""
     message = f"the service refused the {first}{more}"
     return DeliveryError(message, rejections=rejections)
-
-
-def _not_there(error: AdpError) -> str:
-    return f"the collector does not answer; what is logged waits for it: {error}"
 
 
 def _not_ours() -> AdpError:
