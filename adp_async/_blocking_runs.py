@@ -147,20 +147,24 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
             return error
 
     def drain(self, timeout: float | None = None) -> None:
-        """Wait until the buffer is below its high-water mark."""
+        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``.
+
+        Raises `TimeoutError` after *timeout* seconds.
+        """
         self._session.call(self._run.drain(), timeout)
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time.
+        """Flush, wait for the uploads, then give the run its *status* and end time.
 
-        ValueError, before anything is done, for a status that does not end a run.
+        Errors as for `adp_async.Run.finish`.  ValueError, before anything is done, for a status
+        that does not end a run.
         """
         status = end_status(status)
         self._inner._check_ours()
         self._session.call(self._run.finish(status))
 
     def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Record which datasets the run reads."""
+        """Record which datasets the run reads; see `adp_async.Run.log_inputs`."""
         self._session.call(self._run.log_inputs(dataset_inputs))
 
     def discard(self) -> int:

@@ -334,7 +334,9 @@ def start_run(
     """Open a session of its own, create a run, and end both with the ``with`` block.
 
     *platform_id*, *workspace* and *knobs* are those of `Session`; the rest as for
-    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both.
+    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both, or the end of the
+    process.  Raises `ConfigurationError` for settings that are wrong, and what the service
+    answers; not that it cannot be reached, unless *offline* is False.
     """
     session = Session(platform_id, workspace, **knobs).open()
     try:
@@ -392,7 +394,9 @@ def attach_run(
 ) -> AttachedRun | StartedRun:
     """A handle for an existing run, with a session of its own that ``with`` closes.
 
-    With *resume* the run is set RUNNING again, and ``with`` ends it as well.
+    With *resume* the run is set RUNNING again, and ``with`` ends it as well.  *strict* as for
+    `adp_async.Session.start_run`.  Raises ValueError for what cannot be a run's id, and
+    `ConfigurationError` for settings that are wrong; without *resume* no request is sent.
     """
     run_id = valid_run_id(run_id)
     session = Session(platform_id, workspace, **knobs).open()

@@ -146,12 +146,16 @@ class Run(SharesRun, ArtifactWriter, LateRun):
             return await self._session.logger.try_flush(self._run_id)
 
     async def drain(self) -> None:
-        """Wait until the session's buffer is below its high-water mark."""
+        """Wait until the session's buffer is below its high-water mark, half of ``buffer_limit``.
+
+        Below it, this returns at once.  Raises `Closed`.
+        """
         await self._session.logger.drain()
 
     async def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, wait for the uploads, then give the run its *status* and end time.
 
+        The status goes out at once, in an operation of its own: POST ``mlflow/runs/update``.
         Uploads are waited for up to ``close_timeout``.  Raises `DeliveryError` when records were
         refused, `UploadError` when artifacts are not uploaded; the status is set all the same.
         ValueError, before anything is done, for a status that does not end a run.
@@ -199,7 +203,10 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         self.status = status
 
     async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Record which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
+        """Record which datasets the run reads: `adp_async.entities.DatasetInput`.
+
+        A direct call, which raises what the service answers: POST ``mlflow/runs/log-inputs``.
+        """
         run_id = self._needs_id("log_inputs")
         await self._session.runs.log_inputs(run_id, dataset_inputs=dataset_inputs)
 
@@ -341,7 +348,8 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         """Every point of the metric *key* that the service has: ``async for point in ...``.
 
         At most *limit* of them.  ``await run.history("loss").to_list()`` and ``.to_pandas()`` read
-        it at once.  What still waits here is not in it: `flush` first.
+        it at once.  What still waits here is not in it: `flush` first.  Raises `NotFound` when the
+        service does not know the run.  Operation: GET ``mlflow/metrics/get-history``.
         """
         return self._session.runs.metric_history(self._needs_id("history"), key, limit=limit)
 

@@ -57,10 +57,12 @@ class Receipts(tuple[Record, ...]):
 
     @property
     def delivered(self) -> bool:
+        """Whether the service has all of them by now."""
         return all(receipt.delivered for receipt in self)
 
     @property
     def done(self) -> bool:
+        """Whether all of them are settled: delivered or given up."""
         return all(receipt.done for receipt in self)
 
     def __repr__(self) -> str:

@@ -897,7 +897,7 @@ def test_a_registry_uri_of_the_users_stays(tmp_path: Path) -> None:
     [
         ("aidp://?linger=soon", "linger must be seconds"),
         ("aidp://?sync=maybe", "sync must be 1 or 0"),
-        ("aidp://?colour=red", "no option 'colour'"),
+        ("aidp://?colour=red", "'colour' is not an option"),
         ("aidp://platform", "not 'platform'"),
         ("aidp:///workspace/more", "must look like aidp://"),
         ("aidp://?profile=NOWHERE", "'NOWHERE' does not exist"),

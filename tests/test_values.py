@@ -362,6 +362,7 @@ def test_an_enum_is_its_value() -> None:
         (["run"], "a str, not list"),
         (uuid.uuid4(), "a str, not UUID; pass its .hex, or str"),
         ("", "must not be empty"),
+        (" \n", "must not be empty"),
         ("r" * 257, "at most 256 characters, this one has 257"),
         ("r" * 1_000_000, "at most 256 characters, this one has 1000000"),
         (json.loads(r'"\ud83d"'), "lone surrogate"),

@@ -261,7 +261,8 @@ class Sender:
             if len(str(self._held_runs)) > len(str(self._held_runs - 1)) or self._held_runs == 1:
                 message = (
                     "run %s: its records are held back and will be sent again: %s%s "
-                    "(%s so far; `discard` gives up a run's waiting records)"
+                    "(%s so far; `run.discard()` gives up its records, and "
+                    "`adp-async sync --discard` those of an earlier process)"
                 )
                 about = {"run_id": lane.run_id}
                 runs = counted(self._held_runs, "such run")

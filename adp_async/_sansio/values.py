@@ -83,7 +83,7 @@ def valid_run_id(run_id: object) -> str:
         raise ValueError(f"a run id is a str, not {type_name(run_id)}{hint}")
     plain = str.__str__(run_id)
     rule = ""
-    if not plain:
+    if not plain.strip():
         rule = "must not be empty"
     elif len(plain) > RUN_ID_LENGTH:
         rule = f"has at most {RUN_ID_LENGTH} characters, this one has {len(plain)}"
