@@ -625,7 +625,7 @@ async def test_the_end_is_bounded(
     assert code == 0
     assert time.monotonic() - began < 0.5 + 3.0  # an interpreter starts, too
     (line,) = errors.splitlines()
-    assert "3153 records" in line
+    assert "3,153 records" in line
     assert ("the next session delivers them" in line) == spool
 
 
