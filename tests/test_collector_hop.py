@@ -29,6 +29,7 @@ from adp_async.collector.ranks import find_rank
 from adp_async.collector.sockets import host_and_port
 from adp_async.errors import (
     AdpError,
+    BadRequest,
     Closed,
     ConfigurationError,
     ConnectionFailed,
@@ -226,6 +227,17 @@ def test_what_the_service_refuses_is_told_to_both(fake: FakeBlockingSession) -> 
         with pytest.raises(DeliveryError, match="acc@5") as caught:
             worker.flush(delivered=True)
         assert (caught.value.key, caught.value.step) == ("acc@5", 3)
+        cause = caught.value.cause
+        assert isinstance(cause, BadRequest)
+        assert (cause.status, cause.code) == (400, "INVALID_PARAMETER_VALUE")
+        assert str(caught.value).count("the service refused") == 1
+        assert "no status" not in str(caught.value)
+        worker.flush(delivered=True)  # it was told
+        worker.log_metric("acc@5", 0.5, step=4)
+        worker.log_metric("acc@5", 0.5, step=5)
+        with pytest.raises(DeliveryError) as caught:
+            worker.flush(delivered=True)
+        assert [each.step for each in caught.value.rejections] == [4, 5]
     with pytest.raises(DeliveryError, match="acc@5"):
         run.flush()
 

@@ -116,7 +116,7 @@ def read_reply(reply: Reply, operation: str) -> Reply:
             raise unreadable(reply, operation, f"the answer is not the service's: {what}")
         return reply
     code, message = _told(reply)
-    error = _class_of(reply.status)(
+    error = class_of(reply.status)(
         message,
         status=reply.status,
         code=code,
@@ -171,7 +171,8 @@ def _is_page(reply: Reply) -> bool:
     return first == b"<" or ("html" in reply.content_type and first not in (b"{", b"["))
 
 
-def _class_of(status: int) -> type[ServiceError]:
+def class_of(status: int) -> type[ServiceError]:
+    """The class of the error that a reply with this *status* is."""
     if status in _CLASSES:
         return _CLASSES[status]
     if 400 <= status < 500:

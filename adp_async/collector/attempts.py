@@ -99,7 +99,8 @@ class Attempts:
             await self._take(keeper, attempt, worker, token)
             winner = self._winner(attempt)
         if winner != attempt.name:
-            worker.dropped += await self._drop(keeper, attempt)
+            dropped = await self._drop(keeper, attempt)
+            worker.dropped += dropped
             message = f"another attempt of the task {attempt.task[:80]!r} has ended well before"
             raise Refused(409, "AlreadyCommitted", message)
         taken = self.ledger.pending(token)
@@ -122,14 +123,15 @@ class Attempts:
         if self._winner(attempt) is not None:  # or asked again meanwhile
             return
         taken = take(self.engine.delivery, attempt.run_id, records, token)
-        self.ledger.count(worker, records, taken)
+        self.ledger.count(worker, taken)
         self.ledger.open(token, taken)
         self._done[attempt.run_id, attempt.task] = attempt.name
 
     async def abort(self, attempt: Attempt, worker: Worker) -> None:
         """The attempt has failed: throw away what it has handed over."""
         if self._winner(attempt) != attempt.name:
-            worker.dropped += await self._drop(self._keeper(), attempt)
+            dropped = await self._drop(self._keeper(), attempt)
+            worker.dropped += dropped
 
     async def _drop(self, keeper: SpoolKeeper, attempt: Attempt) -> int:
         count = len(await keeper.doing(keeper.spool.aside.of, attempt))

@@ -34,11 +34,21 @@ LONGEST_SEARCH: Final = 30.0
 
 @frozen
 class CollectorStats:
-    """What a collector has taken in all, and by worker: *taken* = *settled* + *waiting*."""
+    """What a collector has taken in all, and by worker.
+
+    *taken* is the sum of *delivered*, *rejected* and *waiting*; the first two are *settled*.
+    *workers* are by name: host and process; beyond 10,000 the oldest are ``"others"`` together.
+    """
 
     taken: int
     settled: int
+    rejected: int
     workers: Mapping[str, WorkerStats]
+
+    @property
+    def delivered(self) -> int:
+        """Records that the service has."""
+        return self.settled - self.rejected
 
     @property
     def waiting(self) -> int:
@@ -101,9 +111,10 @@ class Collector:
         await self._server.open()
 
     async def prepare(self) -> None:
-        """Learn what a collector before this one has taken."""
+        """Learn what a collector before this one has taken, and what is refused from now on."""
         engine = self._engine
         engine.lifetime.check()
+        engine.delivery.state.watchers.add(self.handler.ledger)
         if engine.recoveries is not None:
             try:
                 async with asyncio.timeout(LONGEST_SEARCH):
@@ -184,9 +195,11 @@ class Collector:
         """What was taken, in all and by worker.  From any thread."""
         with self._engine.delivery.intake.lock:
             workers = self.handler.ledger.stats()
-        taken = sum(each.taken for each in workers.values())
-        settled = sum(each.settled for each in workers.values())
-        return CollectorStats(taken, settled, workers)
+        taken, settled, rejected = (
+            sum(getattr(each, name) for each in workers.values())
+            for name in ("taken", "settled", "rejected")
+        )
+        return CollectorStats(taken, settled, rejected, workers)
 
 
 def _own_address() -> str:

@@ -29,6 +29,7 @@ from adp_async.collector.attempts import Attempts
 from adp_async.collector.ledger import Ledger
 from adp_async.collector.permit import find_endpoint
 from adp_async.collector.reading import INVALID, Refused, read_log_batch
+from adp_async.collector.rejected import to_wire
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -159,7 +160,7 @@ class Handler:
         if token and self.ledger.knows(token):  # sent again while it waited
             return await self._safe(token)
         taken = take(delivery, handed.run_id, handed.records, token)
-        self.ledger.count(worker, handed.records, taken)
+        self.ledger.count(worker, taken)
         if not token:
             return EMPTY if await is_safe(delivery, taken, LONGEST_WAIT) else _not_yet()
         self.ledger.open(token, taken)
@@ -247,7 +248,7 @@ class Handler:
             case "status":
                 return self._status()
             case "flush":
-                return await self._flush(worker, run_id)
+                return await self._flush(worker, given)
             case _:
                 raise Refused(404, "NotFound", f"a collector has no {what[:80]!r}")
         return EMPTY
@@ -258,8 +259,14 @@ class Handler:
         waiting = sum(each.waiting for each in stats.values())
         return _json({"workers": workers, "waiting": waiting, "answers": self.by_status})
 
-    async def _flush(self, worker: Worker, run_id: str) -> Reply:
-        """Wait until the service has what this run has so far; and what it has refused."""
+    async def _flush(self, worker: Worker, given: Mapping[str, Any]) -> Reply:
+        """Wait until the service has what this run has so far; and what it has refused.
+
+        Of this worker's records, after the first *told* that were.
+        """
+        run_id, told = str(given.get("run_id", "")), given.get("told", 0)
+        if type(told) is not int:
+            raise Refused(400, INVALID, "told is a number")
         self.permit.check_run(run_id)
         delivery = self.engine.delivery
         delivery.lifetime.check()
@@ -271,14 +278,9 @@ class Handler:
                     await others.settled()  # records of a collector before this one
         except TimeoutError:
             is_settled = False
-        self.ledger.settle()
-        rejections, _ = delivery.accumulator.rejections.of(run_id)
-        told = [
-            {"kind": each.kind, "key": each.key, "step": each.step, "cause": str(each.cause)}
-            for each in rejections
-            if each.key in worker.keys
-        ]
-        return _json({"settled": is_settled, "rejected": told})
+        rejections, count = worker.refused_since(delivery.intake.lane(run_id).key, told)
+        rejected = [to_wire(each) for each in rejections]
+        return _json({"settled": is_settled, "rejected": rejected, "told": count})
 
 
 def _loop_time(at: float) -> float:

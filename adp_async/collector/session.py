@@ -45,6 +45,8 @@ class WorkerSession(BlockingSession):
 
     def __init__(self, handle: Handle, headers: Mapping[str, str] | None = None) -> None:
         self.handle = handle
+        #: By run, how many refused records this process was told of.
+        self.told: dict[str, int] = {}
         knobs: Any = {**NEARBY, **DEFAULTS, "endpoint": handle.base_url, "auth": Unsigned()}
         self.session = Session(
             handle.platform_id,

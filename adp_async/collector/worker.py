@@ -14,12 +14,10 @@ from adp_async._io.log import logger
 from adp_async._sansio.records import Param, RunTag, Verdict
 from adp_async._sansio.values import pairs_of
 from adp_async.collector.ranks import find_rank, find_task
+from adp_async.collector.rejected import from_wire
 from adp_async.collector.session import ENTER, FLUSH, LEAVE, entered, exited, session_of
 from adp_async.errors import (
     AdpError,
-    BadRequest,
-    DeliveryError,
-    Rejection,
     type_name,
 )
 from adp_async.run import Run
@@ -163,7 +161,7 @@ class _AsyncWorkerRun(_WorkerWriter, Run):
         """Wait until the collector has everything on disk; with *delivered*, the service.
 
         Raises `DeliveryError` naming what was refused; with *delivered* also what the service has
-        refused of this worker's keys.
+        refused of what this process has handed over, once.
         """
         await super().flush()
         if delivered:
@@ -199,7 +197,7 @@ class WorkerRun(_WorkerWriter, BlockingRun):
         """Wait until the collector has everything on disk; with *delivered*, the service.
 
         Raises `DeliveryError` naming what was refused, with *delivered* also what the service has
-        refused of this worker's keys; `TimeoutError` after *timeout* seconds.
+        refused of what this process has handed over, once; `TimeoutError` after *timeout* seconds.
         """
         ends_at = None if timeout is None else time.monotonic() + timeout
         super().flush(timeout)
@@ -217,13 +215,16 @@ class WorkerRun(_WorkerWriter, BlockingRun):
 
     async def _until_delivered(self) -> None:
         """In the session's thread."""
+        session = self._session
         while True:
-            call = self._session.session.call(FLUSH, body={"run_id": self.run_id})
-            told: Any = await call
-            if told["settled"]:
+            before = session.told.get(self.run_id, 0)
+            asked = {"run_id": self.run_id, "told": before}
+            answer: Any = await session.session.call(FLUSH, body=asked)
+            if answer["settled"]:
                 break
-        if told["rejected"]:
-            raise _refused(self.run_id, told["rejected"])
+        session.told[self.run_id] = max(answer["told"], session.told.get(self.run_id, 0))
+        if answer["told"] > before:
+            raise from_wire(self.run_id, answer["rejected"], answer["told"] - before)
 
     # Entering and exiting
 
@@ -336,17 +337,6 @@ def _run_of(handle: Handle, run_id: str | None) -> str:
     if handle.run_id not in (None, run_id):
         raise ValueError(f"run_id: this handle is for the run {handle.run_id} alone")
     return run_id
-
-
-def _refused(run_id: str, told: Sequence[dict[str, Any]]) -> DeliveryError:
-    rejections = [
-        Rejection(run_id, each["kind"], each["key"], each["step"], BadRequest(each["cause"]))
-        for each in told
-    ]
-    first = rejections[0]
-    more = f", and {len(rejections) - 1} more" if len(rejections) > 1 else ""
-    message = f"the service refused the {first}{more}"
-    return DeliveryError(message, rejections=rejections)
 
 
 def _not_ours() -> AdpError:
