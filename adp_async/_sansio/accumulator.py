@@ -356,12 +356,7 @@ class Accumulator:
         return rejections
 
     def _refuse_waiting(
-        self,
-        lane: Lane,
-        span: Span,
-        records: list[AnyRecord],
-        numbers: Sequence[int],
-        error: AdpError,
+        self, lane: Lane, span: Span, records: list[AnyRecord], numbers: list[int], error: AdpError
     ) -> None:
         """Records that are not in flight won't be sent: the service refuses such."""
         self.reject(lane, records, numbers, error)
