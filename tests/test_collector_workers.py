@@ -295,7 +295,7 @@ async def test_a_lenient_worker_of_a_collector_that_is_gone(
             await worker.finish()
             done.append("async")
     assert done == ["blocking", "async"]
-    assert "records not delivered yet" in caplog.text
+    assert "1 record not delivered yet" in caplog.text
     for each in list(sessions._sessions.values()):
         each.logger.discard(run.run_id)
 
