@@ -15,6 +15,7 @@ import msgspec
 from adp_async._io.log import logger
 from adp_async._sansio.messages import Reply
 from adp_async._sansio.replies import read_reply
+from adp_async._sansio.texts import counted
 from adp_async.errors import AdpError, ServiceError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _halves(request: Request) -> list[Request]:
 async def _refuse(shared: Shared, request: Request, error: ServiceError) -> None:
     _, _, headers, body = request
     count = await shared.refuse(headers, _body_of(body), error)
-    logger.warning("%d records of a worker are refused: %s", count, error)
+    logger.warning("refused of a worker: %s: %s", counted(count, "record"), error)
 
 
 def _body_of(body: bytes) -> dict[str, Any]:
