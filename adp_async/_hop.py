@@ -7,6 +7,7 @@ told of the agent reads it there.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
@@ -27,6 +28,7 @@ FOLDER: Final = ".d"
 FILE: Final = "handle.json"
 _SOCKET: Final = "unix:"
 #: For requests by a socket, whose address is a path.
+_FINGERPRINT: Final = re.compile("[0-9a-f]{64}")
 _LOCALHOST: Final = "http://localhost"
 
 
@@ -77,7 +79,12 @@ class Hop:
         return self.address if self.address.startswith("https://") else _LOCALHOST
 
     def to_json(self) -> str:
-        """As text, for a file that only its owner can read; see `from_json`."""
+        """As text, for a file that only its owner can read; see `from_json`.
+
+        Raises `ConfigurationError` for one with a carrier, which is only picklable.
+        """
+        if self.carrier is not None:
+            raise ConfigurationError("a handle with a carrier cannot be text; pickle it")
         facts = asdict(self, filter=lambda attribute, _: attribute.name != "carrier")
         return msgspec.json.encode(facts).decode()
 
@@ -86,10 +93,19 @@ class Hop:
         """What `to_json` wrote.  Raises `ConfigurationError` for anything else."""
         try:
             facts: dict[str, Any] = msgspec.json.decode(text, type=dict[str, str | None])
-            return cls(**facts)
-        except (msgspec.DecodeError, TypeError):
-            message = "this is not the handle of a collector"
-        raise ConfigurationError(message)
+            hop = cls(**facts)
+            if hop._leads_somewhere():
+                return hop
+        except (msgspec.DecodeError, TypeError, AttributeError):
+            pass
+        raise ConfigurationError("this is not the handle of a collector")
+
+    def _leads_somewhere(self) -> bool:
+        """Whether it has what a connection needs."""
+        is_whole = bool(self.platform_id and self.token)
+        if self.address.startswith("https://"):
+            return is_whole and _FINGERPRINT.fullmatch(self.fingerprint) is not None
+        return is_whole and bool(self.socket)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:

@@ -81,6 +81,5 @@ class SharesRun:
 
     def _shared_handle(self) -> Handle | None:
         """The handle by which this run is shared at present."""
-        handles = self._shared_engine().handles
-        handle: Handle | None = handles.get(self._run_id)
-        return handle
+        handles = self._shared_engine().handles.get(self._run_id)
+        return handles[-1] if handles else None

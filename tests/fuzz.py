@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 PACKAGE = str(Path(adp_async.__file__).parent)
 
-#: What no message may tell; strategies put it where secrets are.  (Not written as one literal:
-#: hypothesis tries those of the modules it tests with as plain text as well.)
-SECRET = "".join(("sword", "fish"))
+#: What no message may tell; strategies put it where secrets are.  (It is a literal nowhere:
+#: hypothesis tries those of all modules that are imported, other tests too, as plain text as well.)
+SECRET = "".join(("never", "to", "be", "told"))
 
 
 class Hostile:

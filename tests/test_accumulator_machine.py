@@ -8,6 +8,7 @@ a strict one: it refuses a request that holds a bad record, and takes a body up 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
@@ -17,6 +18,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from adp_async._sansio.accumulator import Accumulator
+from adp_async._sansio.line import SHARE_OF_TROUBLE
 from adp_async._sansio.records import BatchLimits, GivenUp, Metric, Param, RunTag
 from adp_async.errors import BadRequest, NotFound, PayloadTooLarge
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 RUNS = ("run-a", "run-b", "run-c", "run-d")
 LIMITS = BatchLimits(metrics=6, params=3, tags=3, entities=8, body_bytes=900)
 LINGER = 1.0
+Passer = tuple[str, bool]
 BAD = "bad"
 
 run_ids = st.sampled_from(RUNS)
@@ -72,8 +75,8 @@ class AccumulatorMachine(RuleBasedStateMachine):
         #: Callers hold a run's handle, and with it its lane.
         self.handles = [self.accumulator.lane(run_id) for run_id in RUNS]
         self.in_flight: list[RecordBatch] = []
-        #: Since a lane is ready: how many batches of other lanes were handed out.
-        self.passed_over: dict[str, int] = {}
+        #: Of each lane that is ready: which lanes have left before it since, and how often.
+        self.passed_over: dict[str, Counter[Passer]] = {run_id: Counter() for run_id in RUNS}
         #: What the service takes; it may be less than we think.
         self.service_limit = LIMITS.body_bytes
 
@@ -147,6 +150,8 @@ class AccumulatorMachine(RuleBasedStateMachine):
     def answered(self, data: st.DataObject) -> tuple[RecordBatch, History]:
         batch = data.draw(st.sampled_from(self.in_flight), label="batch")
         self.in_flight.remove(batch)
+        # What comes back has had its turn, and gets another place in the line.
+        self.passed_over[batch.run_id].clear()
         return batch, self.runs[batch.run_id]
 
     @precondition(lambda self: self.in_flight)
@@ -221,15 +226,28 @@ class AccumulatorMachine(RuleBasedStateMachine):
             assert batch.is_barrier == any(type(each) is not Metric for each in batch.records)
 
     def check_turns(self, batches: list[RecordBatch]) -> None:
-        """A lane that is ready leaves before any other lane leaves twice."""
-        left = [batch.run_id for batch in batches]
+        """A lane that is ready leaves before any other has left twice.
+
+        Lanes in trouble do so among themselves: they get a turn after so many of the others.
+        """
+        left = [(batch.run_id, batch.lane.failures > 0) for batch in batches]
         for run_id, lane in self.accumulator.lanes.items():
+            passed_over = self.passed_over[run_id]
             is_ready = lane.ready_at is not None and lane.ready_at <= self.now
-            if run_id in left or not is_ready:
-                self.passed_over[run_id] = 0
+            if not is_ready or any(run_id == each for each, _ in left):
+                passed_over.clear()
+                continue
+            passed_over.update(left)
+            by_healthy, by_troubled = (
+                [count for (_, troubled), count in passed_over.items() if troubled is trouble]
+                for trouble in (False, True)
+            )
+            if lane.failures:
+                assert sum(by_healthy) <= SHARE_OF_TROUBLE * (sum(by_troubled) + 1)
+                assert max(by_troubled, default=0) <= 2
             else:
-                self.passed_over[run_id] = self.passed_over.get(run_id, 0) + len(left)
-                assert self.passed_over[run_id] <= 2 * len(RUNS)
+                assert max(by_healthy, default=0) <= 2
+                assert sum(by_troubled) <= 1
 
     # What must hold at any time
 

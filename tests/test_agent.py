@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import socket
 import stat
 import sys
 import time
@@ -16,7 +18,8 @@ from children import HANDED_ON, environment, points
 import adp_async
 from adp_async import blocking
 from adp_async._hop import FILE, Hop
-from adp_async.collector import Handle
+from adp_async.cli.agent import Options, _place
+from adp_async.collector import Carrier, Handle
 from adp_async.errors import AdpError, ConfigurationError, NotAuthenticated
 from adp_async.settings import Settings
 
@@ -42,10 +45,11 @@ class Agent:
         return await asyncio.wait_for(self.process.wait(), 30)
 
 
-async def start(platform: LocalPlatform, *arguments: object) -> Agent:
+async def start(platform: LocalPlatform, *arguments: object, cwd: Path | None = None) -> Agent:
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "agent", *map(str, arguments),
         env=environment(platform),
+        cwd=cwd,
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -92,7 +96,7 @@ async def test_a_session_finds_it(
         assert (await session.runs.get(run.run_id)).info.run_name == "by the agent"
     code, out, _ = await said("--status", "--socket", tmp_path / "agent.sock")
     assert code == 0
-    assert "10 records in 1 requests" in out
+    assert "10 records in 1 request, " in out
     assert await agent.ends() == 0
     assert points(bare_platform.gateway, run.run_id) == {"loss": list(range(10))}
     assert bare_platform.gateway.received(run.run_id).info["status"] == "FINISHED"
@@ -123,6 +127,84 @@ async def test_one_that_is_started_again(bare_platform: LocalPlatform, tmp_path:
         async with Handle(**_facts(evolve(handle, token="guess"))).attach(run_id):
             pytest.fail("it let us in")
     assert await again.ends() == 0
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no ::1")
+async def test_one_that_is_started_again_by_ipv6(
+    bare_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """At the same port, for which its address has colons enough of its own."""
+    options = ("--listen", "::1", "--folder", tmp_path / "agent")
+    agent = await start(bare_platform, *options)
+    handle = Handle.from_file(agent.file)
+    assert handle.address.startswith("https://[::1]:")
+    assert await agent.ends() == 0
+    again = await start(bare_platform, *options)
+    assert Handle.from_file(again.file) == handle
+    run_id = bare_platform.gateway.add_run()
+    async with handle.attach(run_id) as run:
+        run.log_metric("loss", 0.5)
+    assert await again.ends() == 0
+    assert points(bare_platform.gateway, run_id) == {"loss": [0]}
+
+
+@pytest.mark.parametrize(
+    ("listen", "advertise", "before", "place"),
+    [
+        ("0.0.0.0", None, "https://10.0.0.1:8443", "0.0.0.0:8443"),
+        ("0.0.0.0:9000", None, "https://10.0.0.1:8443", "0.0.0.0:9000"),
+        ("::", None, "https://[fe80::1]:8443", "[::]:8443"),
+        ("[::]:9000", None, "https://[fe80::1]:8443", "[::]:9000"),
+        ("0.0.0.0", "gateway", "https://gateway:8443", "0.0.0.0:8443"),
+        # That of the gateway is not the agent's own.
+        ("0.0.0.0", "gateway:443", "https://gateway:443", "0.0.0.0:0"),
+        ("0.0.0.0", None, "unix:/run/agent", "0.0.0.0:0"),
+        ("0.0.0.0", None, None, "0.0.0.0:0"),
+    ],
+)
+def test_the_port_of_the_one_before(
+    tmp_path: Path, listen: str, advertise: str | None, before: str | None, place: str
+) -> None:
+    """Clients look for it there, unless the command line says otherwise."""
+    options = Options(None, listen, advertise, tmp_path, None)
+    handle = None if before is None else Handle(before, PLATFORM, "w", None)
+    assert str(_place(options, tmp_path, handle)) == place
+
+
+async def test_a_folder_that_others_can_write_into(tmp_path: Path) -> None:
+    """It is refused, and its mode stays what it was."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    code, _, errors = await said("--folder", tmp_path / "open")
+    assert code != 0
+    assert "other users can write into this folder" in " ".join(errors.split())
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o777
+
+
+async def test_a_folder_that_is_there_already(bare_platform: LocalPlatform, tmp_path: Path) -> None:
+    """Its mode is its owner's business: what the agent writes into it is private anyway."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home").chmod(0o755)
+    agent = await start(bare_platform, "--folder", tmp_path / "home")
+    assert await agent.ends() == 0
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "home" / FILE).stat().st_mode) == 0o600
+
+
+async def test_a_socket_without_a_folder(bare_platform: LocalPlatform, tmp_path: Path) -> None:
+    """A bare name is a path too, and not a host's."""
+    agent = await start(bare_platform, "--socket", "agent.sock", cwd=tmp_path)
+    assert Handle.from_file(agent.file).address == f"unix:{tmp_path / 'agent.sock'}"
+    assert await agent.ends() == 0
 
 
 def _facts(hop: Hop) -> dict[str, Any]:
@@ -158,6 +240,24 @@ async def test_two_ways_to_listen() -> None:
 
 
 # ------------------------------------------------------------------ settings
+
+
+def facts(**changed: str | None) -> str:
+    """The text of a handle, but for what is *changed*."""
+    known = {"address": "unix:/nowhere", "platform_id": PLATFORM, "workspace": "w", "run_id": None}
+    return json.dumps({**known, "token": "t", **changed})
+
+
+def test_the_text_of_a_handle() -> None:
+    """It is read back; one with a carrier has none, which would be lost."""
+    for handle in (
+        Handle.from_json(facts()),
+        Handle.from_json(facts(address="https://x:1", fingerprint="0f" * 32, run_id="r")),
+    ):
+        assert Handle.from_json(handle.to_json()) == handle
+    carried = Handle("carrier:", PLATFORM, "w", "r", token="t", carrier=Carrier())
+    with pytest.raises(ConfigurationError, match="pickle it"):
+        carried.to_json()
 
 
 @pytest.fixture
@@ -200,7 +300,11 @@ def test_an_agent_of_another_platform(file: Path, given: dict[str, str]) -> None
 @pytest.mark.parametrize(
     ("content", "problem"),
     [(None, "cannot be read"), ("", "is not the handle"), ("[]", "is not the handle"),
-     ('{"address": 7}', "is not the handle"), ('{"x": "y"}', "is not the handle")],
+     ('{"address": 7}', "is not the handle"), ('{"x": "y"}', "is not the handle"),
+     (facts(address=None), "is not the handle"), (facts(address="http://x"), "is not the handle"),
+     (facts(address="unix:"), "is not the handle"), (facts(token=""), "is not the handle"),
+     (facts(address="https://x:1"), "is not the handle"),
+     (facts(address="https://x:1", fingerprint="zz" * 32), "is not the handle")],
 )  # fmt: skip
 def test_files_that_are_no_handle(tmp_path: Path, content: str | None, problem: str) -> None:
     """The error names the file, and where it was looked for."""

@@ -217,17 +217,25 @@ async def test_what_the_service_refuses_is_told_to_who_asks(bench: Bench) -> Non
     await bench.log(metric("fine", 1), metric("not@fine", 2), token="t1")
     reply = await bench.send("collector/flush", {"run_id": bench.run_id})
     answer = msgspec.json.decode(reply.body)
-    assert answer["settled"]
+    assert (answer["settled"], answer["told"]) == (True, 1)
     assert [(each["key"], each["step"]) for each in answer["rejected"]] == [("not@fine", 2)]
+    again = await bench.send("collector/flush", {"run_id": bench.run_id, "told": 1})
+    nothing = {"settled": True, "rejected": [], "told": 1}
+    assert msgspec.json.decode(again.body) == nothing, "it was told"
 
+    # Another worker with the same key has had nothing refused.
     bench.headers["x-adp-worker"] = "w2"
+    await bench.log(metric("fine", 3), token="t2")
     reply = await bench.send("collector/flush", {"run_id": bench.run_id})
-    assert msgspec.json.decode(reply.body) == {"settled": True, "rejected": []}
+    assert msgspec.json.decode(reply.body) == {"settled": True, "rejected": [], "told": 0}
+    assert (await bench.send("collector/flush", {"told": "x"})).status == 400
 
     error = await bench.session.logger.try_flush(bench.run_id)
     assert "not@fine" in str(error)
     stats = bench.collector.stats()
-    assert (stats.taken, stats.settled) == (2, 2)
+    assert (stats.taken, stats.settled, stats.delivered, stats.rejected) == (3, 3, 2, 1)
+    counts = {name: (each.delivered, each.rejected) for name, each in stats.workers.items()}
+    assert counts == {"w1": (1, 1), "w2": (1, 0)}
     with pytest.raises(Exception, match="not@fine"):
         await bench.session.logger.flush()
 
@@ -338,6 +346,16 @@ async def test_a_handle_is_for_one_run(bench: Bench) -> None:
         assert told(reply)[:2] == (403, "NotAllowed"), path
     twice = f"mlflow/runs/get?run_id={bench.run_id}&run_id={other}"
     assert (await bench.send(twice, method="GET")).status == 400
+    mine = f'{{"run_id":"{bench.run_id}","key":"a","value":"b"'
+    for path, body in (
+        ("mlflow/runs/set-tag", f'{mine},"run_id":"{other}"}}'),
+        ("mlflow/runs/set-tag", f'{{"run_id":"{other}",{mine[1:]}}}'),
+        (f"mlflow/runs/set-tag?run_id={other}", f"{mine}}}"),
+        ("mlflow/runs/set-tag", "[" * 100_000),
+        ("mlflow/runs/set-tag", "not JSON"),
+    ):
+        assert told(await bench.send(path, body.encode()))[:2] == (400, "INVALID_PARAMETER_VALUE")
+    assert (await bench.send("mlflow/runs/set-tag", f"{mine}}}".encode("utf-16"))).status == 400
     assert bench.session.received(other).metrics == []
     assert not [each for each in bench.session.requests if other.encode() in each.body]
 

@@ -16,10 +16,12 @@ from children import environment, until
 from test_collector_hop import steps
 
 from adp_async._io.spool_aside import Aside, Attempt
+from adp_async._io.spool_file import SpoolError
 from adp_async._sansio.records import Metric, RunTag
 from adp_async.cli.agent import FILE
 from adp_async.collector.ranks import find_task
-from adp_async.errors import BadRequest
+from adp_async.collector.session import DEFAULTS
+from adp_async.errors import AdpError, BadRequest
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -133,7 +135,7 @@ def test_what_never_ended_is_dropped_with_the_collector(
         log(worker)
         worker.flush()
         worker._session.close()
-    assert "6 records of 1 attempts that did not end well are dropped" in caplog.text
+    assert "6 records of 1 attempt that did not end well are dropped" in caplog.text
     run.flush()
     assert steps(fake, run.run_id) == {}
     fake.close()
@@ -288,6 +290,32 @@ async def test_a_collector_that_dies_at_a_commit(
         if again.returncode is None:
             again.kill()
     assert Counter(each.step for each in received.metrics) == Counter(range(2500))
+
+
+def test_a_commit_that_fails_does_not_win(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk cannot be read as the attempt ends: the next attempt of the task counts."""
+    monkeypatch.setitem(DEFAULTS, "call_timeout", 0.5)  # type: ignore[misc]
+    run = fake.attach_run(fake.session.add_run())
+
+    def unreadable(self: Aside, attempt: Attempt) -> list[Any]:
+        raise SpoolError("the disk is gone")
+
+    def fail_to_commit(handle: Any) -> None:
+        with monkeypatch.context() as patch, handle.attach(**TASK) as worker:
+            log(worker)
+            patch.setattr(Aside, "of", unreadable)
+
+    with run.shared() as handle:
+        with pytest.raises(AdpError, match="can read nothing"):
+            fail_to_commit(handle)
+        with handle.attach(**TASK) as again:
+            log(again)
+        with handle.attach(**TASK) as late:
+            late.log_metric("late", 1.0)
+    run.flush()
+    assert steps(fake, run.run_id) == {"loss": [*range(5)]}
 
 
 async def test_an_attempt_that_is_refused_leaves_nothing_open() -> None:

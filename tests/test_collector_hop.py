@@ -8,10 +8,12 @@ import pickle
 import re
 import socket
 import stat
+import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -24,9 +26,10 @@ from adp_async import DeliveryError, blocking
 from adp_async.collector import Carrier, attached_session
 from adp_async.collector import session as sessions
 from adp_async.collector.ranks import find_rank
-from adp_async.collector.server import host_and_port
+from adp_async.collector.sockets import host_and_port
 from adp_async.errors import (
     AdpError,
+    BadRequest,
     Closed,
     ConfigurationError,
     ConnectionFailed,
@@ -224,6 +227,17 @@ def test_what_the_service_refuses_is_told_to_both(fake: FakeBlockingSession) -> 
         with pytest.raises(DeliveryError, match="acc@5") as caught:
             worker.flush(delivered=True)
         assert (caught.value.key, caught.value.step) == ("acc@5", 3)
+        cause = caught.value.cause
+        assert isinstance(cause, BadRequest)
+        assert (cause.status, cause.code) == (400, "INVALID_PARAMETER_VALUE")
+        assert str(caught.value).count("the service refused") == 1
+        assert "no status" not in str(caught.value)
+        worker.flush(delivered=True)  # it was told
+        worker.log_metric("acc@5", 0.5, step=4)
+        worker.log_metric("acc@5", 0.5, step=5)
+        with pytest.raises(DeliveryError) as caught:
+            worker.flush(delivered=True)
+        assert [each.step for each in caught.value.rejections] == [4, 5]
     with pytest.raises(DeliveryError, match="acc@5"):
         run.flush()
 
@@ -398,6 +412,14 @@ def test_a_rank_that_is_none(rank: Any) -> None:
         handle.attach(rank=rank)
 
 
+@pytest.mark.parametrize("prefix", [3, b"x", ["x"]])
+def test_a_prefix_that_is_none(prefix: Any) -> None:
+    """It is named as well."""
+    handle = adp_async.collector.Handle("unix:/nowhere", "ocid1.x", "w", "r")
+    with pytest.raises(ValueError, match="prefix: must be a str"):
+        handle.attach(prefix=prefix)
+
+
 @pytest.mark.parametrize(
     ("environ", "rank"),
     [
@@ -408,11 +430,25 @@ def test_a_rank_that_is_none(rank: Any) -> None:
         ({"RANK": "1", "SLURM_PROCID": "5"}, 1),
         ({"RANK": "", "SLURM_PROCID": "5"}, 5),
         ({"RANK": "x"}, None),
+        ({"RANK": "-1"}, None),
+        ({"RANK": "²"}, None),
+        ({"RANK": "9" * 5000}, None),
+        ({"RANK": " 3\n"}, 3),
     ],
 )
 def test_the_rank_that_a_launcher_says(environ: dict[str, str], rank: int | None) -> None:
-    """torchrun's first, then Slurm's and Open MPI's."""
+    """torchrun's first, then Slurm's and Open MPI's; what is not a number is passed over."""
     assert find_rank(environ) == rank
+
+
+def test_the_task_s_rank_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a Spark that Slurm has started all have the SLURM_PROCID of their node."""
+    task = SimpleNamespace(partitionId=lambda: 7)
+    spark = SimpleNamespace(TaskContext=SimpleNamespace(get=lambda: task))
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    assert find_rank({"SLURM_PROCID": "1"}) == 7
+    monkeypatch.setattr(spark.TaskContext, "get", lambda: None)  # in the driver
+    assert find_rank({"SLURM_PROCID": "1"}) == 1
 
 
 # ------------------------------------------------------------------ who is refused
@@ -650,7 +686,9 @@ def test_requests_of_no_known_size(fake: FakeBlockingSession, head: str, status:
     """They are refused before anything of them is read."""
     with fake.start_run() as run, run.shared() as handle, socket.socket(socket.AF_UNIX) as client:
         client.connect(handle.socket)
-        client.sendall(f"POST /x HTTP/1.1\r\nhost: localhost\r\n{head}\r\n\r\n".encode())
+        token = f"authorization: Bearer {handle.token}"
+        head = f"POST /x HTTP/1.1\r\nhost: localhost\r\n{token}\r\n{head}\r\n\r\n"
+        client.sendall(head.encode())
         assert client.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
 
 

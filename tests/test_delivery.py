@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import environment, points, start, until
 
+from adp_async._io.spool_file import find_spools
 from adp_async._sansio.records import METRIC_COST
+from adp_async.cli.spools import look_at
 from adp_async.errors import BufferFull, Closed, DeliveryError
 from adp_async.local import Fault
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from pathlib import Path
 
     from adp_async.local import LocalPlatform
     from adp_async.run import Run
@@ -542,18 +547,27 @@ BLOCKED = """
 """
 
 
+def journaled(folder: Path) -> int:
+    """How many records the spools there hold, by copies, as a process has them open."""
+    # (What is copied while it is written may be torn: the next copy is whole.)
+    with tempfile.TemporaryDirectory() as copies, suppress(shutil.Error):
+        copied = Path(shutil.copytree(folder, Path(copies, "spool")))
+        return sum(look_at(path).records for path in find_spools(copied))
+    return 0
+
+
 @pytest.mark.parametrize("face", ["async", "blocking"])
 async def test_killed_while_the_loop_is_blocked(
     bare_platform: LocalPlatform, tmp_path: Path, face: str
 ) -> None:
-    """After `spool_interval` all of it outlives SIGKILL, though the loop never came around."""
+    """All of it gets to the disk and outlives SIGKILL, though the loop never comes around."""
     gateway, count = bare_platform.gateway, 5000
     run_id = gateway.add_run()
     gateway.inject(Fault.reply(503), times=None)
     knobs = {"spool": tmp_path / "spool", "spool_interval": 0.05}
     child = await start(bare_platform, tmp_path, BLOCKED, run_id, face, count, **knobs)
     await child.says("logged")
-    await asyncio.sleep(0.05 + 0.3)  # the interval, and a slow machine
+    await until(lambda: journaled(tmp_path / "spool") == count)
     child.process.kill()
     await child.process.wait()
     gateway.clear_faults()
@@ -619,13 +633,15 @@ async def test_the_end_is_bounded(
     run_id = gateway.add_run()
     gateway.inject(Fault.hang(), times=None)
     knobs = {"exit_timeout": 0.5, **({} if spool else {"spool": "off"})}
-    child = await start(bare_platform, tmp_path, FORGOTTEN, run_id, how, **knobs)
+    script = FORGOTTEN + "\n    print('the last line', flush=True)\n"
+    child = await start(bare_platform, tmp_path, script, run_id, how, **knobs)
+    await child.says("the last line")
     began = time.monotonic()
     code, _, errors = await child.ends(15.0)
     assert code == 0
-    assert time.monotonic() - began < 0.5 + 3.0  # an interpreter starts, too
+    assert time.monotonic() - began < 0.5 + 3.0  # an interpreter ends, too
     (line,) = errors.splitlines()
-    assert "3153 records" in line
+    assert "3,153 records" in line
     assert ("the next session delivers them" in line) == spool
 
 

@@ -59,6 +59,19 @@ def steps(session: FakeSession) -> list[int]:
     return sorted(metric.step for metric in session.received("run").metrics)
 
 
+async def on_disk(session: FakeSession) -> None:
+    """Wait until everything that was logged so far is in the spool."""
+    keeper, thread = session._delivery.keeper, session._engine.thread
+    assert keeper is not None
+    assert thread is not None
+
+    async def committed() -> None:
+        session._delivery.state.pull(time.monotonic())
+        assert await keeper.journaled() is None
+
+    await thread.run(committed())
+
+
 def troubles(caplog: pytest.LogCaptureFixture) -> list[str]:
     """The warnings that are about the disk."""
     messages = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
@@ -94,9 +107,9 @@ async def test_a_full_disk(small_disk: Path, caplog: pytest.LogCaptureFixture) -
     async with session_in(folder, down=True) as session:
         run = session.attach_run("run")
         for step in range(50_000):
+            if step == 1000:
+                await on_disk(session)
             run.log_metric("loss", 0.5, step)
-            if step % 5000 == 0:
-                await asyncio.sleep(0.02)
         await until(lambda: troubles(caplog))
         assert run.stats().accepted == 50_000
 

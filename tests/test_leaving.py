@@ -34,11 +34,15 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 def knobs_of(spool: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     if spool == "failing spool":
 
-        def fail(*_: Any, **__: Any) -> None:
+        def fail(spool: Spool, *_: Any, **__: Any) -> None:
             raise OSError("the disk is gone")
 
+        def fail_to_close(spool: Spool, *_: Any) -> None:
+            spool.release()  # Python 3.13 warns of a connection that is left open
+            fail(spool)
+
         monkeypatch.setattr(Spool, "commit", fail)
-        monkeypatch.setattr(Spool, "close", fail)
+        monkeypatch.setattr(Spool, "close", fail_to_close)
     return {
         "close_timeout": CLOSE_TIMEOUT,
         "spool": False if spool == "no spool" else folder / "spool",

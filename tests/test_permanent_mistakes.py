@@ -25,8 +25,10 @@ from roads import HOST, Authority, ConnectProxy, Fork, listening, server_context
 
 from adp_async import RetryPolicy
 from adp_async._io import network_problems, resolver
+from adp_async._io.road import trusted_certificates
 from adp_async._io.transport import AiohttpTransport
 from adp_async._sansio.messages import Request
+from adp_async.collector.certificate import Certificate
 from adp_async.errors import AdpError, ConfigurationError, ConnectionFailed
 
 if TYPE_CHECKING:
@@ -365,7 +367,12 @@ SECRET_WORDS = "as said to http://robot:hunter2@proxy"
         (socket.gaierror(socket.EAI_AGAIN, "Try again"), "no address: Try again", True, True),
         (socket.gaierror(socket.EAI_FAIL, "Failed"), "no address: Failed", True, False),
         (socket.gaierror(), "no address: no reason given", True, False),
-        (ConnectionRefusedError(111, "Connect call failed ('::1', 1)"), "failed", True, True),
+        (
+            ConnectionRefusedError(111, "Connect call failed ('::1', 1)"),
+            "refused at ::1, port 1",
+            True,
+            True,
+        ),
         (OSError(101, SECRET_WORDS), "no connection: Network is unreachable", True, True),
         (OSError(SECRET_WORDS), "no connection: OSError", True, True),
     ],
@@ -633,3 +640,16 @@ async def test_nothing_is_connected_on_opening(
         async with bare_platform.session(**knobs):
             pass
     assert connections == []
+
+
+def test_certificates_are_read_once(tmp_path: Path) -> None:
+    """However many sessions open; a file that was replaced is another one."""
+    bundle = tmp_path / "ca.pem"
+    bundle.write_bytes(Certificate.make().pem)
+    first = trusted_certificates(bundle)
+    assert trusted_certificates(bundle) is first
+    bundle.write_bytes(Certificate.make().pem + Certificate.make().pem)
+    second = trusted_certificates(bundle)
+    assert first is not None
+    assert second is not None
+    assert (first.cert_store_stats()["x509"], second.cert_store_stats()["x509"]) == (1, 2)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import frozen
 
+from adp_async import RetryPolicy
 from adp_async.errors import DeliveryError
 from adp_async.local import Quota
 
@@ -39,8 +40,11 @@ class Storm:
 
 async def storm(platform: LocalPlatform, bad: int, seconds: float) -> Storm:
     """*seconds* of 20 steps a second, each with 30 good names and *bad* ones."""
-    platform.gateway.quota = Quota(5.0)
-    async with platform.session(linger=1.0) as session:
+    # A short one would mostly wait: for the requests that find the names, and between them.
+    is_long = seconds > 30
+    platform.gateway.quota = Quota(5.0 if is_long else 30.0)
+    retry = RetryPolicy(first_backoff=1.0 if is_long else 0.05)
+    async with platform.session(linger=1.0, retry=retry) as session:
         experiment = f"storm {bad} {time.time_ns()}"
         async with session.start_run(experiment, run_name="storm") as run:
             steps = round(seconds * STEPS_A_SECOND)

@@ -241,7 +241,7 @@ def test_files_have_numbers_of_any_size() -> None:
 
 def test_a_collector_without_unix_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """It listens at a port for this machine only, with TLS; a socket's path is refused."""
-    monkeypatch.setattr("adp_async.collector.server._UNIX", None)
+    monkeypatch.setattr("adp_async.collector.sockets._UNIX", None)
     with FakeBlockingSession() as session, session.start_run() as run:
         with run.shared() as handle, handle.attach() as worker:
             worker.log_metric("loss", 0.5)

@@ -95,8 +95,8 @@ class Engine:
         self.thread: LoopThread | None = None
         self.recoveries: Recoveries | None = None
         self.close_hooks = CloseHooks()
-        #: By run (None: all of it), how other processes reach what is shared.
-        self.handles: dict[str | None, Any] = {}
+        #: By run (None: all of it), how other processes reach what is shared, the newest last.
+        self.handles: dict[str | None, list[Any]] = {}
         self._owns_thread = False
         self._changing = asyncio.Lock()  # held while opening or closing
         #: The task that is opening it.

@@ -113,7 +113,11 @@ class LoopThread:
             raise Closed("the session was closed while this call waited") from None
         except AdpError as error:
             raise outward(error) from error.__cause__
-        except (TimeoutError, KeyboardInterrupt):
+        except TimeoutError:
+            if not future.cancel():
+                raise  # its own
+            raise TimeoutError(f"timed out after {timeout:g} s") from None
+        except KeyboardInterrupt:
             future.cancel()
             raise
         finally:

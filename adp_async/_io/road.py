@@ -11,6 +11,7 @@ import base64
 import os
 import re
 import ssl
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -66,9 +67,10 @@ def _context(named: str, looked: str) -> ssl.SSLContext:
             return _loaded(capath=str(path))
         if path.exists() and not path.is_file():  # opening a pipe would block
             raise wrong("is neither a file nor a folder")
-        with path.open("rb"):
-            pass  # clearer than what OpenSSL says of a file that cannot be opened
-        context = _loaded(cafile=str(path))
+        with path.open("rb") as file:  # clearer than what OpenSSL says of one that cannot be opened
+            facts = os.fstat(file.fileno())
+        version = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+        context = _loaded_once(str(path), version)
         if context.cert_store_stats()["x509"]:
             return context
         failure = wrong("does not contain a certificate")
@@ -77,6 +79,12 @@ def _context(named: str, looked: str) -> ssl.SSLContext:
     except (OSError, ValueError, RuntimeError) as error:  # no such file, a NUL, no home for the ~
         failure = wrong(f"cannot be read: {reason_of(error)}")
     raise failure
+
+
+@lru_cache(maxsize=4)
+def _loaded_once(cafile: str, version: tuple[int, ...]) -> ssl.SSLContext:
+    """It takes 17 ms for a system's certificates, and each pool of each session asks."""
+    return _loaded(cafile=cafile)
 
 
 def _loaded(*, cafile: str | None = None, capath: str | None = None) -> ssl.SSLContext:

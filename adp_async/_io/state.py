@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
 
 from attrs import define, field
 
 from adp_async._io.waiters import Waiters
-from adp_async._sansio.events import Settled
+from adp_async._sansio.events import Lost, Refused, Settled
 from adp_async._sansio.samples import Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from adp_async._io.intake import Intake
     from adp_async._sansio.accumulator import Accumulator
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
     from adp_async._sansio.events import Event
     from adp_async._sansio.journal import Journal
     from adp_async._sansio.lane import Lane
+    from adp_async.errors import Rejection
+
+
+class WatchesRefusals(Protocol):
+    """Knows whose records the lanes hold."""
+
+    def refused(
+        self, lane: Lane, numbers: Iterable[int], rejections: Sequence[Rejection] = ()
+    ) -> None:
+        """The records of *lane* with these sequence numbers were refused, and why if it is known.
+
+        They are not settled yet.
+        """
 
 
 @define(eq=False, repr=False)
@@ -34,6 +48,8 @@ class DeliveryState:
     dispatcher: Dispatcher
     intake: Intake
     waiters: Waiters = field(factory=Waiters)
+    #: Those that are told which records were refused, for as long as they are there.
+    watchers: WeakSet[WatchesRefusals] = field(factory=WeakSet, init=False)
     #: What runs draw of their metrics.
     samples: Samples = field(factory=Samples, init=False)
     #: None without a spool.
@@ -62,6 +78,8 @@ class DeliveryState:
         events = self.accumulator.take_events()
         if not events:
             return
+        if self.watchers:
+            self._tell_watchers(events)
         settled = [event for event in events if type(event) is Settled]
         for event in settled:
             self.waiters.resolve(event.lane, event.records)
@@ -72,6 +90,14 @@ class DeliveryState:
             self.intake.room_made()
             if not self.accumulator.unsettled:
                 self.waiters.nothing_left()
+
+    def _tell_watchers(self, events: Sequence[Event]) -> None:
+        for event in events:
+            for watcher in self.watchers:
+                if type(event) is Refused:
+                    watcher.refused(event.lane, event.numbers, event.rejections)
+                elif type(event) is Lost:
+                    watcher.refused(event.lane, range(event.first, event.last))
 
     def _write_down(self, journal: Journal, events: Sequence[Event], *, is_settled: bool) -> None:
         was_written = not journal.has_unwritten

@@ -186,8 +186,6 @@ class Uploader:
 
     def has_any(self, run_id: str) -> bool:
         """Whether something of the run is on its way, or has failed without being reported."""
-        if self.lifetime.why is Why.FORKED:
-            return False  # and the parent may have held the lock
         with self._lock:
             failed = any(job.run_id == run_id for job, _ in self._failed)
             return failed or any(job.run_id == run_id for job in self._pending)

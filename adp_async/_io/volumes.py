@@ -6,6 +6,7 @@ Storage, and hears when it is there.  Such a URL is as good as a password: it is
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
@@ -49,8 +50,7 @@ DOWNLOAD_FILE: Final = _row("POST", "actions/downloadFileMeta", "download_file_w
 LIST_FILES: Final = _row("GET", "files", "list_files")
 LIST_VOLUMES: Final = _row("GET", "", "list_volumes")
 
-#: How often a file is sent: the URL may have expired while it was tried again.
-URLS: Final = 2
+#: The URL may have expired while the file was tried again: it is sent to a new one, once.
 _EXPIRED: Final = (NotAuthenticated, Forbidden, NotFound)
 _FOLDER: Final = "FOLDER"
 
@@ -102,24 +102,26 @@ class Volumes:
         """Send *content*, which takes the place of a file of the same name."""
         path = folder.path(name)
         size = await self.storage.worker.do(content.measure)
-        part = Part(1, 0, size)
         query = dict.fromkeys(
             ("isOverwrite", "shouldCreateRecursively", "shouldGenerateNewPar"), "true"
         )
-        headers = {"content-type": content_type_of(name)}
-        for left in reversed(range(URLS)):
-            details: dict[str, object] = {"action": "CREATE", "size": size}
-            url = await self._url(UPLOAD_FILE, folder, path, query, details)
-            try:
-                etag = await self.storage.send(
-                    PUT_OBJECT, url, content, part, headers, Signing.NOTHING
-                )
-            except _EXPIRED as error:
-                if not left:
-                    raise
-                logger.debug("a pre-authenticated URL was refused: %s", error)
-            else:
-                break
+
+        new_url = partial(
+            self._url, UPLOAD_FILE, folder, path, query, {"action": "CREATE", "size": size}
+        )
+
+        async def sent_to(url: str) -> str:
+            headers = {"content-type": content_type_of(name)}
+            part = Part(1, 0, size)
+            send = self.storage.send
+            return await send(PUT_OBJECT, url, content, part, headers, Signing.NOTHING)
+
+        url = await new_url()
+        try:
+            etag = await sent_to(url)
+        except _EXPIRED as error:
+            logger.debug("a pre-authenticated URL was refused: %s", error)
+            etag = await sent_to(await new_url())
         await self._close(folder, path, query, {"action": "UPDATE", "eTag": etag, "size": size})
 
     async def _close(

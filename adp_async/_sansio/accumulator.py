@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from adp_async._sansio.events import Event, Refused, Sealed, Settled, Took
 from adp_async._sansio.lanes import Lanes
+from adp_async._sansio.ranges import numbers_at, numbers_of
 from adp_async._sansio.records import (
     DELIVERED,
     METRIC_COST,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.records import AnyRecord
     from adp_async._sansio.refusals import Part
     from adp_async._sansio.sealing import Cut
-    from adp_async.errors import AdpError
+    from adp_async.errors import AdpError, Rejection
 
 #: Batches of a lane that are sealed at once when there is a journal.
 SEALED_AHEAD = 4
@@ -251,8 +252,8 @@ class Accumulator:
 
     def _sealed(self, lane: Lane, span: Span, cut: Cut) -> list[RecordBatch]:
         self._events += map(Sealed, cut.batches)
-        for records, error in cut.refused:
-            self._refuse_waiting(lane, span, records, error)
+        for records, numbers, error in cut.refused:
+            self._refuse_waiting(lane, span, records, numbers, error)
         return cut.batches
 
     # What became of a batch
@@ -324,9 +325,10 @@ class Accumulator:
         else:
             # A tag that was overwritten in the whole may be sent in a part, and make it larger.
             given_up = [batch.records[at] for at in ruling.given_up]
+            numbers = numbers_at(batch.ranges, ruling.given_up)
             self._put_back(batch, self._parts(batch, ruling.parts), now, now)
             if given_up:
-                self._refuse_waiting(lane, batch.span, given_up, error)
+                self._refuse_waiting(lane, batch.span, given_up, numbers, error)
 
     def too_large(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """413: the service takes less than we thought.  Halves it, and keeps that in mind."""
@@ -339,20 +341,24 @@ class Accumulator:
     def give_up(self, batch: RecordBatch, error: AdpError, now: float) -> None:
         """No record of the batch will be delivered."""
         batch.lane.failures = 0
-        self._reject(batch.lane, batch.records, error)
+        self.reject(batch.lane, batch.records, list(numbers_of(batch.ranges)), error)
         self.settle(batch, now)
 
-    def _reject(self, lane: Lane, records: Sequence[AnyRecord], error: AdpError) -> None:
+    def reject(
+        self, lane: Lane, records: Sequence[AnyRecord], numbers: Sequence[int], error: AdpError
+    ) -> list[Rejection]:
+        """Count *records* as refused for *error*; without *numbers* if they were not taken in."""
         rejections = self.rejections.add(lane, records, error)
         for record, rejection in zip(records, rejections, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
-        self.note(Refused(rejections, records))
+        self.note(Refused(rejections, records, lane, numbers))
+        return rejections
 
     def _refuse_waiting(
-        self, lane: Lane, span: Span, records: list[AnyRecord], error: AdpError
+        self, lane: Lane, span: Span, records: list[AnyRecord], numbers: list[int], error: AdpError
     ) -> None:
         """Records that are not in flight won't be sent: the service refuses such."""
-        self._reject(lane, records, error)
+        self.reject(lane, records, numbers, error)
         self.waiting -= len(records)
         self._close(lane, span, records, with_text=has_text(records))
 

@@ -31,10 +31,15 @@ class Sealed(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """*records* were refused, each with its rejection.  `Settled` follows."""
+    """*records* of *lane* were refused, each with its rejection.  `Settled` follows.
+
+    *numbers* are their sequence numbers; empty when they were never taken in.
+    """
 
     rejections: Sequence[Rejection]
     records: Sequence[AnyRecord]
+    lane: Lane
+    numbers: Sequence[int]
 
 
 class Lost(NamedTuple):

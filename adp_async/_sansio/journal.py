@@ -181,7 +181,7 @@ class Journal:
             case events.Settled(lane, _, span):
                 if span is not None and span.first < self._written_until.get(lane, 0):
                     self._notes.settled.add(lane)
-            case events.Refused(rejections, records):
+            case events.Refused(rejections, records, _, _):
                 pairs = zip(rejections, records, strict=True)
                 self._notes.refused.extend(Refused(*pair) for pair in pairs)
             case lost:

@@ -95,6 +95,17 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CODE_CHARACTERS = 100
 _MESSAGE_CHARACTERS = 2_000
 
+#: What to do about the codes of OCI that have many causes.
+_ADVICE: Final = {
+    "NotAuthenticated": (
+        "`adp-async doctor` tells whether key, fingerprint, token or clock is to blame"
+    ),
+    "NotAuthorizedOrNotFound": (
+        "OCI says this of what does not exist and of what this user may not see; "
+        "`adp-async doctor` checks platform, workspace and region"
+    ),
+}
+
 #: The beginning of a service error whose body was too large to be read to its end.
 _CUT_ERROR: Final = (
     rb'(?s)\s*\{\s*"(?:error_)?code"\s*:\s*"(?P<code>[\w.-]{1,100})"\s*'
@@ -116,7 +127,7 @@ def read_reply(reply: Reply, operation: str) -> Reply:
             raise unreadable(reply, operation, f"the answer is not the service's: {what}")
         return reply
     code, message = _told(reply)
-    error = _class_of(reply.status)(
+    error = class_of(reply.status)(
         message,
         status=reply.status,
         code=code,
@@ -131,6 +142,8 @@ def read_reply(reply: Reply, operation: str) -> Reply:
         )
     if reply.status == 501:
         error.maybe_applied = False
+    if advice := _ADVICE.get(code, ""):
+        error.add_note(advice)
     raise error
 
 
@@ -171,7 +184,8 @@ def _is_page(reply: Reply) -> bool:
     return first == b"<" or ("html" in reply.content_type and first not in (b"{", b"["))
 
 
-def _class_of(status: int) -> type[ServiceError]:
+def class_of(status: int) -> type[ServiceError]:
+    """The class of the error that a reply with this *status* is."""
     if status in _CLASSES:
         return _CLASSES[status]
     if 400 <= status < 500:

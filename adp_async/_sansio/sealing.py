@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrs import define, evolve
 
 from adp_async._sansio.batch import RecordBatch, Span
-from adp_async._sansio.ranges import numbers_of, ranges_of, split
+from adp_async._sansio.ranges import numbers_at, numbers_of, ranges_of, split
 from adp_async._sansio.records import has_text
 from adp_async.errors import AdpError
 
@@ -23,10 +23,10 @@ SMALLEST_BODY_LIMIT = 16 * 1024
 
 
 class Cut(NamedTuple):
-    """Batches, and records that can't be sent, each with the reason."""
+    """Batches, and records that can't be sent, with their sequence numbers and the reason."""
 
     batches: list[RecordBatch]
-    refused: list[tuple[list[AnyRecord], AdpError]]
+    refused: list[tuple[list[AnyRecord], list[int], AdpError]]
 
 
 class _Fitting(NamedTuple):
@@ -57,7 +57,8 @@ class Sealer:
         parts, refused = refusals.apart(lane, records, now)
         cut = self.seal(lane, span, records, [(first, span.last)], parts, is_whole=True)
         for positions, error in refused:
-            cut.refused.append(([records[at] for at in positions], error))
+            numbers = [first + at for at in positions]
+            cut.refused.append(([records[at] for at in positions], numbers, error))
         return span, cut
 
     def seal(
@@ -78,9 +79,8 @@ class Sealer:
         for part in parts:
             mine, numbers = records, ranges
             if len(part.positions) < len(records):
-                everyone = list(numbers_of(ranges))
                 mine = [records[at] for at in part.positions]
-                numbers = ranges_of(everyone[at] for at in part.positions)
+                numbers = ranges_of(numbers_at(ranges, part.positions))
             for fitting, body, is_barrier, at in self._fit(lane, mine, numbers, cut):
                 has_all = is_whole and len(fitting) == span.last - span.first
                 token = next(self.tokens)
@@ -100,7 +100,7 @@ class Sealer:
             body = lane.encode(records, with_text=with_text)
         except Exception as error:  # one odd value costs one value: what else can be sent is
             if len(records) == 1:
-                cut.refused.append((records, _not_encodable(error)))
+                cut.refused.append((records, [*numbers_of(ranges)], _not_encodable(error)))
                 return []
         else:
             if len(body) <= self.limits.body_bytes or len(records) == 1:

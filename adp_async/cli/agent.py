@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
-from attrs import define
+from attrs import define, evolve
 
 from adp_async import Session
 from adp_async._hop import FILE, FOLDER, VARIABLE
 from adp_async._sansio.endpoints import Endpoint
+from adp_async._sansio.texts import counted
 from adp_async.collector.certificate import Certificate, write_private
 from adp_async.collector.collector import Collector
 from adp_async.collector.handle import Handle
+from adp_async.collector.sockets import Listen, host_and_port
 from adp_async.errors import AdpError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -54,12 +57,22 @@ class Options:
 
 def run_agent(options: Options) -> int:
     """Collect until a signal, or until nobody has come for a while; returns the exit code."""
-    home = options.home()
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    home.chmod(0o700)
+    home = _made(options.home())
     # It is not its own client.
     os.environ.pop(VARIABLE, None)
     return asyncio.run(_serve(options, home))
+
+
+def _made(home: Path) -> Path:
+    """The folder, made for its owner alone; one that others can write into is refused."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sys.platform != "win32" and home.stat().st_mode & 0o022:
+        message = (
+            f"{home}: other users can write into this folder, and could lead the agent's clients "
+            "elsewhere; name one of your own, or `chmod go-w` it"
+        )
+        raise ConfigurationError(message)
+    return home
 
 
 async def _serve(options: Options, home: Path) -> int:
@@ -83,23 +96,31 @@ async def _serve(options: Options, home: Path) -> int:
 
 def _collector(options: Options, home: Path, session: Session) -> Collector:
     before = _handle_before(home)
-    listen: Any = options.socket or options.listen
     certificate = None
-    if options.socket is None and options.listen is not None:
+    if options.listen is not None:
         certificate = Certificate.kept_in(home / _CERTIFICATE)
-        if before is not None and options.listen.count(":") != 1 and not before.socket:
-            # Where those that have its handle look for it.
-            listen = f"{options.listen}:{before.address.rpartition(':')[2]}"
-    elif listen is None:
-        listen = home / "socket"
     return Collector(
         session._engine,
         None,
-        listen=listen,
+        listen=_place(options, home, before),
         advertise=options.advertise,
         token=before.token if before is not None else None,
         certificate=certificate,
     )
+
+
+def _place(options: Options, home: Path, before: Handle | None) -> Path | Listen:
+    """Where to listen: with a port of its own choosing, where clients of the one before look."""
+    if options.listen is None:
+        return options.socket or home / "socket"
+    listen = Listen.of(options.listen)
+    if listen.port or before is None or before.socket or _port_of(options.advertise):
+        return listen
+    return evolve(listen, port=_port_of(before.address.removeprefix("https://")))
+
+
+def _port_of(address: str | None) -> int:
+    return 0 if address is None else host_and_port(address, "advertise")[1]
 
 
 def _handle_before(home: Path) -> Handle | None:
@@ -140,11 +161,12 @@ def show_status(options: Options) -> int:
         except AdpError as error:
             typer.echo(f"the agent at {handle.address} does not answer: {error}", err=True)
             return 1
-    typer.echo(f"{handle.address}: {told['waiting']} records wait for the service")
+    typer.echo(f"{handle.address}: {counted(told['waiting'], 'record')} waiting for the service")
     for name, counts in sorted(told["workers"].items()):
         if counts["taken"]:
-            typer.echo(
-                f"  {name}: {counts['taken']} records in {counts['batches']} requests, "
-                f"last heard of {counts['seen']:.0f} s ago"
+            taken, batches = (
+                counted(counts["taken"], "record"),
+                counted(counts["batches"], "request"),
             )
+            typer.echo(f"  {name}: {taken} in {batches}, last heard of {counts['seen']:.0f} s ago")
     return 0

@@ -17,6 +17,7 @@ from adp_async._io.handover import is_safe, take
 from adp_async._io.log import logger
 from adp_async._io.spool_aside import Attempt
 from adp_async._io.spool_file import SpoolError
+from adp_async._sansio.texts import counted
 from adp_async.collector.names import ATTEMPT, TASK
 from adp_async.collector.reading import INVALID, Refused
 
@@ -94,13 +95,15 @@ class Attempts:
         keeper = self._keeper()
         # The task's name is last, since it may have spaces in it.
         token = f"{_DONE}{attempt.name} {attempt.run_id} {attempt.task}"
-        winner = self._done.setdefault((attempt.run_id, attempt.task), attempt.name)
+        winner = self._winner(attempt)
+        if winner is None:
+            await self._take(keeper, attempt, worker, token)
+            winner = self._winner(attempt)
         if winner != attempt.name:
-            worker.dropped += await self._drop(keeper, attempt)
+            dropped = await self._drop(keeper, attempt)
+            worker.dropped += dropped
             message = f"another attempt of the task {attempt.task[:80]!r} has ended well before"
             raise Refused(409, "AlreadyCommitted", message)
-        if not self.ledger.knows(token):
-            await self._take(keeper, attempt, worker, token)
         taken = self.ledger.pending(token)
         if taken is not None:
             if not await is_safe(self.engine.delivery, taken, seconds):
@@ -112,21 +115,24 @@ class Attempts:
     async def _take(
         self, keeper: SpoolKeeper, attempt: Attempt, worker: Worker, token: str
     ) -> None:
+        """It counts from here on, unless another one was first meanwhile."""
         try:
             records = await keeper.doing(keeper.spool.aside.of, attempt)
         except SpoolError as error:
             logger.warning("what an attempt has logged cannot be read back: %s", error)
             raise Refused(503, "NotYet", "the collector can read nothing") from None
-        if self.ledger.knows(token):  # asked again meanwhile
+        if self._winner(attempt) is not None:  # or asked again meanwhile
             return
         taken = take(self.engine.delivery, attempt.run_id, records, token)
-        self.ledger.count(worker, records, taken)
+        self.ledger.count(worker, taken)
         self.ledger.open(token, taken)
+        self._done[attempt.run_id, attempt.task] = attempt.name
 
     async def abort(self, attempt: Attempt, worker: Worker) -> None:
         """The attempt has failed: throw away what it has handed over."""
         if self._winner(attempt) != attempt.name:
-            worker.dropped += await self._drop(self._keeper(), attempt)
+            dropped = await self._drop(self._keeper(), attempt)
+            worker.dropped += dropped
 
     async def _drop(self, keeper: SpoolKeeper, attempt: Attempt) -> int:
         count = len(await keeper.doing(keeper.spool.aside.of, attempt))
@@ -140,6 +146,7 @@ class Attempts:
             return
         left = await keeper.doing(keeper.spool.aside.counts)
         if left:
-            message = "%d records of %d attempts that did not end well are dropped"
-            logger.warning(message, sum(left.values()), len(left))
+            message = "%s of %s that did not end well are dropped"
+            records, attempts = sum(left.values()), counted(len(left), "attempt")
+            logger.warning(message, counted(records, "record"), attempts)
             await keeper.doing(keeper.spool.aside.drop, list(left))

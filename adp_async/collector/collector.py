@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
@@ -14,7 +14,8 @@ from adp_async.collector.certificate import Certificate
 from adp_async.collector.handle import Handle
 from adp_async.collector.handler import Handler
 from adp_async.collector.permit import Permit
-from adp_async.collector.server import Listen, Server, host_and_port
+from adp_async.collector.server import Server
+from adp_async.collector.sockets import Listen, host_and_port
 from adp_async.errors import Closed, ConfigurationError
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from adp_async._hop import Carrier
     from adp_async._io.engine import Engine
+    from adp_async._io.loop_thread import LoopThread
     from adp_async.collector.ledger import WorkerStats
+    from adp_async.errors import AdpError
 
 #: Seconds that a collector waits, when it closes, for a worker it has heard nothing of.
 LEASE: Final = 30.0
@@ -33,11 +36,21 @@ LONGEST_SEARCH: Final = 30.0
 
 @frozen
 class CollectorStats:
-    """What a collector has taken in all, and by worker: *taken* = *settled* + *waiting*."""
+    """What a collector has taken in all, and by worker.
+
+    *taken* is the sum of *delivered*, *rejected* and *waiting*; the first two are *settled*.
+    *workers* are by name: host and process; beyond 10,000 the oldest are ``"others"`` together.
+    """
 
     taken: int
     settled: int
+    rejected: int
     workers: Mapping[str, WorkerStats]
+
+    @property
+    def delivered(self) -> int:
+        """Records that the service has."""
+        return self.settled - self.rejected
 
     @property
     def waiting(self) -> int:
@@ -57,7 +70,7 @@ class Collector:
         engine: Engine,
         run_id: str | None,
         *,
-        listen: str | os.PathLike[str] | None = None,
+        listen: str | os.PathLike[str] | Listen | None = None,
         advertise: str | None = None,
         carrier: Carrier | None = None,
         token: str | None = None,
@@ -73,16 +86,22 @@ class Collector:
         self._server: Server | None = None
         self.handler = Handler(engine, Permit.of(self._token, run_id))
         self.handle: Handle | None = None
-        self._is_open = False
+        self._was_opened = self._is_open = False
 
     async def open(self) -> Handle:
-        """Listen, and return what workers need.  In the delivery thread."""
+        """Listen, and return what workers need.  In the delivery thread.
+
+        Once: a handle is dead when its collector has closed.
+        """
+        if self._was_opened:
+            raise Closed("it was shared before; `run.shared()` anew makes another handle")
+        self._was_opened = True
         await self.prepare()
         if self._carrier is None:
             await self._listen_there()
         self.handle = self._make_handle(self._server)
         self._is_open = True
-        self._engine.handles[self._run_id] = self.handle
+        self._engine.handles.setdefault(self._run_id, []).append(self.handle)
         return self.handle
 
     async def _listen_there(self) -> None:
@@ -94,9 +113,10 @@ class Collector:
         await self._server.open()
 
     async def prepare(self) -> None:
-        """Learn what a collector before this one has taken."""
+        """Learn what a collector before this one has taken, and what is refused from now on."""
         engine = self._engine
         engine.lifetime.check()
+        engine.delivery.state.watchers.add(self.handler.ledger)
         if engine.recoveries is not None:
             try:
                 async with asyncio.timeout(LONGEST_SEARCH):
@@ -157,8 +177,9 @@ class Collector:
         """Answer nobody any more."""
         self._is_open = False
         server, self._server = self._server, None
-        if self._engine.handles.get(self._run_id) is self.handle:
-            self._engine.handles.pop(self._run_id, None)
+        handles = self._engine.handles.get(self._run_id, [])
+        if self.handle in handles:
+            handles.remove(self.handle)
         if server is not None:
             await server.close()
 
@@ -166,19 +187,31 @@ class Collector:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of the reply to a request that was carried here."""
+        thread = self._open_thread()
+        reply = await thread.run(self.handler.handle(method, target, headers, body))
+        return reply.status, reply.headers, reply.body
+
+    async def refuse(
+        self, headers: Mapping[str, str], found: Mapping[str, Any], error: AdpError
+    ) -> int:
+        """Count the records of a log-batch as rejected; see `Shared.refuse`."""
+        return await self._open_thread().run(self.handler.refuse(headers, found, error))
+
+    def _open_thread(self) -> LoopThread:
         thread = self._engine.thread
         if not self._is_open or thread is None:
             raise Closed("the collector is closed")
-        reply = await thread.run(self.handler.handle(method, target, headers, body))
-        return reply.status, reply.headers, reply.body
+        return thread
 
     def stats(self) -> CollectorStats:
         """What was taken, in all and by worker.  From any thread."""
         with self._engine.delivery.intake.lock:
             workers = self.handler.ledger.stats()
-        taken = sum(each.taken for each in workers.values())
-        settled = sum(each.settled for each in workers.values())
-        return CollectorStats(taken, settled, workers)
+        taken, settled, rejected = (
+            sum(getattr(each, name) for each in workers.values())
+            for name in ("taken", "settled", "rejected")
+        )
+        return CollectorStats(taken, settled, rejected, workers)
 
 
 def _own_address() -> str:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import msgspec
 from attrs import asdict, define, field
 
-from adp_async._io.handover import has_room, is_safe, take
+from adp_async._io.handover import has_room, is_safe, reject, take
 from adp_async._io.hop import WORKER
 from adp_async._io.log import logger
 from adp_async._sansio.endpoints import LOG_BATCH, SEARCH_RUNS, Scope
@@ -28,7 +28,8 @@ from adp_async._sansio.urls import url_of
 from adp_async.collector.attempts import Attempts
 from adp_async.collector.ledger import Ledger
 from adp_async.collector.permit import find_endpoint
-from adp_async.collector.reading import INVALID, Refused, read_log_batch
+from adp_async.collector.reading import INVALID, Refused, named_records, read_log_batch
+from adp_async.collector.rejected import to_wire
 from adp_async.errors import (
     AdpError,
     Closed,
@@ -86,6 +87,14 @@ class Handler:
                 url = url_of(root, "", settings.platform_id, settings.workspace, {}, {})
                 self._heads[url.partition(_MARK)[0]] = scope
 
+    def turned_away(self, headers: Mapping[str, str]) -> Reply | None:
+        """The refusal of a request without the job's token, of which no body need be read."""
+        try:
+            self.permit.check_token(headers)
+        except Refused as refused:
+            return self._counted(_refusal(refused))
+        return None
+
     async def handle(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Reply:
@@ -104,6 +113,9 @@ class Handler:
         except Exception:
             logger.exception("a request of a worker failed: %s %.200s", method, target)
             reply = _refusal(Refused(500, "InternalError", "the collector failed"))
+        return self._counted(reply)
+
+    def _counted(self, reply: Reply) -> Reply:
         self.by_status[reply.status] = self.by_status.get(reply.status, 0) + 1
         return reply
 
@@ -148,7 +160,7 @@ class Handler:
         if token and self.ledger.knows(token):  # sent again while it waited
             return await self._safe(token)
         taken = take(delivery, handed.run_id, handed.records, token)
-        self.ledger.count(worker, handed.records, taken)
+        self.ledger.count(worker, taken)
         if not token:
             return EMPTY if await is_safe(delivery, taken, LONGEST_WAIT) else _not_yet()
         self.ledger.open(token, taken)
@@ -162,6 +174,18 @@ class Handler:
                 return _not_yet()
             self.ledger.close(token)
         return EMPTY
+
+    async def refuse(
+        self, headers: Mapping[str, str], found: Mapping[str, Any], error: AdpError
+    ) -> int:
+        """Count what a log-batch has *found* in it as rejected; returns how many records."""
+        records = named_records(found)
+        run_id = str(found.get("run_id", ""))
+        if records and self.permit.run_id in (None, run_id):
+            worker = self.ledger.worker(headers.get(WORKER, "")[:200])
+            lane, rejections = reject(self.engine.delivery, run_id, records, error)
+            self.ledger.reject(worker, lane.key, rejections)
+        return len(records)
 
     async def _until_room(self) -> None:
         delivery, until = self.engine.delivery, time.monotonic() + LONGEST_WAIT_FOR_ROOM
@@ -236,7 +260,7 @@ class Handler:
             case "status":
                 return self._status()
             case "flush":
-                return await self._flush(worker, run_id)
+                return await self._flush(worker, given)
             case _:
                 raise Refused(404, "NotFound", f"a collector has no {what[:80]!r}")
         return EMPTY
@@ -247,8 +271,14 @@ class Handler:
         waiting = sum(each.waiting for each in stats.values())
         return _json({"workers": workers, "waiting": waiting, "answers": self.by_status})
 
-    async def _flush(self, worker: Worker, run_id: str) -> Reply:
-        """Wait until the service has what this run has so far; and what it has refused."""
+    async def _flush(self, worker: Worker, given: Mapping[str, Any]) -> Reply:
+        """Wait until the service has what this run has so far; and what it has refused.
+
+        Of this worker's records, after the first *told* that were.
+        """
+        run_id, told = str(given.get("run_id", "")), given.get("told", 0)
+        if type(told) is not int:
+            raise Refused(400, INVALID, "told is a number")
         self.permit.check_run(run_id)
         delivery = self.engine.delivery
         delivery.lifetime.check()
@@ -260,14 +290,9 @@ class Handler:
                     await others.settled()  # records of a collector before this one
         except TimeoutError:
             is_settled = False
-        self.ledger.settle()
-        rejections, _ = delivery.accumulator.rejections.of(run_id)
-        told = [
-            {"kind": each.kind, "key": each.key, "step": each.step, "cause": str(each.cause)}
-            for each in rejections
-            if each.key in worker.keys
-        ]
-        return _json({"settled": is_settled, "rejected": told})
+        rejections, count = worker.refused_since(delivery.intake.lane(run_id).key, told)
+        rejected = [to_wire(each) for each in rejections]
+        return _json({"settled": is_settled, "rejected": rejected, "told": count})
 
 
 def _loop_time(at: float) -> float:

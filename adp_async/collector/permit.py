@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
@@ -12,8 +13,7 @@ from attrs import field, frozen
 
 from adp_async._sansio import endpoints
 from adp_async._sansio.endpoints import Endpoint, Scope
-from adp_async._sansio.replies import as_json
-from adp_async.collector.reading import Refused
+from adp_async.collector.reading import INVALID, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,21 +84,35 @@ class Permit:
             if run_id is not None:
                 self.check_run(str(run_id))
         if "run_id" not in named and "run_uuid" not in named:
-            raise Refused(400, "INVALID_PARAMETER_VALUE", "the run_id is missing")
+            raise Refused(400, INVALID, "the run_id is missing")
         if endpoint.operation == "update_experiment_run" and named.get("status") is not None:
             message = "the run is ended by the process that shares it"
             raise Refused(403, "NotAllowed", message)
 
 
 def _named(endpoint: Endpoint, query: str, body: bytes) -> Mapping[str, object]:
-    """The arguments of a request, by their names."""
+    """The arguments of a request, by their names, wherever they stand in it."""
+    given = parse_qs(query, keep_blank_values=True)
+    if any(len(values) > 1 for name, values in given.items() if name in ("run_id", "run_uuid")):
+        raise Refused(400, INVALID, "the run_id is given twice")
+    named: dict[str, object] = {name: values[0] for name, values in given.items()}
     if endpoint.method == "GET":
-        given = parse_qs(query, keep_blank_values=True)
-        if any(len(values) > 1 for name, values in given.items() if name in ("run_id", "run_uuid")):
-            raise Refused(400, "INVALID_PARAMETER_VALUE", "the run_id is given twice")
-        return {name: values[0] for name, values in given.items()}
-    found = as_json(body)
+        return named
+    if {"run_id", "run_uuid"} & named.keys():
+        raise Refused(400, INVALID, "the run_id is in the body")
+    try:
+        found = json.loads(body.decode() or "{}", object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        raise Refused(400, INVALID, "the body is not a JSON object") from None
     return found if isinstance(found, dict) else {}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; a name that is given twice may be read as either of them by others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise Refused(400, INVALID, "a name is given twice in one object")
+    return found
 
 
 def find_endpoint(method: str, scope: Scope, path: str) -> Endpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,22 +12,25 @@ if TYPE_CHECKING:
 
 #: Of torchrun, Slurm and Open MPI.
 VARIABLES: Final = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+_NUMBER: Final = re.compile("[0-9]{1,9}")
 
 
 def find_rank(environ: Mapping[str, str] | None = None) -> int | None:
-    """The rank of this process as its launcher says it; None where nobody does.
+    """The rank of this process as its engine or its launcher says it; None where nobody does.
 
-    Engines that this process has not imported are not asked.
+    The task that it is in goes before the environment, which may be that of the node: a cluster
+    that Slurm has started has SLURM_PROCID in all of its workers.  Engines that this process has
+    not imported are not asked.
     """
     environ = os.environ if environ is None else environ
-    for name in VARIABLES:
-        if (text := environ.get(name, "").strip()).isdecimal():
-            return int(text)
     for module, ask in _ENGINES.items():
         if (engine := sys.modules.get(module)) is not None and (
             rank := _asked(ask, engine)
         ) is not None:
             return rank
+    for name in VARIABLES:
+        if _NUMBER.fullmatch(text := environ.get(name, "").strip()):
+            return int(text)
     return None
 
 
@@ -57,7 +61,7 @@ def _answer(ask: Callable[[Any], Any], engine: Any) -> Any:
 
 def _asked(ask: Callable[[Any], Any], engine: Any) -> int | None:
     rank = _answer(ask, engine)
-    return rank if isinstance(rank, int) and rank >= 0 else None
+    return rank if type(rank) is int and rank >= 0 else None
 
 
 def _rank_in_spark(pyspark: Any) -> Any:

@@ -5,92 +5,35 @@ The server runs in the delivery thread of the session, whose event loop it share
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-import shutil
-import socket
-import tempfile
 import weakref
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from attrs import frozen
 
+from adp_async._io.log import logger
+from adp_async.collector.sockets import BACKLOG, listen_at
 from adp_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import ssl
 
+    from adp_async._sansio.messages import Reply
     from adp_async.collector.handler import Handler
+from adp_async.collector.sockets import Listen, Listening
 
-#: The longest path of a Unix socket that every system takes.
-LONGEST_PATH: Final = 103
 MOST_BYTES: Final = 32 * 2**20
 #: Seconds that requests under way get when the server closes.
 SHUTDOWN: Final = 2.0
-_SOCKET: Final = "collector"
-#: Python offers these on POSIX only.
-_UNIX: Final[Any] = getattr(socket, "AF_UNIX", None)
-
-
-@frozen
-class Listen:
-    """Where a collector listens: the *path* of a Unix socket, or *host* and *port*."""
-
-    path: str = ""
-    host: str = ""
-    port: int = 0
-
-    @classmethod
-    def of(cls, text: str | os.PathLike[str] | None) -> Listen:
-        """What a user has written: a path, ``host`` or ``host:port``; None: a new socket.
-
-        Where there are no Unix sockets, as on Windows, that is a port for this machine only.
-
-        >>> Listen.of("0.0.0.0:8443")
-        Listen(path='', host='0.0.0.0', port=8443)
-        """
-        if text is None:
-            return cls() if _UNIX else cls(host="127.0.0.1")
-        plain = os.fspath(text)
-        if os.sep in plain:
-            if not _UNIX:
-                message = (
-                    f"listen: {plain!r:.200} would be a Unix socket, which this system does not "
-                    "have; name a host, such as 127.0.0.1"
-                )
-                raise ConfigurationError(message)
-            path = os.path.abspath(plain)
-            if len(os.fsencode(path)) > LONGEST_PATH:
-                message = (
-                    f"listen: a socket's path has at most {LONGEST_PATH} bytes: {plain!r:.200}"
-                )
-                raise ConfigurationError(message)
-            return cls(path=path)
-        host, port = host_and_port(plain, "listen")
-        return cls(host=host, port=port)
-
-    @property
-    def is_socket(self) -> bool:
-        return not self.host
-
-
-def host_and_port(text: str, what: str) -> tuple[str, int]:
-    """``host``, ``host:port`` or ``[ipv6]:port``; `ConfigurationError` that names *what* it is."""
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
-    if not host or (port and not (port.isdecimal() and int(port) < 2**16)):
-        message = (
-            f"{what}: {text!r:.100} is not a host, such as 0.0.0.0, a host with a port, such as "
-            "0.0.0.0:8443, or the path of a socket"
-        )
-        raise ConfigurationError(message)
-    return host, int(port or 0)
+#: Seconds that a new connection gets for the head of its first request, and any request for its
+#: body: what connects and says nothing, or half of it, is not a worker.
+LONGEST_HEAD: Final = 10.0
+LONGEST_BODY: Final = 30.0
+#: Seconds until a connection is closed that nothing comes by: longer than a worker keeps one.
+LONGEST_SILENCE: Final = 90.0
 
 
 class Server:
@@ -101,99 +44,74 @@ class Server:
         self._listen = listen
         self._tls = tls
         self._runner: web.ServerRunner | None = None
-        self._server: web.Server | None = None
-        self._folder: str | None = None
-        self._sockets: list[socket.socket] = []
+        self._server: _Connections | None = None
+        self._listening: Listening | None = None
         #: The path of the socket, or host and port.
         self.path = listen.path
         self.port = listen.port
 
     async def open(self) -> None:
         """Listen.  Raises `ConfigurationError` where that is not possible."""
-        self._server = web.Server(self._answer, access_log=None, auto_decompress=False)
+        self._server = _Connections(
+            self._answer,
+            access_log=None,
+            logger=_Garbage(logger.logger, {}),
+            auto_decompress=False,
+            keepalive_timeout=LONGEST_SILENCE,
+        )
         self._runner = web.ServerRunner(self._server, shutdown_timeout=SHUTDOWN)
         await self._runner.setup()
         try:
-            if self._listen.is_socket:
-                self._sockets = [self._bind_to_path()]
-            else:
-                self._sockets = [self._bind_to_port()]
-            site = web.SockSite(self._runner, self._sockets[0], ssl_context=self._tls, backlog=1024)
+            listening = self._listening = await listen_at(self._listen)
+            self.path, self.port = listening.path, listening.port
+            # It has the certificate as well; what listens already is not connected to.
+            site = web.SockSite(
+                self._runner, listening.socket, ssl_context=self._tls, backlog=BACKLOG
+            )
             await site.start()
         except OSError as error:
             await self.close()
-            where = self.path or f"{self._listen.host}:{self._listen.port}"
-            message = f"a collector cannot listen at {where}: {error.strerror or error}"
+            message = f"a collector cannot listen at {self._listen}: {error.strerror or error}"
             raise ConfigurationError(message) from error
         except BaseException:
             await self.close()
             raise
         _open_servers.add(self)
 
-    def _bind_to_path(self) -> socket.socket:
-        if not self.path:
-            self._folder = tempfile.mkdtemp(prefix="adp-async-")  # 0700
-            self.path = os.path.join(self._folder, _SOCKET)
-        else:
-            folder = Path(self.path).parent
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _remove_dead(self.path)
-        listening = socket.socket(_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)  # 0600 from its first moment
-        try:
-            listening.bind(self.path)
-        except BaseException:
-            listening.close()
-            raise
-        finally:
-            os.umask(mask)
-        return listening
-
-    def _bind_to_port(self) -> socket.socket:
-        host, port = self._listen.host, self._listen.port
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            self.port = listening.getsockname()[1]
-        except BaseException:
-            listening.close()
-            raise
-        return listening
-
     async def close(self) -> None:
         """Answer what is under way, and listen no more."""
         _open_servers.discard(self)
         runner, self._runner = self._runner, None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            listening.remove()
         if runner is not None:
             await runner.cleanup()
-        for each in self._sockets:
-            each.close()
-        if self._sockets and self._listen.is_socket:
-            with suppress(FileNotFoundError):
-                os.unlink(self.path)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if listening is not None:
+            listening.socket.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        length = request.content_length
-        if length is None and request.can_read_body:
-            return web.Response(status=411)
-        if (length or 0) > MOST_BYTES:
-            return web.Response(status=413)
-        body = await request.content.read() if length else b""
+        assert self._server is not None
+        self._server.heard_of(request.protocol)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        reply = await self._handler.handle(request.method, request.raw_path, headers, body)
-        return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        if (refusal := self._handler.turned_away(headers)) is not None:
+            return _last(_response(refusal))
+        try:
+            async with asyncio.timeout(LONGEST_BODY):
+                body = await _body_of(request)
+        except TimeoutError:
+            return _last(web.Response(status=408))
+        if body is None:
+            return _last(web.Response(status=411 if request.content_length is None else 413))
+        handle = self._handler.handle
+        return _response(await handle(request.method, request.raw_path, headers, body))
 
     def forked(self) -> None:
         """In a forked child: let go of the parent's sockets, so that its end is noticed."""
         connections = self._server.connections if self._server is not None else []
         transports = [each.transport for each in connections if each.transport is not None]
-        sockets = [*self._sockets, *(each.get_extra_info("socket") for each in transports)]
+        listening = [self._listening.socket] if self._listening is not None else []
+        sockets = [*listening, *(each.get_extra_info("socket") for each in transports)]
         nowhere = os.open(os.devnull, os.O_RDWR)
         for each in sockets:
             with suppress(OSError):
@@ -202,17 +120,58 @@ class Server:
         os.close(nowhere)
 
 
-def _remove_dead(path: str) -> None:
-    """Remove a socket that nobody listens at; OSError when somebody does."""
-    with socket.socket(_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise FileExistsError(17, "another collector listens there")
+class _Garbage(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp logs of requests that are not HTTP, for those who look for it.
+
+    Every scan of the port would be an error with a traceback otherwise, and bytes of the request
+    in it.
+    """
+
+    def log(self, level: int, msg: object, *given: Any, **more: Any) -> None:
+        more.pop("exc_info", None)
+        super().log(logging.DEBUG, msg, *given, **more)
+
+
+class _Connections(web.Server):
+    """Those to one server: each has to bring a request soon."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self._silent: dict[object, asyncio.TimerHandle] = {}
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        loop = asyncio.get_running_loop()
+        self._silent[handler] = loop.call_later(LONGEST_HEAD, transport.abort)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        self.heard_of(handler)
+        super().connection_lost(handler, exc)
+
+    def heard_of(self, handler: object) -> None:
+        """A request has come by that connection, or it is lost."""
+        if (timer := self._silent.pop(handler, None)) is not None:
+            timer.cancel()
+
+
+async def _body_of(request: web.BaseRequest) -> bytes | None:
+    """What it brings; None when that is too much, or of no known size."""
+    length = request.content_length
+    if length is None:
+        return None if request.can_read_body else b""
+    if length > MOST_BYTES:
+        return None
+    return await request.content.read() if length else b""
+
+
+def _response(reply: Reply) -> web.Response:
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+
+
+def _last(response: web.Response) -> web.Response:
+    """The last by its connection; what is still coming is read for a while, and not kept."""
+    response.force_close()
+    return response
 
 
 _open_servers: weakref.WeakSet[Server] = weakref.WeakSet()

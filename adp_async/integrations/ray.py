@@ -93,18 +93,22 @@ class _Collector:
 def collector(
     name: str = "adp_async",
     *,
-    namespace: str = "adp_async",
+    namespace: str | None = None,
     options: Mapping[str, Any] | None = None,
     **knobs: Any,
 ) -> Iterator[Handle]:
     """A named actor that collects for tasks and actors: ``with collector() as handle``.
 
     It needs the credentials, tasks and the driver do not.  *handle* is for a whole session:
-    ``handle.session()`` starts runs, ``handle.attach(run_id)`` logs into one.  *knobs* are those of
+    ``handle.session()`` starts runs, ``handle.attach(run_id)`` logs into one.  *name* and
+    *namespace* are the actor's; by default the namespace is the job's, so that two jobs of a
+    cluster have a collector each.  *knobs* are those of
     `adp_async.Session`; *options* are Ray's for the actor, in place of ``num_cpus=0`` and
     ``max_restarts=-1``: where it runs, for one.  Exiting delivers what is there, for at most
     ``close_timeout``, and ends the actor; what could not be delivered stays in its spool.
     """
+    if namespace is None:
+        namespace = ray.get_runtime_context().namespace
     carrier = _ActorCarrier(name, namespace)
     given = {
         "num_cpus": 0,
@@ -116,11 +120,11 @@ def collector(
     }
     actor: Any = ray.remote(_Collector).options(**given)
     actor = actor.remote(carrier, secrets.token_urlsafe(32), knobs)
-    handle: Handle = ray.get(actor.handle.remote())
     try:
-        yield handle
-    finally:
+        handle: Handle = ray.get(actor.handle.remote())
         try:
-            ray.get(actor.close.remote())
+            yield handle
         finally:
-            ray.kill(actor, no_restart=True)
+            ray.get(actor.close.remote())
+    finally:
+        ray.kill(actor, no_restart=True)
