@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from adp_async._io.log import logger
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
@@ -146,7 +147,10 @@ def is_any_busy_here() -> bool:
 def end_all() -> None:
     """End all sessions that are open: the process ends."""
     for each in _all_living():
-        each.interpreter_ends()
+        try:
+            each.interpreter_ends()
+        except Exception:  # it costs no other session its end
+            logger.exception("a session could not be ended")
 
 
 @atexit.register

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from adp_async._sansio.events import Event, Refused, Sealed, Settled, Took
 from adp_async._sansio.lanes import Lanes
-from adp_async._sansio.ranges import numbers_of
+from adp_async._sansio.ranges import numbers_at, numbers_of
 from adp_async._sansio.records import (
     DELIVERED,
     METRIC_COST,
@@ -325,8 +325,7 @@ class Accumulator:
         else:
             # A tag that was overwritten in the whole may be sent in a part, and make it larger.
             given_up = [batch.records[at] for at in ruling.given_up]
-            everyone = list(numbers_of(batch.ranges))
-            numbers = [everyone[at] for at in ruling.given_up]
+            numbers = numbers_at(batch.ranges, ruling.given_up)
             self._put_back(batch, self._parts(batch, ruling.parts), now, now)
             if given_up:
                 self._refuse_waiting(lane, batch.span, given_up, numbers, error)
@@ -356,12 +355,7 @@ class Accumulator:
         return rejections
 
     def _refuse_waiting(
-        self,
-        lane: Lane,
-        span: Span,
-        records: list[AnyRecord],
-        numbers: Sequence[int],
-        error: AdpError,
+        self, lane: Lane, span: Span, records: list[AnyRecord], numbers: list[int], error: AdpError
     ) -> None:
         """Records that are not in flight won't be sent: the service refuses such."""
         self.reject(lane, records, numbers, error)
