@@ -1,4 +1,13 @@
-"""Asyncio client for the MLOps API of Oracle AI Data Platform."""
+"""Asyncio client for the MLOps API of Oracle AI Data Platform.
+
+A script logs with ``with adp_async.blocking.start_run("digits") as run: ...``, asyncio code with
+``async with adp_async.Session() as session, session.start_run("digits") as run: ...``, and MLflow
+code by ``mlflow.set_tracking_uri("aidp://")``.  In either block ``run.log_metric("loss", 0.5, 1)``
+returns at once, and leaving it delivers what was logged and ends the run.
+
+`Session` and `Run` are where to read on; `Settings` explains every setting, and `AdpError` is the
+base of all errors.  Durations are seconds and sizes bytes, but for timestamps: Unix milliseconds.
+"""
 
 from adp_async import address, blocking
 from adp_async._sansio.batch import RecordBatch

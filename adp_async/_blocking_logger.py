@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from adp_async._sansio.texts import not_delivered_yet
 from adp_async.errors import AdpError, DeliveryError
 from adp_async.logger import LoggerFace
 
@@ -46,7 +47,11 @@ class BatchLogger(LoggerFace):
         Doesn't linger.  Raises `DeliveryError` when records were refused that no flush has
         reported yet, `TimeoutError` after *timeout* seconds.
         """
-        self._session.call(self._session.session.logger.flush(run_id), timeout)
+        try:
+            self._session.call(self._session.session.logger.flush(run_id), timeout)
+        except TimeoutError:
+            waiting = self.stats(run_id).undelivered
+            raise TimeoutError(not_delivered_yet(waiting)) from None
 
     def try_flush(self, run_id: str | None = None, timeout: float | None = None) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; None when all went well.
@@ -58,8 +63,7 @@ class BatchLogger(LoggerFace):
             return self._session.call(self._session.session.logger.try_flush(run_id), timeout)
         except TimeoutError:
             left = self.stats(run_id).undelivered
-            message = f"{left} records not delivered yet; the session keeps trying"
-            return DeliveryError(message, undelivered=left, run_id=run_id)
+            return DeliveryError(not_delivered_yet(left), undelivered=left, run_id=run_id)
         except AdpError as error:  # closed
             return error
 

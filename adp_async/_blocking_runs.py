@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from adp_async._sansio.statuses import end_status
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
-from adp_async.errors import AdpError
+from adp_async.errors import AdpError, Closed
 from adp_async.lenient import LenientWriter
 from adp_async.run import warned
 from adp_async.writer import RunWriter
@@ -128,7 +128,10 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
 
         Raises `DeliveryError` naming what was refused, `TimeoutError` after *timeout* seconds.
         """
-        self._session.call(self._run.flush(), timeout)
+        try:
+            self._session.call(self._run.flush(), timeout)
+        except TimeoutError:
+            raise TimeoutError(str(self._run._undelivered())) from None
 
     def try_flush(self, timeout: float | None = None) -> AdpError | None:
         """As `flush`, but returns the error that would be raised; None when all went well.
@@ -144,20 +147,24 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
             return error
 
     def drain(self, timeout: float | None = None) -> None:
-        """Wait until the buffer is below its high-water mark."""
+        """Wait until the buffer is below its high-water mark, half of ``buffer_limit``.
+
+        Raises `TimeoutError` after *timeout* seconds.
+        """
         self._session.call(self._run.drain(), timeout)
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, then give the run its *status* and end time.
+        """Flush, wait for the uploads, then give the run its *status* and end time.
 
-        ValueError, before anything is done, for a status that does not end a run.
+        Errors as for `adp_async.Run.finish`.  ValueError, before anything is done, for a status
+        that does not end a run.
         """
         status = end_status(status)
         self._inner._check_ours()
         self._session.call(self._run.finish(status))
 
     def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Record which datasets the run reads."""
+        """Record which datasets the run reads; see `adp_async.Run.log_inputs`."""
         self._session.call(self._run.log_inputs(dataset_inputs))
 
     def discard(self) -> int:
@@ -179,6 +186,14 @@ class Run(SharesRun, ArtifactWriter, RunWriter):
     ) -> None:
         if not self._is_inherited:  # else nothing was logged here
             self._session.call(self._exit(error))
+
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __aenter__(self) -> NoReturn:
+            message = f"run {self.run_id} is of a blocking session: use `with`"
+            raise TypeError(message)
+
+        async def __aexit__(self, *error: object) -> None: ...
 
     async def _exit(self, error: BaseException | None) -> None:
         """What exiting does on the session's event loop."""
@@ -217,9 +232,20 @@ class StartedRun(_RunWithSession):
     """A run that ends with its ``with`` block, and closes a session of its own."""
 
     def finish(self, status: EndStatus = "FINISHED") -> None:
-        """Flush, give the run its *status* and end time, and close a session of its own."""
+        """Flush, give the run its *status* and end time, and close a session of its own.
+
+        A second time it does nothing, unless *status* is another one: then `Closed`.
+        """
         status = end_status(status)
         self._inner._check_ours()
+        if self._owns_session and self._session._thread is None and self.status is not None:
+            if status == self.status:
+                return
+            message = (
+                f"run {self.run_id} has ended {self.status}, and its session is closed; "
+                "`session.runs.update(run_id, status=...)` changes it"
+            )
+            raise Closed(message)
         try:
             super().finish(status)
         finally:

@@ -103,8 +103,11 @@ def token_of(text: str, setting: str, looked: str) -> str:
     return token
 
 
-def read_file(file: Path, setting: str, looked: str) -> bytes:
-    """A regular file of reasonable size: a pipe or a device may never end."""
+def read_file(file: Path, setting: str, looked: str, *, if_missing: str = "") -> bytes:
+    """A regular file of reasonable size: a pipe or a device may never end.
+
+    *if_missing* is what to do when there is none.
+    """
 
     def unusable(problem: str) -> ConfigurationError:
         fix = f"Correct {setting}, or make the file readable for this user."
@@ -118,7 +121,9 @@ def read_file(file: Path, setting: str, looked: str) -> bytes:
         with file.open("rb") as opened:
             content = opened.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise unusable(error.strerror or type(error).__name__) from error
+        if if_missing and isinstance(error, FileNotFoundError):
+            raise misconfigured(setting, "does not exist", looked=looked, fix=if_missing) from None
+        raise unusable(error.strerror or type(error).__name__) from None
     if len(content) > _LARGEST_FILE:
         raise unusable(f"larger than {_LARGEST_FILE:,} bytes")
     return content

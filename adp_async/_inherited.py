@@ -64,8 +64,13 @@ def _attach(run: AsyncRun | blocking.Run, inner: AsyncRun, run_id: str) -> None:
 
 def _session_here(run: AsyncRun | blocking.Run) -> blocking.Session:
     """To a collector, if the run was shared, or is one of a worker."""
-    handle: Any = run._shared_handle() or getattr(run._host, "handle", None)
-    return handle.session() if handle is not None else _heirs.of(run._shared_engine())
+    if (handle := run._shared_handle()) is not None:
+        return handle.session()
+    host: Any = run._host
+    if hasattr(host, "in_this_process"):  # of a worker
+        session: blocking.Session = host.in_this_process()
+        return session
+    return _heirs.of(run._shared_engine())
 
 
 def _adopt(handle: Any, run_id: str, host: Any, session: blocking.Session) -> None:

@@ -174,13 +174,8 @@ def read_key_file(profile: Profile) -> tuple[bytes, str]:
 def _parsed(file: Path, looked: str) -> ConfigParser:
     import configparser
 
-    try:
-        content = read_file(file, "config_file", looked)
-    except ConfigurationError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            fix = "Run `oci setup config`, or set OCI_CONFIG_FILE to where the file is."
-            raise misconfigured("config_file", "does not exist", looked=looked, fix=fix) from None
-        raise
+    fix = "Run `oci setup config`, or set OCI_CONFIG_FILE to where the file is."
+    content = read_file(file, "config_file", looked, if_missing=fix)
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(_decoded(content, looked))

@@ -5,7 +5,7 @@ Made of `cryptography` alone: importing ``oci`` for the same costs a quarter of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from adp_async._sansio.signature import (
     authorization,
@@ -16,7 +16,7 @@ from adp_async._sansio.signature import (
 from adp_async.errors import misconfigured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import MutableMapping
 
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -89,7 +89,9 @@ def load_private_key(
         # `cryptography` is in Rust: its panics, as after a short IV, are not Exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        _not_a_key(pem, error, wrong, is_locked=isinstance(error, TypeError) and secret is None)
+        is_locked = isinstance(error, TypeError) and secret is None
+        # What `cryptography` says is in ours, and its frames help nobody.
+        raise wrong(*_why_not_a_key(pem, is_locked=is_locked)) from None
     if not isinstance(private_key, RSAPrivateKey):
         raise wrong("is not an RSA key", "OCI signs with RSA keys only.")
     if not _is_sound(private_key):
@@ -138,17 +140,15 @@ def _encoded(passphrase: str) -> bytes:
         ) from None
 
 
-def _not_a_key(
-    pem: bytes,
-    error: BaseException,
-    wrong: Callable[[str, str], ConfigurationError],
-    *,
-    is_locked: bool,
-) -> NoReturn:
+def _why_not_a_key(pem: bytes, *, is_locked: bool) -> tuple[str, str]:
+    """The problem and the fix."""
     if is_locked:
         fix = "Add a line `pass_phrase=` to the profile, or pass passphrase=."
-        raise wrong("is encrypted and no passphrase is given", fix) from error
+        return "is encrypted and no passphrase is given", fix
     if b"ENCRYPTED" in pem:
         fix = "Correct pass_phrase in the profile, or passphrase=."
-        raise wrong("does not open with the given passphrase", fix) from error
-    raise wrong("is not a PEM private key", "Download the key again.") from error
+        return "does not open with the given passphrase", fix
+    return (
+        "is not a PEM private key",
+        "Name the .pem file that has the API key, or download it again.",
+    )

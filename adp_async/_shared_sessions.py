@@ -41,6 +41,21 @@ class SharedSessions(Generic[K, S]):
         # The parent may have held its own.  Reentrant: a signal handler may log meanwhile.
         self.lock = threading.RLock()
 
+    def has(self, key: K) -> bool:
+        """Whether there is an open session of *key*."""
+        session = self._sessions.get(key)
+        return session is not None and session.is_open
+
+    def take(self, which: Callable[[S], bool]) -> list[S]:
+        """Remove and return those sessions that *which* says, and forget closed ones."""
+        with self.lock:
+            found = [(key, session) for key, session in self._sessions.items() if which(session)]
+            gone = {key for key, _ in found}
+            gone |= {key for key, session in self._sessions.items() if not session.is_open}
+            for key in gone:
+                del self._sessions[key]
+            return [session for _, session in found]
+
     def of(self, key: K) -> S:
         """The open session of *key*; raises what opening raises."""
         with self.lock:

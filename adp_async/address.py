@@ -49,8 +49,13 @@ class RunAddress:
 
 def _reduce(run: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     if (handle := run._shared_handle()) is not None:
-        return type(handle).attach, (handle,)
+        return _attach_shared, (handle, not isinstance(run, LenientWriter))
     return RunAddress.attach, (address_of(run),)
+
+
+def _attach_shared(handle: Any, strict: bool) -> Run:
+    attached: Run = handle.attach(strict=strict)
+    return attached
 
 
 def address_of(run: AsyncRun | Run) -> RunAddress:

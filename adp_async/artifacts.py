@@ -103,10 +103,12 @@ class Uploads(tuple[Upload, ...]):
 
     @property
     def done(self) -> bool:
+        """Whether all of them have ended, well or not."""
         return all(upload.done for upload in self)
 
     @property
     def uploaded(self) -> bool:
+        """Whether all of them are uploaded by now."""
         return all(upload.uploaded for upload in self)
 
     def __repr__(self) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from functools import cached_property
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 import attrs
 
 import adp_async.session
 from adp_async._blocking_logger import BatchLogger
 from adp_async._blocking_runs import AttachedRun, Run, StartedRun, attached, handle_of, started
+from adp_async._io.lifetime import Why
 from adp_async._io.loop_thread import LoopThread, awaited
 from adp_async._sansio.endpoints import Endpoint
 from adp_async._sansio.values import valid_run_id
@@ -213,7 +214,9 @@ class Session(SharesSession):
         """The thread in which *doing* is to run, which is closed when there is none."""
         if self._thread is None:
             doing.close()
-            raise Closed("the session is not open")
+            if self.session._engine.lifetime.why is Why.NOT_OPENED:
+                raise Closed("the session is not open yet: enter it with `with`, or call `open()`")
+            raise self.session._engine.lifetime.error()
         return self._thread
 
     def start_run(
@@ -287,6 +290,14 @@ class Session(SharesSession):
                 raise
             attach_note(error, failure)
 
+    if not TYPE_CHECKING:  # for a type checker, these are not there
+
+        def __aenter__(self) -> NoReturn:
+            message = "a blocking.Session: use `with`; adp_async.Session is for an event loop"
+            raise TypeError(message)
+
+        async def __aexit__(self, *error: object) -> None: ...
+
     def health(self) -> Health:
         """Whether delivery works; see `adp_async.Session.health`."""
         return self.session.health()
@@ -323,7 +334,9 @@ def start_run(
     """Open a session of its own, create a run, and end both with the ``with`` block.
 
     *platform_id*, *workspace* and *knobs* are those of `Session`; the rest as for
-    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both.
+    `adp_async.Session.start_run`.  Without ``with``, ``run.finish()`` ends both, or the end of the
+    process.  Raises `ConfigurationError` for settings that are wrong, and what the service
+    answers; not that it cannot be reached, unless *offline* is False.
     """
     session = Session(platform_id, workspace, **knobs).open()
     try:
@@ -381,7 +394,9 @@ def attach_run(
 ) -> AttachedRun | StartedRun:
     """A handle for an existing run, with a session of its own that ``with`` closes.
 
-    With *resume* the run is set RUNNING again, and ``with`` ends it as well.
+    With *resume* the run is set RUNNING again, and ``with`` ends it as well.  *strict* as for
+    `adp_async.Session.start_run`.  Raises ValueError for what cannot be a run's id, and
+    `ConfigurationError` for settings that are wrong; without *resume* no request is sent.
     """
     run_id = valid_run_id(run_id)
     session = Session(platform_id, workspace, **knobs).open()

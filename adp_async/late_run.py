@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from adp_async._io.log import logger
 from adp_async._sansio.run_start import is_out_of_reach
+from adp_async._sansio.texts import counted, not_delivered_yet
 from adp_async.errors import AdpError, DeliveryError
 from adp_async.writer import RunWriter
 
@@ -98,14 +99,13 @@ class LateRun(RunWriter):
     def _still_late(self) -> DeliveryError | None:
         keeper, left = self._delivery.keeper, self.stats().undelivered
         if keeper is None or keeper.failure is not None:
-            message = (
-                f"{self._described()}: {left} records not delivered yet; the session keeps trying"
-            )
+            message = f"{self._described()}: {not_delivered_yet(left)}"
             return DeliveryError(message, undelivered=left, run_id=self._run_id)
         message = (
-            "%s: it waits with its end and %d records in %s; this session, the next one, or "
+            "%s: it waits with its end and %s in %s; this session, the next one, or "
             "`adp-async sync` delivers it"
         )
         about = {"run_id": self._run_id}
-        logger.warning(message, self._described(), left, keeper.spool.path, extra=about)
+        waiting = counted(left, "record")
+        logger.warning(message, self._described(), waiting, keeper.spool.path, extra=about)
         return None

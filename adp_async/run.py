@@ -13,6 +13,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.outward import outward
 from adp_async._sansio.service_address import page_of_run
 from adp_async._sansio.statuses import EndStatus, end_status, status_of
+from adp_async._sansio.texts import not_delivered_yet
 from adp_async._sharing import SharesRun
 from adp_async.artifacts import ArtifactWriter, LenientArtifactWriter
 from adp_async.errors import AdpError, Closed, DeliveryError
@@ -145,12 +146,16 @@ class Run(SharesRun, ArtifactWriter, LateRun):
             return await self._session.logger.try_flush(self._run_id)
 
     async def drain(self) -> None:
-        """Wait until the session's buffer is below its high-water mark."""
+        """Wait until the session's buffer is below its high-water mark, half of ``buffer_limit``.
+
+        Below it, this returns at once.  Raises `Closed`.
+        """
         await self._session.logger.drain()
 
     async def finish(self, status: EndStatus = "FINISHED") -> None:
         """Flush, wait for the uploads, then give the run its *status* and end time.
 
+        The status goes out at once, in an operation of its own: POST ``mlflow/runs/update``.
         Uploads are waited for up to ``close_timeout``.  Raises `DeliveryError` when records were
         refused, `UploadError` when artifacts are not uploaded; the status is set all the same.
         ValueError, before anything is done, for a status that does not end a run.
@@ -198,7 +203,10 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         self.status = status
 
     async def log_inputs(self, dataset_inputs: Sequence[DatasetInput]) -> None:
-        """Record which datasets the run reads.  A direct call: POST ``mlflow/runs/log-inputs``."""
+        """Record which datasets the run reads: `adp_async.entities.DatasetInput`.
+
+        A direct call, which raises what the service answers: POST ``mlflow/runs/log-inputs``.
+        """
         run_id = self._needs_id("log_inputs")
         await self._session.runs.log_inputs(run_id, dataset_inputs=dataset_inputs)
 
@@ -301,7 +309,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
 
     def _undelivered(self) -> DeliveryError:
         left = self.stats().undelivered
-        message = f"{self._described()}: {left} records not delivered yet; the session keeps trying"
+        message = f"{self._described()}: {not_delivered_yet(left)}"
         return DeliveryError(message, undelivered=left, run_id=self._run_id)
 
     def _not_ended(self) -> DeliveryError:
@@ -340,7 +348,8 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         """Every point of the metric *key* that the service has: ``async for point in ...``.
 
         At most *limit* of them.  ``await run.history("loss").to_list()`` and ``.to_pandas()`` read
-        it at once.  What still waits here is not in it: `flush` first.
+        it at once.  What still waits here is not in it: `flush` first.  Raises `NotFound` when the
+        service does not know the run.  Operation: GET ``mlflow/metrics/get-history``.
         """
         return self._session.runs.metric_history(self._needs_id("history"), key, limit=limit)
 
@@ -426,6 +435,11 @@ def warned(run: Run) -> Iterator[None]:
 
 
 def attach_note(error: BaseException, failure: AdpError) -> None:
-    """Log *failure* and note it on the caller's own *error*, which comes out bare."""
+    """Log *failure* and note it on the caller's own *error*, which comes out bare.
+
+    Unless that says the same: what a flush in the body raised is not new at the end.
+    """
+    if str(failure) == str(error):
+        return
     logger.warning("%s", failure)
     error.add_note(f"adp_async: {type(failure).__name__}: {failure}")

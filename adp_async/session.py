@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 class Session(SharesSession):
-    """A client of one AI Data Platform and workspace.
+    """A client of one AI Data Platform and workspace.  Durations are seconds, sizes bytes.
 
     ``async with Session() as session`` takes its settings from the arguments, the environment and
     OCI's config file; see `Settings` for every knob.  Nothing blocks here: the signer is loaded
@@ -290,13 +290,13 @@ class Session(SharesSession):
         connection, 5xx, 429, or a page of somebody else), ``"auto"`` starts the run all the same.
         It is written down in the spool with what is logged, and ``run.run_id`` is None until this
         session, the next one or ``adp-async sync`` has created it, once; `Run.created` waits for
-        that.  True doesn't ask at the start at all; False raises the error.  What the service
-        itself refuses, and mistakes in the settings, are raised in any case.
+        that.  True doesn't ask at the start at all; False raises the error instead.  What the
+        service itself refuses, and mistakes in the settings, are raised in any case.
 
-        Raises `InvalidRecord` for *params* or *tags* before anything is created.  With
-        ``strict=False``, for keys and values that are not yours to choose, nothing of the run's
-        raises: keys are cleaned, texts cut, and what is not a number is skipped, with one warning
-        a key; so is what the service refuses.
+        Operation: POST ``mlflow/runs/create``.  Raises `InvalidRecord` for *params* or *tags*
+        before anything is created.  With ``strict=False``, for keys and values that are not yours
+        to choose, nothing of the run's raises: keys are cleaned, texts cut, and what is not a
+        number is skipped, with one warning a key; so is what the service refuses.
         """
         return StartedRun(
             self,
@@ -372,7 +372,7 @@ class Session(SharesSession):
         returning: type[Any] | None = None,
         **options: Any,
     ) -> Any:
-        """One operation: signed, sent, tried again as its row allows, and its reply decoded.
+        """One operation: signed, sent, retried where *endpoint* allows it, and its reply decoded.
 
         *path* and *query* go into the URL, quoted; *body* is JSON, or bytes as they are.
         *returning* is the class to read the reply as; without it plain JSON comes back, and None

@@ -248,6 +248,7 @@ class StartedRun(BegunRun):
             if self._late_parent is not None:
                 message = "a run with offline=False cannot be part of one that is not created yet"
                 raise AdpError(message)
+            self._asks_until = time.monotonic() + self._timeout
             return await self._created()
         known = self._session.logger._delivery.starts.trouble
         is_away = known is not None and is_out_of_reach(known)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from adp_async._io.lifetime import Why
 from adp_async._sansio.outward import outward
 from adp_async._sansio.records import SMALL_STEP, Metric, Param, Record, RunTag
+from adp_async._sansio.texts import counted
 from adp_async._sansio.values import (
     pairs_of,
     valid_int64,
@@ -56,15 +57,17 @@ class Receipts(tuple[Record, ...]):
 
     @property
     def delivered(self) -> bool:
+        """Whether the service has all of them by now."""
         return all(receipt.delivered for receipt in self)
 
     @property
     def done(self) -> bool:
+        """Whether all of them are settled: delivered or given up."""
         return all(receipt.done for receipt in self)
 
     def __repr__(self) -> str:
         done = sum(receipt.done for receipt in self)
-        return f"<Receipts {len(self)} records | {done} done>"
+        return f"<Receipts {counted(len(self), 'record')} | {done} done>"
 
 
 class RunWriter:

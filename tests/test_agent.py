@@ -96,7 +96,7 @@ async def test_a_session_finds_it(
         assert (await session.runs.get(run.run_id)).info.run_name == "by the agent"
     code, out, _ = await said("--status", "--socket", tmp_path / "agent.sock")
     assert code == 0
-    assert "10 records in 1 requests" in out
+    assert "10 records in 1 request, " in out
     assert await agent.ends() == 0
     assert points(bare_platform.gateway, run.run_id) == {"loss": list(range(10))}
     assert bare_platform.gateway.received(run.run_id).info["status"] == "FINISHED"

@@ -315,7 +315,7 @@ async def test_tags_to_delete_are_keys(family: str, names: list[str], session: F
     await update_tags(*names, delete_tags=["team", "owner"])
     assert session.calls[0].body["delete_tags"] == [{"key": "team"}, {"key": "owner"}]
 
-    with pytest.raises(TypeError, match="delete_tags is a sequence of str, not str"):
+    with pytest.raises(TypeError, match="delete_tags is a sequence of str, not one str: put"):
         await update_tags(*names, delete_tags="team")
     assert len(session.calls) == 1
 

@@ -175,7 +175,7 @@ ODD_CALLS: dict[str, tuple[Any, str]] = {
     ),
     "one text for keys": (
         lambda s: s.runs.update_tags("7", delete_tags="team"),
-        "delete_tags is a sequence of str, not str",
+        "delete_tags is a sequence of str, not one str: put it into a list",
     ),
     "an order of another family": (
         lambda s: s.logged_models.search(order_by=["name"]),
@@ -225,7 +225,10 @@ ODD_CALLS: dict[str, tuple[Any, str]] = {
         lambda s: s.runs.get("7", on_reply=7),
         "on_reply is called with a reply",
     ),
-    "an option of another library": (lambda s: s.runs.get("7", retries=3), "do not take 'retries'"),
+    "an option of another library": (
+        lambda s: s.runs.get("7", retries=3),
+        "get_experiment_run_by_id does not take 'retries'",
+    ),
     "no endpoint": (lambda s: s.call("runs/get"), "an operation must be an Endpoint, not str"),
     "no mapping": (
         lambda s: s.call(GET, path="7"),

@@ -29,6 +29,7 @@ from adp_async import (
     UploadError,
     blocking,
 )
+from adp_async._io import uploads
 from adp_async._io.object_storage import endpoint_of
 from adp_async._io.streams import CHUNK_BYTES
 from adp_async.artifacts import ArtifactFolder
@@ -1265,3 +1266,25 @@ def test_a_download_that_is_refused(
     with pytest.raises(AdpError, match="400 Odd"):
         folder.download("x.txt", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "before"
+
+
+async def test_failures_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend logs texts into runs that it never finishes: memory does not grow with them."""
+    monkeypatch.setattr(uploads, "KEPT_RUNS", 3)
+    monkeypatch.setattr(uploads, "KEPT_FAILURES", 5)
+    session = await FakeSession(buffer_limit=MIB).open()
+    session.answer("get_experiment_run_by_id", status=403)
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            with pytest.raises(UploadError):
+                await session.attach_run(f"run {number}").log_text("x" * MIB, "a.txt")
+        memory = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert memory < 4 * MIB
+    with pytest.raises(UploadError, match="5 artifacts of 5 runs") as caught:
+        await session.close()
+    assert len(caught.value.artifacts) == 5
+    uploader = session._uploader
+    assert (len(uploader._uris), len(uploader._reported)) == (3, 3)

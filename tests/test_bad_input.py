@@ -43,7 +43,7 @@ class Unconvertible:
 
 BAD_KEYS = {
     "no string": (7, "a key is a str, not int"),
-    "None": (None, "not NoneType"),
+    "None": (None, "not None"),
     "bytes": (b"loss", "not bytes"),
     "unhashable": (["loss"], "not list"),
     "empty": ("", "must not be empty"),

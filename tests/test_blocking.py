@@ -308,12 +308,12 @@ def test_on_the_loops_own_thread(session: FakeBlockingSession) -> None:
 def test_before_and_after() -> None:
     """The error says whether a session is not open yet or closed."""
     session = FakeBlockingSession()
-    with pytest.raises(Closed, match="not open"):
+    with pytest.raises(Closed, match="not open yet: enter it with `with`"):
         session.start_run()
     with session:
         run = session.start_run()
         assert session.open() is session
-    with pytest.raises(Closed, match="not open"):
+    with pytest.raises(Closed, match="it is closed, for its `with` block has ended"):
         run.flush()
     with pytest.raises(Closed, match="closed"):
         run.log_metric("loss", 0.5)
@@ -347,7 +347,7 @@ def test_closing_says_what_remains() -> None:
     session = FakeBlockingSession(close_timeout=0.05).open()
     session.session.answer(LOG_BATCH, status=503)
     session.start_run().log_metric("loss", 0.5)
-    with pytest.raises(DeliveryError, match="1 records"):
+    with pytest.raises(DeliveryError, match="1 record was not delivered"):
         session.close()
 
     mistake = ValueError("the caller's own")
@@ -356,7 +356,7 @@ def test_closing_says_what_remains() -> None:
     other.start_run().log_metric("loss", 0.5)
     with pytest.raises(ValueError, match="the caller's own"), other:
         raise mistake
-    assert "1 records" in mistake.__notes__[0]
+    assert "1 record was not" in mistake.__notes__[0]
 
 
 async def test_in_a_program_with_a_loop() -> None:
@@ -523,7 +523,7 @@ async def test_ctrl_c_while_it_waits(bare_platform: LocalPlatform) -> None:
             out, errors = await child.communicate()
     assert time.monotonic() - began < 3.0
     assert out == b"interrupted\n"
-    assert b"1 records" in errors
+    assert b"1 record was not delivered" in errors
 
 
 def test_a_thread_that_goes_on_at_the_end() -> None:

@@ -135,7 +135,7 @@ def test_what_never_ended_is_dropped_with_the_collector(
         log(worker)
         worker.flush()
         worker._session.close()
-    assert "6 records of 1 attempts that did not end well are dropped" in caplog.text
+    assert "6 records of 1 attempt that did not end well are dropped" in caplog.text
     run.flush()
     assert steps(fake, run.run_id) == {}
     fake.close()

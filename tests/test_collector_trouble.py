@@ -387,7 +387,7 @@ def test_a_collector_that_is_not_there_yet(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Entering goes on after a WARNING; what is logged waits for it."""
-    monkeypatch.setattr("adp_async.collector.worker.GREETING", 0.1)
+    monkeypatch.setattr("adp_async.collector.presence.GREETING", 0.1)
     road = Road(instead={"enter": failure, "leave": failure})
     caplog.set_level(logging.DEBUG, "adp_async")
     with fake.start_run() as run, shared_by(road, run) as handle, handle.attach() as worker:

@@ -641,7 +641,7 @@ async def test_the_end_is_bounded(
     assert code == 0
     assert time.monotonic() - began < 0.5 + 3.0  # an interpreter ends, too
     (line,) = errors.splitlines()
-    assert "3153 records" in line
+    assert "3,153 records" in line
     assert ("the next session delivers them" in line) == spool
 
 

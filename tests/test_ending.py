@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import textwrap
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import environment, points, start
 
 from adp_async import blocking
+from adp_async._io import lifetime
+from adp_async._io.lifetime import Living
 from adp_async._shared_sessions import SharedSessions
 from adp_async.testing import FakeBlockingSession, FakeSession
 
@@ -330,6 +333,53 @@ async def test_a_deleted_run_is_not_ended() -> None:
         await session.runs.update(finished.run_id, status="FINISHED")
         await session.runs.update(renamed.run_id, run_name="other")
         assert list(session._open_runs._run_ids) == [renamed.run_id]
+
+
+STUCK = """
+    import os, signal, time
+    from adp_async.testing import FakeBlockingSession
+
+    def opened():
+        session = FakeBlockingSession(exit_timeout=0.1, close_timeout=0.1).open()
+        return session, session.start_run("digits")
+
+    stuck, alive = opened(), opened()
+    # As by a handler of the log, for a lock that the interrupted thread holds.
+    stuck[0].session._engine.thread.call_soon(time.sleep, 60.0)
+    alive[0].on_close(lambda status: print("closes", status, flush=True))
+    while True:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        except Exception as error:
+            print("goes on after", repr(error), flush=True)
+"""
+
+
+async def test_a_session_that_is_stuck(bare_platform: LocalPlatform, tmp_path: Path) -> None:
+    """A SIGTERM ends its process and the other sessions, even in a loop that catches all errors."""
+    child = await start(bare_platform, tmp_path, STUCK)
+    code, out, errors = await child.ends(20.0)
+    assert (code, out) == (-signal.SIGTERM, "closes KILLED\n"), errors
+
+
+def test_an_end_that_fails_is_one_session_s(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are ended all the same, and the log has why it failed."""
+    ended: list[int] = []
+
+    def end(number: int) -> None:
+        if number == 1:
+            raise KeyError("a mistake of ours")
+        ended.append(number)
+
+    living = [Living(lambda: None, partial(end, each), lambda: False) for each in range(3)]
+    monkeypatch.setattr(lifetime, "_living", living)
+    lifetime.end_all()
+    assert ended == [0, 2]
+    assert "a session could not be ended" in caplog.text
+    assert "a mistake of ours" in caplog.text
 
 
 # A session left by hand ---------------------------------------------------------------------------

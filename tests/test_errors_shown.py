@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    PublicFormat,
+)
 
 import adp_async
 from adp_async import (
     AdpError,
+    ApiKey,
     BadRequest,
     Closed,
+    ConfigurationError,
     DeliveryError,
     InvalidRecord,
     NotFound,
@@ -160,6 +169,10 @@ def _blocking_receipt(session: FakeBlockingSession) -> None:
         (lambda s: s.attach_run("nope").history("loss").to_list(), NotFound),
         (lambda s: s.attach_run("nope").history("loss").first(), NotFound),
         (lambda s: s.start_run(experiment_id="77"), NotFound),
+        (lambda s: s.runs.search(filter="metrics.loss < 1"), TypeError),
+        (lambda s: s.runs.search(experiment_names="digits"), TypeError),
+        (lambda s: s.runs.get("7", experiment="digits"), TypeError),
+        (lambda s: s.attach_run("7").flush(0.0), TimeoutError),
         (_blocking_flush, DeliveryError),
         (_blocking_exit, DeliveryError),
         (_blocking_receipt, DeliveryError),
@@ -190,6 +203,51 @@ def test_mistakes_of_settings(make: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises((AdpError, TypeError)) as caught:
         make(**{"platform_id": PLATFORM_ID, **wrong})
     assert next(iter(wrong)) in shown(caught.value)
+
+
+@pytest.mark.parametrize("key", ["missing", "encrypted", "public", "nonsense"])
+def test_mistakes_of_keys(key: str, tmp_path: Path) -> None:
+    """What the system and `cryptography` say is in the error, not in front of it."""
+    pem = tmp_path / "key.pem"
+    private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    if key == "nonsense":
+        pem.write_text("nonsense")
+    elif key == "encrypted":
+        locked = BestAvailableEncryption(b"secret")
+        pem.write_bytes(
+            private_key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, locked)
+        )
+    elif key == "public":
+        public = private_key.public_key()
+        pem.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    auth = ApiKey(
+        key_file=pem,
+        user="ocid1.user.oc1..user",
+        tenancy="ocid1.tenancy.oc1..tenancy",
+        fingerprint=":".join(["aa"] * 16),
+    )
+    with pytest.raises(ConfigurationError, match=r"^key_file: ") as caught:
+        blocking.Session(PLATFORM_ID, auth=auth, region="us-ashburn-1").open()
+    shown(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        (401, "NotAuthenticated", "whether key, fingerprint, token or clock is to blame"),
+        (404, "NotAuthorizedOrNotFound", "`adp-async doctor` checks platform, workspace and reg"),
+        (404, "RESOURCE_DOES_NOT_EXIST", ""),
+    ],
+)
+async def test_what_has_many_causes_comes_with_advice(status: int, code: str, advice: str) -> None:
+    """A note names the command that finds out; the service's words alone would not help."""
+    async with FakeSession() as session:
+        reply = {"code": code, "message": "no"}
+        session.answer("get_experiment_run_by_id", reply, status=status)
+        with pytest.raises(AdpError) as caught:
+            await session.runs.get("7")
+        assert advice in "".join(getattr(caught.value, "__notes__", ()))
+        assert bool(advice) is hasattr(caught.value, "__notes__")
 
 
 async def test_what_records_wait_for_is_a_cause_without_frames() -> None:

@@ -72,7 +72,7 @@ LAYERS = {
         "run", "lenient", "artifacts", "_sharing", "writer", "display", "api", "_io", "settings",
         "_sansio", "entities", "stats", "errors",
     },
-    "_blocking_logger": {"logger", "errors"},
+    "_blocking_logger": {"logger", "_sansio", "errors"},
     "blocking": {
         "_signatures", "_blocking_logger", "_blocking_runs", "_shared_sessions", "session",
         "starting", "run",

@@ -819,7 +819,7 @@ async def test_closing_while_the_service_is_gone(bare_platform: LocalPlatform) -
     await bare_platform.gateway.down()
     session.attach_run("r").log_metric("loss", 0.5)
     began = time.monotonic()
-    with pytest.raises(DeliveryError, match="1 records") as caught:
+    with pytest.raises(DeliveryError, match="1 record ") as caught:
         await session.close()
     assert time.monotonic() - began < 1.0
     assert caught.value.__cause__ is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,3 +99,40 @@ def test_a_loop_that_ends_just_now(thread: LoopThread, monkeypatch: pytest.Monke
     monkeypatch.setattr(LoopThread, "is_alive", True)
     with pytest.raises(Closed, match="is closed"):
         thread.wait(forty_two())
+
+
+def test_calls_that_come_as_it_ends(thread: LoopThread) -> None:
+    """Each is answered or refused: no thread waits for a loop that has closed meanwhile."""
+    begun = threading.Barrier(5)
+
+    def call() -> None:
+        begun.wait()
+        with suppress(Closed):
+            while True:
+                assert thread.wait(forty_two()) == 42
+
+    others = [threading.Thread(target=call, daemon=True) for _ in range(4)]
+    for other in others:
+        other.start()
+    begun.wait()
+    thread.stop()
+    for other in others:
+        other.join(5.0)
+        assert not other.is_alive()
+
+
+async def test_a_call_in_the_very_last_moment(
+    thread: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop took it and never began it: its waiter hears of that, on an event loop as well."""
+    monkeypatch.setattr(LoopThread, "is_alive", True)
+    close, calls = thread.loop.close, []
+
+    def close_after_a_call() -> None:
+        calls.append(thread._submit(forty_two()))
+        close()
+
+    monkeypatch.setattr(thread.loop, "close", close_after_a_call)
+    thread.stop()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wrap_future(calls[0])

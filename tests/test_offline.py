@@ -404,7 +404,7 @@ async def test_down_for_ever_then_the_next_session(
     ended = time.time()
     assert time.monotonic() - began < 4.0
     assert "it waits with its end and 101 records in" in caplog.text
-    assert "1 runs are not created, and 101 records not delivered yet" in caplog.text
+    assert "1 run not created yet, 101 records not delivered yet" in caplog.text
     (spool,) = spools(bare_platform)
     await gateway.up()
     async with session_of(bare_platform):

@@ -367,7 +367,12 @@ SECRET_WORDS = "as said to http://robot:hunter2@proxy"
         (socket.gaierror(socket.EAI_AGAIN, "Try again"), "no address: Try again", True, True),
         (socket.gaierror(socket.EAI_FAIL, "Failed"), "no address: Failed", True, False),
         (socket.gaierror(), "no address: no reason given", True, False),
-        (ConnectionRefusedError(111, "Connect call failed ('::1', 1)"), "failed", True, True),
+        (
+            ConnectionRefusedError(111, "Connect call failed ('::1', 1)"),
+            "refused at ::1, port 1",
+            True,
+            True,
+        ),
         (OSError(101, SECRET_WORDS), "no connection: Network is unreachable", True, True),
         (OSError(SECRET_WORDS), "no connection: OSError", True, True),
     ],

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import adp_async
-from adp_async import blocking
+from adp_async import blocking, testing
 from adp_async.logger import BatchLogger
 from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 FAMILIES: Final = {
     "runs", "experiments", "registered_models", "model_versions", "logged_models", "deployments",
@@ -90,6 +91,28 @@ def test_docstrings(face: type) -> None:
         explained = found is not None and inspect.getdoc(found)
         of_the_class = " ".join(inspect.getdoc(each) or "" for each in face.__mro__[:-1])
         assert explained or f"*{name}*" in of_the_class, name
+
+
+@pytest.mark.parametrize("module", [adp_async, blocking, testing], ids=lambda each: each.__name__)
+def test_whatever_is_exported_is_explained(module: ModuleType) -> None:
+    """So are the methods and properties of what is a class; `help` shows no bare name."""
+    assert len(inspect.getdoc(module) or "") > 100
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if not inspect.isclass(thing):
+            assert not inspect.isfunction(thing) or inspect.getdoc(thing), name
+            continue
+        assert thing.__doc__, name
+        for member in public(thing):
+            found = inspect.getattr_static(thing, member)
+            if inspect.isfunction(found) or isinstance(found, property | classmethod):
+                assert inspect.getdoc(found) or _inherited(thing, member), f"{name}.{member}"
+
+
+def _inherited(kind: type, member: str) -> str:
+    """What is said of *member* where a base class explains it."""
+    found = (inspect.getdoc(getattr(base, member, None)) for base in kind.__mro__)
+    return next((text for text in found if text), "")
 
 
 @pytest.mark.parametrize("face", FACES, ids=lambda face: f"{face.__module__}.{face.__name__}")

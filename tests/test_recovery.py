@@ -238,7 +238,7 @@ async def test_without_a_spool_nothing_is_written(
     await session.open()
     session.attach_run(session.add_run()).log_metric("loss", 0.5)
     await asyncio.sleep(0.01)
-    with pytest.raises(DeliveryError, match="1 records were not delivered"):
+    with pytest.raises(DeliveryError, match="1 record was not delivered"):
         await session.close()
 
     assert session._delivery.keeper is None

@@ -338,7 +338,7 @@ async def test_the_end_is_bounded() -> None:
         session.answer(LOG_BATCH, status=503)
         run.log_metric("loss", 0.5)
         began = time.monotonic()
-        with pytest.raises(DeliveryError, match="1 records not delivered yet") as caught:
+        with pytest.raises(DeliveryError, match="1 record not delivered yet") as caught:
             await run._leave(None)
         assert 0.5 < time.monotonic() - began < 2.0
         assert caught.value.undelivered == 1

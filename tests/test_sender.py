@@ -666,7 +666,7 @@ def test_a_run_in_trouble_is_told_once(caplog: pytest.LogCaptureFixture) -> None
 
     alarm, all_clear = messages(caplog, logging.WARNING)
     assert "run run" in alarm
-    assert "1 such runs" in alarm
+    assert "1 such run so far" in alarm
     assert all_clear == "run run: its records are delivered again"
 
 

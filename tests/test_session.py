@@ -282,7 +282,7 @@ async def test_the_bodys_error_comes_out_bare() -> None:
     with pytest.raises(ValueError, match="the caller's own") as caught:
         await use()
     assert caught.value is mistake
-    assert "1 records were not delivered" in caught.value.__notes__[0]
+    assert "1 record was not delivered" in caught.value.__notes__[0]
 
 
 async def test_leaving_says_what_was_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import logging
@@ -94,6 +95,71 @@ def test_a_session_without_asyncio() -> None:
     opening = Session(PLATFORM_ID).open()
     with pytest.raises(RuntimeError, match=r"needs asyncio; with trio, use adp_async.blocking"):
         opening.send(None)
+
+
+async def test_a_blocking_session_in_an_async_with() -> None:
+    """The error says which way is right; so does that of its runs."""
+    session: Any = FakeBlockingSession()
+    with pytest.raises(TypeError, match=r"use `with`; adp_async\.Session is for an event loop"):
+        async with session:
+            pass
+    with session:
+        run: Any = session.start_run("digits")
+        with pytest.raises(TypeError, match=r"run \w+ is of a blocking session: use `with`"):
+            async with run:
+                pass
+
+
+def test_a_run_that_is_used_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is logged into it is refused with a reason; ending it once more the same way is not."""
+    monkeypatch.setattr(blocking, "Session", lambda *_, **knobs: FakeBlockingSession(**knobs))
+    with blocking.start_run("digits") as run:
+        run.finish("FAILED")
+        run.finish("FAILED")
+        with pytest.raises(Closed, match=r"has ended FAILED, and its session is closed; `session"):
+            run.finish()
+    with pytest.raises(
+        Closed, match=r"its `with` block has ended, or .* `finish` was called; open"
+    ):
+        run.log_metric("loss", 0.5)
+
+
+def test_a_wait_that_is_too_short() -> None:
+    """Each says what waits, and that it goes on waiting."""
+    with FakeBlockingSession(close_timeout=0.2) as session:
+        script = session.session.answer("log_experiment_run_batch", status=503)
+        run = session.start_run()
+        receipt = run.log_metric("loss", 0.5)
+        with pytest.raises(
+            TimeoutError, match=r"^run \w+: 1 record not delivered yet; the session k"
+        ):
+            run.flush(0.02)
+        with pytest.raises(TimeoutError, match=r"^1 record not delivered yet; the session keeps"):
+            session.logger.flush(timeout=0.02)
+        with pytest.raises(
+            TimeoutError, match=r"^metric 'loss' of run \w+: 1 record not delivered"
+        ):
+            receipt.wait(0.02)
+        with pytest.raises(TimeoutError, match=r"^timed out after 0\.02 s$"):
+            session.call(asyncio.sleep(9.0), timeout=0.02)
+        script.left = 0
+
+
+def _flush_in_vain(session: FakeBlockingSession) -> None:
+    with session.start_run() as run:
+        run.log_metric("loss", 0.5)
+        run.flush(0.02)
+
+
+def test_a_flush_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The end of the run does not repeat what the body has raised."""
+    with FakeBlockingSession(close_timeout=0.2) as session:
+        script = session.session.answer("log_experiment_run_batch", status=503)
+        with pytest.raises(TimeoutError) as caught:
+            _flush_in_vain(session)
+        script.left = 0
+    assert not hasattr(caught.value, "__notes__")
+    assert not any("1 record not delivered yet" in each for each in caplog.messages)
 
 
 async def test_a_listing_that_is_read_the_wrong_way() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import pickle
 import sys
+import uuid
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
+from test_collector import ROOT, metric
 
-from adp_async import BadRequest
+from adp_async import BadRequest, DeliveryError
+from adp_async.collector import one_way
+from adp_async.collector.handler import Handler
+from adp_async.collector.reading import Refused
 from adp_async.integrations import spark
 from adp_async.testing import FakeBlockingSession
 
@@ -104,24 +109,80 @@ def test_the_param_travels_without_the_collector(
     assert home.addInPlace([1], [2]) == [1, 2]
 
 
-class Collector:
-    """Gives these statuses, one after the other."""
+def task_with(context: Context, *records: dict[str, Any], run_id: str, token: str = "") -> None:
+    """A task ends that has logged these metrics in one request, whatever they are."""
+    body = msgspec.json.encode({"run_id": run_id, "metrics": records})
+    headers = {"authorization": f"Bearer {token}", "x-adp-worker": "host:7"}
+    headers["opc-retry-token"] = uuid.uuid4().hex
+    request = ("POST", f"{ROOT}mlflow/runs/log-batch", headers, body)
+    context.registry[7] = Accumulator(7, [request], None)
+    context.task_ends()
 
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = list(statuses)
 
-    async def answer(self, *_: object) -> tuple[int, dict[str, str], bytes]:
-        return self.statuses.pop(0), {}, b"{}"
-
-
-@pytest.mark.parametrize("statuses", [[200], [429, 503, 200], [400]])
-def test_a_collector_that_is_full(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, statuses: list[int]
+def test_what_the_collector_refuses(
+    fake: FakeBlockingSession, context: Context, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is asked again, as a worker would; what it refuses is named."""
-    sleep = asyncio.sleep
-    monkeypatch.setattr(asyncio, "sleep", lambda _: sleep(0))
-    collector: Any = Collector(*statuses)
-    asyncio.run(spark._hand_over(collector, ("POST", "x", {}, b"")))
-    assert collector.statuses == []
-    assert len(caplog.messages) == (statuses[-1] == 400)
+    """One bad record costs one record; it is counted, and the owner's flush tells it."""
+    with fake.start_run() as run:
+        with spark.shared(run, context, accumulator=True) as handle:
+            good = [metric(step=step) for step in range(8)]
+            good[3]["timestamp"] = 2**70
+            task_with(context, *good, run_id=run.run_id, token=handle.token)
+            stats = context.drivers.accum_param.collector.stats()
+            assert (stats.taken, stats.rejected) == (8, 1)
+            assert stats.workers["host:7"].rejected == 1
+            assert run.stats().rejected == {"BadRequest": 1}
+            assert run.stats().accepted == 8
+        with pytest.raises(DeliveryError, match="at step 3") as caught:
+            run.flush()
+    assert caught.value.rejected == 1
+    steps = [point.step for point in fake.session.received(run.run_id).metrics]
+    assert sorted(steps) == [0, 1, 2, 4, 5, 6, 7]
+    assert "refused of a worker: 1 record: " in caplog.text
+
+
+def test_a_task_of_another_run(fake: FakeBlockingSession, context: Context) -> None:
+    """It is not counted as this one's."""
+    with fake.start_run() as run, spark.shared(run, context, accumulator=True) as handle:
+        task_with(context, metric(), run_id="another", token=handle.token)
+        task_with(context, run_id=run.run_id, token=handle.token)
+        run.flush()
+        assert run.stats().accepted == 0
+
+
+def test_a_task_that_ends_too_late(
+    fake: FakeBlockingSession, context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The block is exited: that is said, and Spark's own thread goes on."""
+    with fake.start_run() as run:
+        with spark.shared(run, context, accumulator=True) as handle:
+            pass
+        task_with(context, metric(), run_id=run.run_id, token=handle.token)
+        assert run.stats().accepted == 0
+    assert "what a worker has logged is lost: the collector is closed" in caplog.text
+
+
+def test_a_collector_that_is_full(
+    fake: FakeBlockingSession, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked again, as a worker would, for a while."""
+    monkeypatch.setattr(one_way, "PAUSE", 0.0)
+    monkeypatch.setattr(spark, "_PATIENCE", 0.5)
+    left = [3, 10**9]
+
+    async def until_room(self: object) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise Refused(429, "TooManyRequests", "the collector is full", retry_after=1)
+
+    monkeypatch.setattr(Handler, "_until_room", until_room)
+    with fake.start_run() as run:
+        with spark.shared(run, context, accumulator=True) as handle:
+            task_with(context, metric(), run_id=run.run_id, token=handle.token)
+            run.flush()
+            assert run.stats().delivered == 1
+            del left[0]
+            task_with(context, metric(step=1), metric(), run_id=run.run_id, token=handle.token)
+        with pytest.raises(DeliveryError, match="the collector is full"):
+            run.flush()
+    assert run.stats().rejected == {"Throttled": 2}

@@ -304,9 +304,9 @@ def test_a_blocking_flush_that_reports() -> None:
         assert session.logger.try_flush() is None
         script = session.session.answer("log_experiment_run_batch", status=503)
         run.log_metric("loss", 0.5)
-        assert "1 records not delivered yet" in str(run.try_flush(0.05))
-        assert "1 records not delivered yet" in str(session.logger.try_flush(run.run_id, 0.05))
+        assert "1 record not delivered yet" in str(run.try_flush(0.05))
+        assert "1 record not delivered yet" in str(session.logger.try_flush(run.run_id, 0.05))
         script.left = 0
         assert run.try_flush(5.0) is None
-    assert "not open" in str(run.try_flush())
-    assert "not open" in str(session.logger.try_flush())
+    assert "it is closed" in str(run.try_flush())
+    assert "it is closed" in str(session.logger.try_flush())

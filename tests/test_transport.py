@@ -282,7 +282,7 @@ async def test_no_proxy(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "localhost")
     async with AiohttpTransport() as transport:
-        with pytest.raises(ConnectionFailed, match=f"localhost:{free_port()}|Connect call"):
+        with pytest.raises(ConnectionFailed, match=f"localhost:{free_port()}|refused at 127"):
             await transport.send(Request("GET", f"https://localhost:{free_port()}/"))
 
 

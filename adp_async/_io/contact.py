@@ -156,7 +156,8 @@ class Contact:
             if not self.has_journal():
                 where = "in memory only, since there is no spool"
             message = (
-                "%s starts offline, its records wait %s: %s; it is created when the service answers"
+                "%s starts offline, its records wait %s, and it is created when the service "
+                "answers: %s"
             )
             logger.warning(message, start, where, error, extra=fields)
 

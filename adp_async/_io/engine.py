@@ -358,21 +358,23 @@ class Engine:
             # Nobody could catch it.
             logger.warning("%s", failure)
         finally:
-            if self._loop is thread.loop:
-                thread.wait(self.direct.transport.close(), seconds)
-            else:
+            if self._loop is not thread.loop:  # else `_end` has closed them
                 self.direct.transport.abort()
             thread.stop()
 
     async def _end(self, status: EndStatus, seconds: float) -> None:
         """In the delivery thread."""
         ends_at = time.monotonic() + seconds
-        if self.open_runs:
-            await self.open_runs.end(
-                status, 0.7 * seconds, delivery=self.delivery, call=self.batches.call
-            )
-        left = max(0.3 * seconds, ends_at - time.monotonic())
-        await self._close_delivery(left, Why.ENDED)
+        try:
+            if self.open_runs:
+                await self.open_runs.end(
+                    status, 0.7 * seconds, delivery=self.delivery, call=self.batches.call
+                )
+            left = max(0.3 * seconds, ends_at - time.monotonic())
+            await self._close_delivery(left, Why.ENDED)
+        finally:
+            if self._loop is asyncio.get_running_loop():
+                await self.direct.transport.close()
 
     # ------------------------------------------------------------------ records of dead processes
 

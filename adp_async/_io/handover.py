@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adp_async._io.delivery import Delivery
     from adp_async._sansio.lane import Lane
     from adp_async._sansio.records import AnyRecord
+    from adp_async.errors import AdpError, Rejection
 
 #: While nothing can be written, the share of ``buffer_limit`` that is filled all the same.
 SHARE_WITHOUT_DISK: Final = 0.5
@@ -63,6 +64,22 @@ def take(delivery: Delivery, run_id: str, records: Sequence[AnyRecord], token: s
         state.journal.pledge(lane, token)
     delivery.sender.wake()
     return Taken(lane, first, first + len(records))
+
+
+def reject(
+    delivery: Delivery, run_id: str, records: Sequence[AnyRecord], error: AdpError
+) -> tuple[Lane, list[Rejection]]:
+    """Count *records*, which are not taken in, as rejected; they are told as others are.
+
+    Raises `Closed`.
+    """
+    delivery.lifetime.check()
+    state = delivery.state
+    with state.intake.lock:
+        lane = state.accumulator.lane(run_id)
+        rejections = state.accumulator.reject(lane, records, (), error)
+    state.hand_on()
+    return lane, rejections
 
 
 async def is_safe(delivery: Delivery, taken: Taken, seconds: float) -> bool:

@@ -24,6 +24,7 @@ from adp_async._io.lifetime import Why
 from adp_async._io.log import logger
 from adp_async._io.waiters import Moment
 from adp_async._sansio.records import METRIC_COST, GivenUp, Metric, cost_of, take_first
+from adp_async._sansio.texts import counted
 from adp_async.errors import BufferFull
 
 if TYPE_CHECKING:
@@ -224,9 +225,9 @@ class Intake:
                 record.place = GivenUp(error)
 
     def _full(self) -> BufferFull:
-        waiting = self.accumulator.unsettled + len(self.inbox)
+        waiting = counted(self.accumulator.unsettled + len(self.inbox), "record")
         message = (
-            f"buffer full: {waiting} records waiting (buffer_limit={self.buffer_limit} bytes); "
+            f"buffer full: {waiting} waiting (buffer_limit={self.buffer_limit} bytes); "
             "`await run.drain()` waits for room"
         )
         return BufferFull(message)

@@ -11,6 +11,7 @@ from adp_async._io.log import logger
 from adp_async._sansio.discarding import abandon
 from adp_async._sansio.records import GivenUp
 from adp_async._sansio.rejections import delivery_error
+from adp_async._sansio.texts import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +54,12 @@ class Leftovers:
         """Say where the next session finds what is left."""
         if runs := len(self.starts.not_created):
             message = (
-                "%d runs are not created, and %d records not delivered yet; the next session "
-                "does it, from %s"
+                "%s not created yet, %s not delivered yet; the next session delivers them from %s"
             )
-            logger.warning(message, runs, records, path)
+            logger.warning(message, counted(runs, "run"), counted(records, "record"), path)
         elif records:
-            message = "%d records are not delivered yet; the next session delivers them from %s"
-            logger.warning(message, records, path)
+            message = "%s not delivered yet; the next session delivers them from %s"
+            logger.warning(message, counted(records, "record"), path)
 
     def error(self, refused: DeliveryError | None) -> DeliveryError | None:
         """What the close raises: *refused* itself when nothing is lost, else one for both."""

@@ -9,10 +9,11 @@ import sys
 import threading
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from adp_async._io.log import logger
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ class Why(enum.Enum):
     CRASHED = "its sender crashed"
     FORKED = "it belongs to the parent process; open a session in this process"
     ENDED = "the interpreter is ending"
+
+
+#: What an error says of it besides: someone may have a run in hand, and have seen no session.
+_HOW_CLOSED: Final = (
+    ", for its `with` block has ended, or `close` or `finish` was called; open a new one, or start "
+    "a new run"
+)
 
 
 class Lifetime:
@@ -54,7 +62,8 @@ class Lifetime:
         return "open" if self.why is None else f"{self.why.value}{self._detail}"
 
     def error(self) -> Closed:
-        return Closed(f"the session cannot be used: {self}")
+        how = _HOW_CLOSED if self.why is Why.CLOSED else ""
+        return Closed(f"the session cannot be used: {self}{how}")
 
     def check(self) -> None:
         """Raise `Closed`, with the reason, unless it is open."""
@@ -138,7 +147,10 @@ def is_any_busy_here() -> bool:
 def end_all() -> None:
     """End all sessions that are open: the process ends."""
     for each in _all_living():
-        each.interpreter_ends()
+        try:
+            each.interpreter_ends()
+        except Exception:  # it costs no other session its end
+            logger.exception("a session could not be ended")
 
 
 @atexit.register

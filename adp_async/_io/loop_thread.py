@@ -35,6 +35,8 @@ class LoopThread:
         self._pid = os.getpid()
         #: The loop is ending, and everything in it should end.
         self.is_ending = False
+        #: What other threads and loops wait for.
+        self._calls: dict[concurrent.futures.Future[Any], Coroutine[Any, Any, Any]] = {}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -44,8 +46,17 @@ class LoopThread:
             while not self.is_ending:
                 self._run_on()
             self.loop.run_until_complete(_last_calls())
+            while asyncio.all_tasks(self.loop):  # some came meanwhile
+                self.loop.run_until_complete(_last_calls())
         finally:
             self.loop.close()
+            self._cancel_calls()
+
+    def _cancel_calls(self) -> None:
+        """Calls that came as the loop closed have not begun, and never will."""
+        for future, doing in list(self._calls.items()):
+            future.cancel()
+            doing.close()
 
     def _run_on(self) -> None:
         try:
@@ -67,7 +78,8 @@ class LoopThread:
     @property
     def is_alive(self) -> bool:
         """Whether it can still be waited for."""
-        return os.getpid() == self._pid and not self.loop.is_closed() and self._thread.is_alive()
+        has_ended = self.is_ending or self.loop.is_closed()
+        return os.getpid() == self._pid and not has_ended and self._thread.is_alive()
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any) -> bool:
         """Call *callback* there; False when the loop is gone.  From anywhere."""
@@ -101,7 +113,11 @@ class LoopThread:
             raise Closed("the session was closed while this call waited") from None
         except AdpError as error:
             raise outward(error) from error.__cause__
-        except (TimeoutError, KeyboardInterrupt):
+        except TimeoutError:
+            if not future.cancel():
+                raise  # its own
+            raise TimeoutError(f"timed out after {timeout:g} s") from None
+        except KeyboardInterrupt:
             future.cancel()
             raise
         finally:
@@ -122,13 +138,18 @@ class LoopThread:
     def _submit(self, doing: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         try:
             self._check_alive()
-            return asyncio.run_coroutine_threadsafe(doing, self.loop)
+            future = asyncio.run_coroutine_threadsafe(doing, self.loop)
         except Closed:
             doing.close()
             raise
         except RuntimeError:  # it has ended just now
             doing.close()
             raise Closed("the session is closed") from None
+        self._calls[future] = doing
+        future.add_done_callback(self._calls.pop)
+        if self.loop.is_closed():
+            self._cancel_calls()
+        return future
 
     def forked(self) -> None:
         """In a forked child: the loop is the parent's, and what waits in it must not end here."""

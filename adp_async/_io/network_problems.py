@@ -131,10 +131,18 @@ def _no_connection(error: BaseException, way: Way, *, is_known: bool) -> Problem
         return _closed_while_connecting(way)
     whose = "no connection to the proxy" if _is_about_proxy(error, way) else "no connection"
     reason = _reason(cause)
-    if isinstance(error, aiohttp.ClientConnectorError) and _is_plain(error.os_error.strerror):
-        reason = f": {error.os_error.strerror}"  # it names the address, too
+    if isinstance(error, aiohttp.ClientConnectorError):
+        reason = _with_address(reason, error.os_error.strerror)
     problem = Problem(ConnectionFailed, f"{whose}{reason}", is_permanent=not is_known)
     return evolve(problem, is_doubtful=way.proxy is not None)
+
+
+def _with_address(reason: str, said: str | None) -> str:
+    """*reason*, and the address that asyncio names in what it *said*: a name may have several."""
+    found = re.match(r"Connect call failed \('([^']{1,60})', (\d+)", said or "")
+    if found is not None:
+        return f"{reason} at {found[1]}, port {found[2]}"
+    return f": {said}" if _is_plain(said) else reason
 
 
 def _is_plain(text: str | None) -> bool:

@@ -10,6 +10,7 @@ from adp_async._io.ending import watch
 from adp_async._io.log import logger
 from adp_async._sansio import endpoints
 from adp_async._sansio.call import Call
+from adp_async._sansio.texts import counted
 from adp_async.errors import AdpError
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ class OpenRuns:
                 await asyncio.gather(*map(end, run_ids))
         except TimeoutError:
             left = [each for each in run_ids if each not in ended]
-            message = "%d runs could not be ended %s in time: %s"
-            logger.warning(message, len(left), status, ", ".join(left[:10]))
+            message = "%s could not be ended %s in time: %s"
+            logger.warning(message, counted(len(left), "run"), status, ", ".join(left[:10]))
 
 
 async def _told(

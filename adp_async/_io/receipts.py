@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
+from adp_async._sansio.records import KINDS
+from adp_async._sansio.texts import not_delivered_yet
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ class ReceiptWaits:
             if thread.is_here or lifetime.is_open:
                 raise
             raise lifetime.error() from None
+        except TimeoutError:
+            kind = KINDS[type(record)]
+            message = f"{kind} {record.key!r} of run {lane.run_id}: {not_delivered_yet(1)}"
+            raise TimeoutError(message) from None
 
     async def _wait_on_any_loop(self, lane: Lane, record: AnyRecord) -> None:
         try:

@@ -369,10 +369,11 @@ class Recoveries:
             count = len(self._reported)
             if count == 1 or len(str(count)) > len(str(count - 1)):
                 message = (
-                    "%s: none of its records can be delivered: %s; this is retried, and holds up "
-                    "its own runs only (%d such files so far)"
+                    "%s: none of its records can be delivered; this is retried, and holds up its "
+                    "own runs only (%s so far; `adp-async sync --discard` gives one up): %s"
                 )
-                logger.warning(message, path, recovery.trouble, count)
+                files = counted(count, "such file")
+                logger.warning(message, path, files, recovery.trouble)
 
     async def _deliver(self, orphan: Orphan) -> None:
         path = orphan.spool.path
@@ -385,7 +386,8 @@ class Recoveries:
             if not await recovery.run(self.thread):
                 logger.warning("%s: some records could not be delivered; they are kept", path)
             delivered, rejected = recovery.counts
-            logger.info("%s: %d records delivered, %d rejected", path, delivered, rejected)
+            done = counted(delivered, "record")
+            logger.info("%s: %s delivered, %d rejected", path, done, rejected)
         except Exception:
             logger.exception("%s: recovery failed; what it had is still on disk", path)
 

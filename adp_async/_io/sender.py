@@ -19,6 +19,7 @@ from adp_async._io.observing import WatchedBatch
 from adp_async._sansio.actions import Action, action_for
 from adp_async._sansio.dispatch import Fault, fault_of
 from adp_async._sansio.endpoints import LOG_BATCH
+from adp_async._sansio.texts import counted
 from adp_async.errors import AdpError, Forbidden, NotAuthenticated
 from adp_async.instrumentation import watching
 
@@ -260,10 +261,12 @@ class Sender:
             if len(str(self._held_runs)) > len(str(self._held_runs - 1)) or self._held_runs == 1:
                 message = (
                     "run %s: its records are held back and will be sent again: %s%s "
-                    "(%d such runs so far; `discard` gives up a run's waiting records)"
+                    "(%s so far; `run.discard()` gives up its records, and "
+                    "`adp-async sync --discard` those of an earlier process)"
                 )
                 about = {"run_id": lane.run_id}
-                logger.warning(message, lane.run_id, error, hint, self._held_runs, extra=about)
+                runs = counted(self._held_runs, "such run")
+                logger.warning(message, lane.run_id, error, hint, runs, extra=about)
                 lane.is_alarmed = True
         lane.told = type(error)
 
@@ -287,9 +290,9 @@ class Sender:
         lane.told_refused = count
         if not before or len(str(count)) > len(str(before)):
             name = f"{last.kind} {last.key!r}"
-            message = "run %s: %d records refused so far, the last one %s: %s"
-            about = {"run_id": lane.run_id}
-            logger.warning(message, lane.run_id, count, name, last.cause, extra=about)
+            message = "run %s: %s refused so far, the last one %s: %s"
+            about, refused = {"run_id": lane.run_id}, counted(count, "record")
+            logger.warning(message, lane.run_id, refused, name, last.cause, extra=about)
 
 
 def _log_unseen(batch: RecordBatch, trouble: AdpError) -> None:

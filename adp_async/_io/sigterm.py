@@ -37,8 +37,10 @@ def _terminated(number: int, _frame: object) -> None:
         return
     signal.signal(number, signal.SIG_DFL)
     terminated()
-    end_all()
-    signal.raise_signal(number)
+    try:
+        end_all()
+    finally:  # whatever goes wrong, or a second Ctrl-C, the process ends
+        signal.raise_signal(number)
 
 
 def _raise_here(thread: int, number: int) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import threading
 import traceback
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -55,6 +56,12 @@ TOO_LATE: Final = "the session was closed before that"
 NAMES_SHOWN: Final = 5
 #: Seconds that uploads which are given up have to tidy up.
 LAST_MOMENT: Final = 3.0
+#: The last failures that are kept while nobody asks for them; and the runs of which it is known
+#: where their artifacts go, and what a WARNING has reported.
+KEPT_FAILURES: Final = 10_000
+KEPT_RUNS: Final = 1000
+#: In the place of what has been uploaded, or will not be.
+_NO_CONTENT: Final = BytesContent(b"")
 
 
 class Storage(Protocol):
@@ -122,7 +129,7 @@ class Uploader:
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     #: In the order of the calls.
     _pending: dict[Job, None] = field(factory=dict, init=False)
-    _failed: list[tuple[Job, AdpError]] = field(factory=list, init=False)
+    _failed: deque[tuple[Job, AdpError]] = field(factory=deque, init=False)
     _memory: int = field(default=0, init=False)
     # What follows belongs to the delivery thread.
     _is_closed: bool = field(default=False, init=False)
@@ -135,7 +142,7 @@ class Uploader:
     _caller: Caller | None = field(default=None, init=False)
     _worker: Worker | None = field(default=None, init=False)
     #: What a WARNING has reported, once a run.
-    _reported: set[tuple[str, type[AdpError], str]] = field(factory=set, init=False)
+    _reported: dict[tuple[str, type[AdpError], str], None] = field(factory=dict, init=False)
 
     # ------------------------------------------------------------------ any thread
 
@@ -215,7 +222,7 @@ class Uploader:
     def _raise(self, run_id: str | None, what_next: str) -> None:
         with self._lock:
             mine = [each for each in self._failed if run_id in (None, each[0].run_id)]
-            self._failed = [each for each in self._failed if each not in mine]
+            self._failed = deque(each for each in self._failed if each not in mine)
         late = self.of(run_id)
         if mine or late:
             raise upload_error(mine, late, what_next)
@@ -310,13 +317,17 @@ class Uploader:
                 return
             del self._pending[job]
             self._memory -= job.memory
+            job.content = _NO_CONTENT  # whose memory does not count any more
             if error is not None and job.run_id:
                 self._failed.append((job, error))
+                if len(self._failed) > KEPT_FAILURES:
+                    self._failed.popleft()
         if error is not None:
             # (A reply's message has its request id, and so is another one each time.)
             reason = job.run_id, type(error), str(getattr(error, "code", error))
             log = logger.debug if reason in self._reported else logger.warning
-            self._reported.add(reason)
+            self._reported[reason] = None
+            _forget_oldest(self._reported)
             log("%s not uploaded: %s", _named([job]), error)
         job.future.set_result(error)
 
@@ -328,6 +339,7 @@ class Uploader:
         if task is None or _has_failed(task):
             asking = self._ask_for_uri(run_id)
             task = self._uris[run_id] = asyncio.get_running_loop().create_task(asking)
+            _forget_oldest(self._uris)
         return await asyncio.shield(task)
 
     async def _ask_for_uri(self, run_id: str) -> str:
@@ -385,6 +397,11 @@ class Uploader:
         self._caller = caller
         storage = ObjectStorage(caller, self._reader(), base_url, self.part_bytes)
         return Volumes(self.service, storage)
+
+
+def _forget_oldest(known: dict[Any, Any]) -> None:
+    if len(known) > KEPT_RUNS:
+        del known[next(iter(known))]
 
 
 def _has_failed(task: asyncio.Task[Any]) -> bool:

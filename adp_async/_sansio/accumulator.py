@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from adp_async._sansio.events import Event, Refused, Sealed, Settled, Took
 from adp_async._sansio.lanes import Lanes
-from adp_async._sansio.ranges import numbers_of
+from adp_async._sansio.ranges import numbers_at, numbers_of
 from adp_async._sansio.records import (
     DELIVERED,
     METRIC_COST,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from adp_async._sansio.records import AnyRecord
     from adp_async._sansio.refusals import Part
     from adp_async._sansio.sealing import Cut
-    from adp_async.errors import AdpError
+    from adp_async.errors import AdpError, Rejection
 
 #: Batches of a lane that are sealed at once when there is a journal.
 SEALED_AHEAD = 4
@@ -325,8 +325,7 @@ class Accumulator:
         else:
             # A tag that was overwritten in the whole may be sent in a part, and make it larger.
             given_up = [batch.records[at] for at in ruling.given_up]
-            everyone = list(numbers_of(batch.ranges))
-            numbers = [everyone[at] for at in ruling.given_up]
+            numbers = numbers_at(batch.ranges, ruling.given_up)
             self._put_back(batch, self._parts(batch, ruling.parts), now, now)
             if given_up:
                 self._refuse_waiting(lane, batch.span, given_up, numbers, error)
@@ -347,20 +346,16 @@ class Accumulator:
 
     def reject(
         self, lane: Lane, records: Sequence[AnyRecord], numbers: Sequence[int], error: AdpError
-    ) -> None:
+    ) -> list[Rejection]:
         """Count *records* as refused for *error*; without *numbers* if they were not taken in."""
         rejections = self.rejections.add(lane, records, error)
         for record, rejection in zip(records, rejections, strict=True):
             record.place = GivenUp(delivery_error([rejection]))
         self.note(Refused(rejections, records, lane, numbers))
+        return rejections
 
     def _refuse_waiting(
-        self,
-        lane: Lane,
-        span: Span,
-        records: list[AnyRecord],
-        numbers: Sequence[int],
-        error: AdpError,
+        self, lane: Lane, span: Span, records: list[AnyRecord], numbers: list[int], error: AdpError
     ) -> None:
         """Records that are not in flight won't be sent: the service refuses such."""
         self.reject(lane, records, numbers, error)

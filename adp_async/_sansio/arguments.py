@@ -92,10 +92,14 @@ def checked(operation: str, name: str, value: object) -> Any:
     return _many(value, what, of_texts=sort != "entities") or None
 
 
-def checked_options(options: Options) -> Options:
+def checked_options(options: Options, operation: str) -> Options:
     """The options of a call, *timeout* as a float; TypeError or ValueError for invalid ones."""
     if unknown := sorted(options.keys() - _OPTIONS):
-        raise TypeError(f"operations do not take {', '.join(map(shown, unknown))}")
+        names = ", ".join(map(shown, unknown))
+        message = (
+            f"{operation or 'the operation'} does not take {names}; `help` lists its arguments"
+        )
+        raise TypeError(message)
     given: dict[str, Any] = {**options}
     if not callable(given.get("on_reply", callable)):
         raise TypeError(f"on_reply is called with a reply, not {type_name(given['on_reply'])}")
@@ -188,7 +192,9 @@ def _many(value: Any, what: str, *, of_texts: bool) -> list[Any]:
     of_what = "str" if of_texts else "entities of adp_async.entities"
     items = _items(value)
     if items is None:
-        raise TypeError(f"{what} is a sequence of {of_what}, not {type_name(value)}")
+        one = issubclass(type(value), str) and of_texts
+        found = "one str: put it into a list" if one else type_name(value)
+        raise TypeError(f"{what} is a sequence of {of_what}, not {found}")
     for number, item in enumerate(items):
         if not (issubclass(type(item), str) if of_texts else _is_entity(item)):
             found = type_name(item)

@@ -62,6 +62,7 @@ class RecordBatch:
 
     @property
     def run_id(self) -> str:
+        """The id of the run that the records are of."""
         return self.lane.run_id
 
     def failed(self, now: float) -> None:

@@ -37,7 +37,7 @@ class Call:
     ) -> Self:
         """A call from a caller's arguments; TypeError or ValueError for invalid ones."""
         check_endpoint(endpoint)
-        checked = checked_options(options)
+        checked = checked_options(options, endpoint.operation)
         return cls(endpoint, named(path, "path"), named(query, "query"), body, checked)
 
     def with_options(self, **options: Any) -> Self:

@@ -27,6 +27,7 @@ from attrs import define, field
 from adp_async._sansio.actions import Action
 from adp_async._sansio.discarding import drop
 from adp_async._sansio.line import LASTING
+from adp_async._sansio.texts import counted
 from adp_async.errors import (
     AdpError,
     ConnectionFailed,
@@ -428,5 +429,5 @@ def _is_breakdown(error: AdpError) -> bool:
 
 def discarded(run_id: str, count: int) -> DeliveryError:
     """The error of records that were discarded."""
-    message = f"{count} records of run {run_id} were discarded"
+    message = f"{counted(count, 'record')} of run {run_id} discarded"
     return DeliveryError(message, undelivered=count, run_id=run_id)

@@ -43,6 +43,16 @@ def numbers_of(ranges: Iterable[tuple[int, int]]) -> Iterator[int]:
     return (number for first, last in ranges for number in range(first, last))
 
 
+def numbers_at(ranges: Iterable[tuple[int, int]], positions: Iterable[int]) -> list[int]:
+    """The numbers of *ranges* at *positions*, counted from 0.
+
+    >>> numbers_at([(0, 2), (5, 9)], [1, 2])
+    [1, 5]
+    """
+    everyone = list(numbers_of(ranges))
+    return [everyone[at] for at in positions]
+
+
 def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
     """Sorted *numbers* as ranges.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from adp_async._sansio.records import KINDS, Metric
+from adp_async._sansio.texts import counted
 from adp_async.errors import DeliveryError, Rejection
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def delivery_error(
         )
     if undelivered:
         of_run = f" of run {run_id}" if run_id else ""
-        parts.append(f"{undelivered} records{of_run} were not delivered")
+        were = "was" if undelivered == 1 else "were"
+        parts.append(f"{counted(undelivered, 'record')}{of_run} {were} not delivered")
     if lost_runs:
         more = f" and {len(lost_runs) - 5} more" if len(lost_runs) > 5 else ""
         parts.append(f"the service was not reached for {', '.join(lost_runs[:5])}{more}")

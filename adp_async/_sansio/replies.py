@@ -95,6 +95,17 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CODE_CHARACTERS = 100
 _MESSAGE_CHARACTERS = 2_000
 
+#: What to do about the codes of OCI that have many causes.
+_ADVICE: Final = {
+    "NotAuthenticated": (
+        "`adp-async doctor` tells whether key, fingerprint, token or clock is to blame"
+    ),
+    "NotAuthorizedOrNotFound": (
+        "OCI says this of what does not exist and of what this user may not see; "
+        "`adp-async doctor` checks platform, workspace and region"
+    ),
+}
+
 #: The beginning of a service error whose body was too large to be read to its end.
 _CUT_ERROR: Final = (
     rb'(?s)\s*\{\s*"(?:error_)?code"\s*:\s*"(?P<code>[\w.-]{1,100})"\s*'
@@ -131,6 +142,8 @@ def read_reply(reply: Reply, operation: str) -> Reply:
         )
     if reply.status == 501:
         error.maybe_applied = False
+    if advice := _ADVICE.get(code, ""):
+        error.add_note(advice)
     raise error
 
 

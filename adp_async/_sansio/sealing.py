@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from attrs import define, evolve
 
 from adp_async._sansio.batch import RecordBatch, Span
-from adp_async._sansio.ranges import numbers_of, ranges_of, split
+from adp_async._sansio.ranges import numbers_at, numbers_of, ranges_of, split
 from adp_async._sansio.records import has_text
 from adp_async.errors import AdpError
 
@@ -79,9 +79,8 @@ class Sealer:
         for part in parts:
             mine, numbers = records, ranges
             if len(part.positions) < len(records):
-                everyone = list(numbers_of(ranges))
                 mine = [records[at] for at in part.positions]
-                numbers = ranges_of(everyone[at] for at in part.positions)
+                numbers = ranges_of(numbers_at(ranges, part.positions))
             for fitting, body, is_barrier, at in self._fit(lane, mine, numbers, cut):
                 has_all = is_whole and len(fitting) == span.last - span.first
                 token = next(self.tokens)

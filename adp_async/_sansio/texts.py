@@ -245,6 +245,11 @@ _ENDS: Mapping[str, Callable[[str, int], tuple[int, bool]]] = {
 }
 
 
+def not_delivered_yet(count: int) -> str:
+    """What is said of *count* records when somebody has stopped waiting for them."""
+    return f"{counted(count, 'record')} not delivered yet; the session keeps trying"
+
+
 def counted(count: int, what: str, ending: str = "s") -> str:
     """*count* and *what*, with its *ending* unless the count is 1.
 

@@ -83,7 +83,7 @@ def valid_run_id(run_id: object) -> str:
         raise ValueError(f"a run id is a str, not {type_name(run_id)}{hint}")
     plain = str.__str__(run_id)
     rule = ""
-    if not plain:
+    if not plain.strip():
         rule = "must not be empty"
     elif len(plain) > RUN_ID_LENGTH:
         rule = f"has at most {RUN_ID_LENGTH} characters, this one has {len(plain)}"
@@ -183,12 +183,20 @@ def valid_value(value: object, *, key: str, run_id: str) -> float:
     number = number_of(value)
     if number is not None:
         return number
-    rule = f"float() does not take a value of type {type_name(value)}"
+    rule = f"the value must be a number that float() takes, not {_kind_of(value)}"
     if issubclass(type(value), int):
         rule = "the int is too large for a double"
     elif _asked(_has_item, value):
         rule += "; an array or a tensor must have exactly one element, a real number"
     raise InvalidRecord(run_id=run_id, kind="metric", key=key, rule=rule)
+
+
+def _kind_of(value: object) -> str:
+    """What *value* is instead of a number; its content may be secret."""
+    if value is None:
+        return "None"
+    # Of a text such as "0.5" it takes what it says.
+    return "this str" if issubclass(type(value), str) else type_name(value)
 
 
 def valid_int64(number: object, *, what: str, key: str, run_id: str) -> int:

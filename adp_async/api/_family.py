@@ -22,7 +22,7 @@ from typing import (
     overload,
 )
 
-from adp_async._sansio.arguments import checked_texts
+from adp_async._sansio.arguments import checked_options, checked_texts
 from adp_async._sansio.outward import outward
 from adp_async._sansio.rules import count
 from adp_async._sansio.urls import Placed, place
@@ -287,7 +287,7 @@ class Family:
         /,
         **arguments: object,
     ) -> T:
-        placed = _placed(endpoint, arguments)
+        placed = _placed(endpoint, arguments, options)
         return await self._caller.call(
             endpoint,
             path=placed.path,
@@ -299,7 +299,7 @@ class Family:
 
     async def _do(self, endpoint: Endpoint, options: CallOptions, /, **arguments: object) -> None:
         """An operation with an empty reply."""
-        placed = _placed(endpoint, arguments)
+        placed = _placed(endpoint, arguments, options)
         await self._caller.call(
             endpoint, path=placed.path, query=placed.query, body=placed.body, **options
         )
@@ -334,12 +334,13 @@ class Family:
             return await self._call(endpoint, page_type, options, **arguments, page_token=token)
 
         # Report a wrong argument at the call, not at the first page.
-        _placed(endpoint, {**arguments, "page_token": page_token})
+        _placed(endpoint, {**arguments, "page_token": page_token}, options)
         return Listing(fetch, page_token, endpoint.operation, most)
 
 
-def _placed(endpoint: Endpoint, arguments: Mapping[str, object]) -> Placed:
+def _placed(endpoint: Endpoint, arguments: Mapping[str, object], options: CallOptions) -> Placed:
     try:
+        checked_options(options, endpoint.operation)
         return place(endpoint, arguments)
     except (TypeError, ValueError) as error:  # the caller's mistake, wherever we found it
         raise outward(error) from error.__cause__

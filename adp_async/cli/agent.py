@@ -16,6 +16,7 @@ from attrs import define, evolve
 from adp_async import Session
 from adp_async._hop import FILE, FOLDER, VARIABLE
 from adp_async._sansio.endpoints import Endpoint
+from adp_async._sansio.texts import counted
 from adp_async.collector.certificate import Certificate, write_private
 from adp_async.collector.collector import Collector
 from adp_async.collector.handle import Handle
@@ -160,11 +161,12 @@ def show_status(options: Options) -> int:
         except AdpError as error:
             typer.echo(f"the agent at {handle.address} does not answer: {error}", err=True)
             return 1
-    typer.echo(f"{handle.address}: {told['waiting']} records wait for the service")
+    typer.echo(f"{handle.address}: {counted(told['waiting'], 'record')} waiting for the service")
     for name, counts in sorted(told["workers"].items()):
         if counts["taken"]:
-            typer.echo(
-                f"  {name}: {counts['taken']} records in {counts['batches']} requests, "
-                f"last heard of {counts['seen']:.0f} s ago"
+            taken, batches = (
+                counted(counts["taken"], "record"),
+                counted(counts["batches"], "request"),
             )
+            typer.echo(f"  {name}: {taken} in {batches}, last heard of {counts['seen']:.0f} s ago")
     return 0

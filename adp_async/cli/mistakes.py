@@ -33,7 +33,7 @@ def errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*arguments, **options)
         except AdpError as error:
-            _fail(str(error))
+            _fail(". ".join([str(error), *getattr(error, "__notes__", ())]))
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"{where}{error.strerror or error}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from adp_async._io.log import logger
-from adp_async.collector.session import ABORT, COMMIT, LEAVE, exited, session_of_attempt
-from adp_async.collector.worker import GREETING, WorkerRun
+from adp_async.collector.presence import GREETING
+from adp_async.collector.session import ABORT, COMMIT, Whose, WorkerSession, exited
+from adp_async.collector.worker import WorkerRun
 from adp_async.errors import AdpError, Conflict
 from adp_async.run import attach_note
 
@@ -18,14 +19,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from adp_async.collector.handle import Handle
-    from adp_async.collector.worker import Part, _AsyncWorkerRun
+    from adp_async.collector.worker import AsyncWorkerRun
+    from adp_async.collector.worker_writer import Part
 
 
 class AttemptRun(WorkerRun):
     """One attempt of a task.  It has a session of its own, which its block closes."""
 
     def __init__(self, handle: Handle, run_id: str, part: Part, task: str) -> None:
-        super().__init__(run_id, session_of_attempt(handle, task, uuid.uuid4().hex), part)
+        session = WorkerSession(Whose(handle, task, uuid.uuid4().hex)).open()
+        super().__init__(run_id, session, part)
         self.task = task
 
     def __enter__(self) -> Self:
@@ -35,7 +38,7 @@ class AttemptRun(WorkerRun):
             self._session.close()
             raise
 
-    async def __aenter__(self) -> _AsyncWorkerRun:
+    async def __aenter__(self) -> AsyncWorkerRun:
         try:
             return await super().__aenter__()
         except BaseException:
@@ -48,6 +51,9 @@ class AttemptRun(WorkerRun):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._is_of_parent:  # which commits it
+            super().__exit__(kind, error, traceback)
+            return
         session = self._session
         exited(session)
         try:
@@ -82,7 +88,7 @@ class AttemptRun(WorkerRun):
                 await self._abort(failure)
             raise
         finally:
-            await self._say(LEAVE)
+            await self._leave()
 
     async def _commit(self) -> None:
         try:

@@ -17,6 +17,7 @@ from adp_async._io.handover import is_safe, take
 from adp_async._io.log import logger
 from adp_async._io.spool_aside import Attempt
 from adp_async._io.spool_file import SpoolError
+from adp_async._sansio.texts import counted
 from adp_async.collector.names import ATTEMPT, TASK
 from adp_async.collector.reading import INVALID, Refused
 
@@ -145,6 +146,7 @@ class Attempts:
             return
         left = await keeper.doing(keeper.spool.aside.counts)
         if left:
-            message = "%d records of %d attempts that did not end well are dropped"
-            logger.warning(message, sum(left.values()), len(left))
+            message = "%s of %s that did not end well are dropped"
+            records, attempts = sum(left.values()), counted(len(left), "attempt")
+            logger.warning(message, counted(records, "record"), attempts)
             await keeper.doing(keeper.spool.aside.drop, list(left))

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import socket
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from adp_async._hop import Carrier
     from adp_async._io.engine import Engine
+    from adp_async._io.loop_thread import LoopThread
     from adp_async.collector.ledger import WorkerStats
+    from adp_async.errors import AdpError
 
 #: Seconds that a collector waits, when it closes, for a worker it has heard nothing of.
 LEASE: Final = 30.0
@@ -185,11 +187,21 @@ class Collector:
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of the reply to a request that was carried here."""
+        thread = self._open_thread()
+        reply = await thread.run(self.handler.handle(method, target, headers, body))
+        return reply.status, reply.headers, reply.body
+
+    async def refuse(
+        self, headers: Mapping[str, str], found: Mapping[str, Any], error: AdpError
+    ) -> int:
+        """Count the records of a log-batch as rejected; see `Shared.refuse`."""
+        return await self._open_thread().run(self.handler.refuse(headers, found, error))
+
+    def _open_thread(self) -> LoopThread:
         thread = self._engine.thread
         if not self._is_open or thread is None:
             raise Closed("the collector is closed")
-        reply = await thread.run(self.handler.handle(method, target, headers, body))
-        return reply.status, reply.headers, reply.body
+        return thread
 
     def stats(self) -> CollectorStats:
         """What was taken, in all and by worker.  From any thread."""

@@ -37,6 +37,7 @@ class Handle(Hop):
         texts: Texts = "rank0",
         attempt: str | None = None,
         commit: Commit = "stream",
+        strict: bool = True,
     ) -> WorkerRun:
         """A run for this process: ``with handle.attach() as run``, or ``async with``.
 
@@ -58,9 +59,12 @@ class Handle(Hop):
         that ends well counts.  ``"auto"`` takes the name from Spark's or Ray's context.  Until
         then the collector holds it aside on its disk.
 
+        With ``strict=False`` nothing of the run's own raises, as for `Session.start_run`: what is
+        wrong with keys and values is mended or skipped, and warnings say so.
+
         Raises ValueError for a run that it is not for.
         """
-        from adp_async.collector.worker import attach
+        from adp_async.collector.attaching import attach
 
         return attach(
             self,
@@ -70,6 +74,7 @@ class Handle(Hop):
             texts=texts,
             attempt=attempt,
             commit=commit,
+            strict=strict,
         )
 
     def session(self) -> WorkerSession:
@@ -78,6 +83,9 @@ class Handle(Hop):
         Of a shared session: it starts runs, reads and searches, as far as the collector's own
         credentials go.
         """
-        from adp_async.collector.session import session_of
+        from adp_async.collector.session import Whose, session_of, sessions
 
-        return session_of(self)
+        with sessions.lock:
+            session = session_of(Whose(self))
+            session.is_given_out = True
+            return session

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 import msgspec
 from attrs import asdict, define, field
 
-from adp_async._io.handover import has_room, is_safe, take
+from adp_async._io.handover import has_room, is_safe, reject, take
 from adp_async._io.hop import WORKER
 from adp_async._io.log import logger
 from adp_async._sansio.endpoints import LOG_BATCH, SEARCH_RUNS, Scope
@@ -28,7 +28,7 @@ from adp_async._sansio.urls import url_of
 from adp_async.collector.attempts import Attempts
 from adp_async.collector.ledger import Ledger
 from adp_async.collector.permit import find_endpoint
-from adp_async.collector.reading import INVALID, Refused, read_log_batch
+from adp_async.collector.reading import INVALID, Refused, named_records, read_log_batch
 from adp_async.collector.rejected import to_wire
 from adp_async.errors import (
     AdpError,
@@ -174,6 +174,18 @@ class Handler:
                 return _not_yet()
             self.ledger.close(token)
         return EMPTY
+
+    async def refuse(
+        self, headers: Mapping[str, str], found: Mapping[str, Any], error: AdpError
+    ) -> int:
+        """Count what a log-batch has *found* in it as rejected; returns how many records."""
+        records = named_records(found)
+        run_id = str(found.get("run_id", ""))
+        if records and self.permit.run_id in (None, run_id):
+            worker = self.ledger.worker(headers.get(WORKER, "")[:200])
+            lane, rejections = reject(self.engine.delivery, run_id, records, error)
+            self.ledger.reject(worker, lane.key, rejections)
+        return len(records)
 
     async def _until_room(self) -> None:
         delivery, until = self.engine.delivery, time.monotonic() + LONGEST_WAIT_FOR_ROOM

@@ -19,7 +19,7 @@ from adp_async._sansio.values import number_of, valid_key, valid_run_id, valid_t
 from adp_async.errors import InvalidRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
 
@@ -103,6 +103,34 @@ def read_log_batch(body: bytes, limits: BatchLimits, known: dict[str, str]) -> H
     _check_texts(run_id, "param", found.params, limits, known)
     _check_texts(run_id, "tag", found.tags, limits, known)
     return Handed(run_id, [*found.metrics, *found.params, *found.tags])
+
+
+def named_records(found: Mapping[str, Any]) -> list[AnyRecord]:
+    """The records of a log-batch that is not taken, for what they are called.
+
+    >>> named_records({"metrics": [{"key": "loss", "step": 3}, 7]})
+    [<Receipt for metric 'loss' | waiting>, <Receipt for metric '' | waiting>]
+    """
+    given = {kind: found.get(kind) for kind in ("metrics", "params", "tags")}
+    named = {
+        kind: [each if isinstance(each, dict) else {} for each in records]
+        for kind, records in given.items()
+        if isinstance(records, list)
+    }
+    return [
+        *(Metric(_name(each), 0.0, 0, _step(each)) for each in named.get("metrics", ())),
+        *(Param(_name(each), "") for each in named.get("params", ())),
+        *(RunTag(_name(each), "") for each in named.get("tags", ())),
+    ]
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return str(record.get("key", ""))
+
+
+def _step(record: Mapping[str, Any]) -> int:
+    step = record.get("step", 0)
+    return step if type(step) is int else 0
 
 
 def _parsed(body: bytes) -> _Body:

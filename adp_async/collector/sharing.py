@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adp_async._io.loop_thread import LoopThread
     from adp_async.collector.collector import CollectorStats
     from adp_async.collector.handle import Handle
+    from adp_async.errors import AdpError
 
 
 #: Seconds that workers are waited for when the owner's body has raised.
@@ -72,6 +73,15 @@ class Shared:
         On any event loop of this process.  Raises `Closed`.
         """
         return await self._collector.answer(method, target, headers, body)
+
+    async def refuse(
+        self, headers: Mapping[str, str], found: Mapping[str, Any], error: AdpError
+    ) -> int:
+        """Count the records of a log-batch as rejected for *error*; returns how many there are.
+
+        *found* is its body.  On any event loop of this process.  Raises `Closed`.
+        """
+        return await self._collector.refuse(headers, found, error)
 
     def __repr__(self) -> str:
         return repr(self._collector.handle or "<Shared, not open>")

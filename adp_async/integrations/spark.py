@@ -17,8 +17,6 @@ bring home what a task has logged, when the task has ended well.
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,25 +24,22 @@ import msgspec
 from attrs import field, frozen
 
 from adp_async.collector import Carrier
+from adp_async.collector.one_way import hand_over
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from adp_async import Run, blocking
     from adp_async.collector import Handle, Shared
+    from adp_async.collector.one_way import Request
 
 __all__ = ["shared"]
-
-logger = logging.getLogger("adp_async")
 
 #: What a worker asks for that needs no answer of the driver's.
 _ONE_WAY: Final = ("mlflow/runs/log-batch", "collector/enter", "collector/leave")
 _JSON: Final = {"content-type": "application/json"}
 #: Seconds that the driver waits for room in its collector.
 _PATIENCE: Final = 60.0
-
-#: Method, target, headers and body of a request.
-_Request = tuple[str, str, dict[str, str], bytes]
 
 
 @contextmanager
@@ -60,7 +55,8 @@ def shared(
     With *accumulator* nobody listens, and executors need no way to the driver.  A last resort:
     points come home at the end of their task, wait in the executor's memory until then, and don't
     come from a task that fails; ``flush(delivered=True)`` and ``commit="task"`` raise `BadRequest`.
-    (Nothing is doubled without the latter: Spark itself counts a task once.)
+    (Nothing is doubled without the latter: Spark itself counts a task once.)  What the collector
+    refuses is counted, and told by the owner's ``flush`` and ``finish``.
     """
     context = getattr(spark, "sparkContext", spark)
     if not accumulator:
@@ -82,32 +78,19 @@ class _Home:
     def __init__(self) -> None:
         self.collector: Shared | None = None
 
-    def zero(self, value: list[_Request]) -> list[_Request]:
+    def zero(self, value: list[Request]) -> list[Request]:
         return []
 
-    def addInPlace(self, first: list[_Request], more: list[_Request]) -> list[_Request]:  # noqa: N802
+    def addInPlace(self, first: list[Request], more: list[Request]) -> list[Request]:  # noqa: N802
         if self.collector is None:
             first.extend(more)
             return first
         for request in more:
-            asyncio.run(_hand_over(self.collector, request))
+            asyncio.run(hand_over(self.collector, request, _PATIENCE))
         return first
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Home, ()
-
-
-async def _hand_over(collector: Shared, request: _Request) -> None:
-    """Hand a request over, as a worker would: try again while the collector is full."""
-    until = time.monotonic() + _PATIENCE
-    while True:
-        status, _, content = await collector.answer(*request)
-        if status not in (429, 503) or time.monotonic() > until:
-            break
-        await asyncio.sleep(0.5)
-    if status != 200:
-        message = "what a task has logged is refused, and lost: %d %.300s"
-        logger.warning(message, status, content.decode("utf-8", "replace"))
 
 
 @frozen

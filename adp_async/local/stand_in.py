@@ -81,6 +81,7 @@ class ReceivedRun:
 
     @property
     def run_id(self) -> str:
+        """The id of the run."""
         return str(self.info["run_id"])
 
 

@@ -149,7 +149,7 @@ class Connection:
             self._until_settled(None, min(_PATIENCE_OF_A_SEARCH, self._patience))
         except TimeoutError:
             waiting = self.logger.stats().undelivered
-            logger.warning("a search does not see %d records that still wait", waiting)
+            logger.warning("a search does not see records that still wait: %d", waiting)
 
     def wait(self, receipts: Iterable[Receipt], timeout: float | None = None) -> None:
         """Until the service has these records; raises what it refused, reporting it once."""
@@ -190,8 +190,8 @@ class Connection:
         waiting = self.logger.stats(run_id).undelivered
         whose = "" if run_id is None else f" of run {run_id}"
         message = (
-            f"{waiting} records{whose} could not be delivered for {patience:.0f} s; they are kept "
-            "and delivered as soon as the service takes them"
+            f"records{whose} that could not be delivered for {patience:.0f} s: {waiting}; they are "
+            "kept, and delivered as soon as the service takes them"
         )
         raise TimeoutError(message)
 

@@ -44,6 +44,9 @@ def in_mlflows_words() -> Iterator[None]:
         yield
     except MlflowException:
         raise
+    except errors.AdpError as error:
+        # How it came about inside us helps nobody; of other errors the frames are kept.
+        raise as_mlflow(error) from error.with_traceback(None)
     except _OURS as error:
         raise as_mlflow(error) from error
 

@@ -87,7 +87,9 @@ def _options(uri: str, query: str) -> dict[str, str]:
     pairs = parse_qsl(query, keep_blank_values=True)
     for name, _ in pairs:
         if name not in _OPTIONS:
-            raise _wrong(uri, f"it has no option {name!r:.40}, but {', '.join(_OPTIONS)}")
+            raise _wrong(
+                uri, f"{name!r:.40} is not an option; the options are {', '.join(_OPTIONS)}"
+            )
     # An empty one is not given, as an empty variable is not.
     return {name: value for name, value in pairs if value}
 
