@@ -388,8 +388,8 @@ class Recoveries:
             if not await recovery.run(self.thread):
                 logger.warning("%s: some records could not be delivered; they are kept", path)
             delivered, rejected = recovery.counts
-            done = counted(delivered, "record")
-            logger.info("%s: %s delivered, %d rejected", path, done, rejected)
+            told = counted(delivered, "record")
+            logger.info("%s: %s delivered, %d rejected", path, told, rejected)
         except Exception:
             logger.exception("%s: recovery failed; what it had is still on disk", path)
 
