@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that calls from other threads get to end when the loop stops.
+#: Seconds that calls from other threads get to end when the loop stops, and how often they do.
 LAST_CALLS: Final = 0.5
+LAST_ROUNDS: Final = 3
 #: Seconds to wait for the thread when stopping.
 LONGEST_JOIN: Final = 5.0
 
@@ -49,9 +50,10 @@ class LoopThread:
         try:
             while not self.is_ending:
                 self._run_on()
-            self.loop.run_until_complete(_last_calls())
-            while asyncio.all_tasks(self.loop):  # some came meanwhile
+            for _ in range(LAST_ROUNDS):  # some tasks may begin others
                 self.loop.run_until_complete(_last_calls())
+                if not asyncio.all_tasks(self.loop):
+                    break
         finally:
             self.loop.close()
             self._cancel_calls()
