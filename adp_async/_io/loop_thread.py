@@ -107,25 +107,16 @@ class LoopThread:
         Raises `Closed` where the loop cannot be waited for: in its own thread, in a forked child,
         and when it has ended.
         """
+        return result_of(self.begin(doing), timeout)
+
+    def begin(self, doing: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Begin *doing* there, for `result_of`.  Raises `Closed` as `wait` does."""
         try:
             self.check()
         except Closed:
             doing.close()
             raise
-        future = self._submit(doing)
-        try:
-            return future.result(timeout)
-        except concurrent.futures.CancelledError:
-            raise Closed("the session was closed while this call waited") from None
-        except AdpError as error:
-            raise outward(error) from error.__cause__
-        except TimeoutError:
-            if not future.cancel():
-                raise  # its own
-            raise TimeoutError(f"timed out after {timeout:g} s") from None
-        finally:
-            future.cancel()  # if a signal's handler has raised, as for Ctrl-C
-            del future  # it holds the error, which holds this frame
+        return self._submit(doing)
 
     def check(self) -> None:
         """Raise `Closed` where the loop cannot be waited for."""
@@ -163,6 +154,26 @@ class LoopThread:
         """End the loop and its thread.  From another thread than its own."""
         if self.call_soon(self._end):
             self._thread.join(LONGEST_JOIN)
+
+
+def result_of(future: concurrent.futures.Future[T], timeout: float | None) -> T:
+    """What was begun has come to that; see `LoopThread.wait`.  It is cancelled when that is over.
+
+    *timeout* is in seconds.
+    """
+    try:
+        return future.result(timeout)
+    except concurrent.futures.CancelledError:
+        raise Closed("the session was closed while this call waited") from None
+    except AdpError as error:
+        raise outward(error) from error.__cause__
+    except TimeoutError:
+        if not future.cancel():
+            raise  # its own
+        raise TimeoutError(f"timed out after {timeout:g} s") from None
+    finally:
+        future.cancel()  # if a signal's handler has raised, as for Ctrl-C
+        del future  # it holds the error, which holds this frame
 
 
 async def awaited(doing: Awaitable[T]) -> T:
