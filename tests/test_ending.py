@@ -17,6 +17,7 @@ from adp_async import blocking
 from adp_async._io import lifetime
 from adp_async._io.lifetime import Living
 from adp_async._shared_sessions import SharedSessions
+from adp_async.errors import Closed
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -282,6 +283,23 @@ async def test_close_hooks() -> None:
     await session.close()
     assert heard == [("first", None, True)]
     assert [metric.key for metric in session.received(run.run_id).metrics] == ["last"]
+
+
+def test_close_hooks_of_a_session_that_another_loop_cannot_close() -> None:
+    """It stays open, and they are called when it is closed indeed."""
+    session, heard = FakeSession(), list[object]()
+    session.on_close(heard.append)
+
+    async def close() -> None:
+        with pytest.raises(Closed, match="belong to the event loop it was opened in"):
+            await session.close()
+
+    with asyncio.Runner() as runner:
+        runner.run(session.open())
+        asyncio.run(close())
+        assert (session.is_open, heard) == (True, [])
+        runner.run(session.close())
+    assert heard == [None]
 
 
 def test_a_close_hook_may_wait(caplog: pytest.LogCaptureFixture) -> None:

@@ -289,13 +289,13 @@ class Engine:
                 opening.cancel()
             async with self._changing:
                 if self.thread is not None:
+                    if self.lifetime.why is Why.FORKED:
+                        raise self.lifetime.error()
+                    self._check_loop()
                     self.close_hooks.run(None)
                     await self._close(self.thread, seconds)
 
     async def _close(self, thread: LoopThread, seconds: float) -> None:
-        if self.lifetime.why is Why.FORKED:
-            raise self.lifetime.error()
-        self._check_loop()
         self.thread = None
         forget(self._living)
         try:

@@ -38,7 +38,11 @@ class LoopThread:
         #: What other threads and loops wait for.
         self._calls: dict[concurrent.futures.Future[Any], Coroutine[Any, Any, Any]] = {}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # the system allows no more threads
+            self.loop.close()
+            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
