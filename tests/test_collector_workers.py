@@ -15,7 +15,7 @@ from test_collector_hop import steps
 
 from adp_async.collector import presence
 from adp_async.collector.session import DEFAULTS, sessions
-from adp_async.errors import AdpError, UploadError
+from adp_async.errors import AdpError, DeliveryError, Forbidden, ServiceFault, UploadError
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -309,3 +309,38 @@ def test_a_lenient_worker_that_is_refused(fake: FakeBlockingSession, run: Run) -
         worker.flush(delivered=True)
     with pytest.raises(AdpError, match="changing param values"):
         run.flush()
+
+
+# ------------------------------------------------------------------ started offline
+
+
+def test_a_run_that_started_offline(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers read it by either of its names, as soon as the service has it, and no other run."""
+    monkeypatch.setitem(DEFAULTS, "call_timeout", 1.0)
+    monkeypatch.setattr("adp_async.collector.handler.LONGEST_LOOK", 0.05)
+    script = fake.session.answer("create_experiment_run", status=503)
+    other = fake.session.add_run()
+    with fake.start_run(offline=True) as run, run.shared() as handle:
+        assert run.run_id is None
+        session = handle.session()
+        with handle.attach() as worker:
+            worker.log_metric("loss", 0.5)
+        with pytest.raises(ServiceFault, match="does not have it yet"):
+            session.runs.get(worker.run_id)
+        script.left = script.given
+        run_id = run.created(timeout=10)
+        for name in (worker.run_id, run_id):
+            assert session.runs.get(name).info.run_id == run_id
+            session.runs.update(name, run_name=f"renamed by {name[:6]}")
+        with pytest.raises(Forbidden):
+            session.runs.get(other)
+        with handle.attach() as worker:
+            worker.log_param("bad", "a")
+            worker.log_param("bad", "b")
+            with pytest.raises(DeliveryError, match="bad"):
+                worker.flush(delivered=True)
+        with pytest.raises(DeliveryError, match="bad"):
+            run.flush()
+    assert steps(fake, run_id) == {"loss": [0]}

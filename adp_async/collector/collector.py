@@ -84,9 +84,15 @@ class Collector:
         self._certificate = certificate
         self._carrier = carrier
         self._server: Server | None = None
-        self.handler = Handler(engine, Permit.of(self._token, run_id))
+        self.handler = Handler(engine, Permit.of(self._token, run_id, self._named))
         self.handle: Handle | None = None
         self._was_opened = self._is_open = False
+
+    def _named(self) -> str | None:
+        """What the service calls the run."""
+        return (
+            None if self._run_id is None else self._engine.delivery.intake.lane(self._run_id).run_id
+        )
 
     async def open(self) -> Handle:
         """Listen, and return what workers need.  In the delivery thread.

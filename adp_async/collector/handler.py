@@ -10,6 +10,7 @@ There is no socket here: a carrier hands a request in and takes the reply.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ from adp_async._io.hop import WORKER
 from adp_async._io.log import logger
 from adp_async._sansio.endpoints import LOG_BATCH, SEARCH_RUNS, Scope
 from adp_async._sansio.messages import Reply, Request
+from adp_async._sansio.run_start import LOCAL
 from adp_async._sansio.signing import check_retry_token
 from adp_async._sansio.urls import url_of
 from adp_async.collector.attempts import Attempts
@@ -61,6 +63,8 @@ PASSED_ON: Final = (
 HANDED_BACK: Final = ("content-type", "opc-request-id", "etag", "opc-next-page")
 #: What a worker reads of a run.
 READINGS: Final = ("get_experiment_run_by_id", "get_experiment_run_metric_history")
+#: A run that started offline is called so here.
+_STARTED_OFFLINE: Final = re.compile(rb"\b%b[0-9a-f]{32}\b" % LOCAL.encode())
 _MARK: Final = "/mlops/api/2.0/"
 _JSON: Final = {"content-type": "application/json"}
 EMPTY: Final = Reply(200, _JSON, b"{}")
@@ -137,6 +141,7 @@ class Handler:
             return await self._log_batch(worker, headers, body)
         self.permit.check_operation(endpoint, query, body)
         await self._until_visible(endpoint, query)
+        target, body = self._as_known(target.encode()).decode(), self._as_known(body)
         return await self._pass_on(endpoint, target, headers, body)
 
     # log-batch
@@ -212,6 +217,17 @@ class Handler:
             async with asyncio.timeout(LONGEST_LOOK):
                 for run_id in run_ids:
                     await self.engine.delivery.settled(run_id)
+
+    def _as_known(self, part: bytes) -> bytes:
+        """Part of a request, with runs that started offline called as the service calls them."""
+        return _STARTED_OFFLINE.sub(self._known, part)
+
+    def _known(self, found: re.Match[bytes]) -> bytes:
+        lane = self.engine.delivery.intake.lane(found[0].decode())
+        if not lane.is_created:
+            message = "the run started offline, and the service does not have it yet"
+            raise Refused(503, "NotYet", message, retry_after=RETRY_AFTER)
+        return lane.run_id.encode()
 
     async def _pass_on(
         self, endpoint: Endpoint, target: str, headers: Mapping[str, str], body: bytes

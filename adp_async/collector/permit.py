@@ -16,7 +16,7 @@ from adp_async._sansio.endpoints import Endpoint, Scope
 from adp_async.collector.reading import INVALID, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 #: Operations about one run that its handle allows.  Deleting it is not among them.
 OF_A_RUN: Final = frozenset(
@@ -50,10 +50,14 @@ class Permit:
 
     digest: bytes = field(repr=False)
     run_id: str | None = None
+    #: What the service calls that run, where it started offline.
+    named: Callable[[], str | None] = lambda: None
 
     @classmethod
-    def of(cls, token: str, run_id: str | None) -> Permit:
-        return cls(hashlib.sha256(token.encode()).digest(), run_id)
+    def of(
+        cls, token: str, run_id: str | None, named: Callable[[], str | None] = lambda: None
+    ) -> Permit:
+        return cls(hashlib.sha256(token.encode()).digest(), run_id, named)
 
     def check_token(self, headers: Mapping[str, str]) -> None:
         """Raise `Refused` unless *headers* bring the token of this job."""
@@ -66,7 +70,7 @@ class Permit:
 
     def check_run(self, run_id: str) -> None:
         """Raise `Refused` unless the run may be logged into."""
-        if self.run_id is not None and run_id != self.run_id:
+        if self.run_id not in (None, run_id) and run_id != self.named():
             message = f"this handle is for the run {self.run_id} alone"
             raise Refused(403, "NotAllowed", message)
 
