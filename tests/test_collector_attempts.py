@@ -201,6 +201,24 @@ def test_an_engine_says_which_task_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_task() is None
 
 
+def test_the_next_application_does_other_tasks(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark counts its stages from 0 again: what its task logs there counts as well."""
+    context = SimpleNamespace(stageId=lambda: 0, partitionId=lambda: 0)
+    spark = SimpleNamespace(TaskContext=SimpleNamespace(get=lambda: context))
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    run = fake.attach_run(fake.session.add_run())
+    for application in range(2):
+        with run.shared() as handle:
+            for attempt in range(2):
+                with handle.attach(attempt="auto", commit="task") as worker:
+                    worker.log_metric("loss", float(attempt), application)
+    run.flush()
+    received = fake.session.received(run.run_id)
+    assert [(each.value, each.step) for each in received.metrics] == [(0.0, 0), (0.0, 1)]
+
+
 def test_rows_that_are_damaged(fake: FakeBlockingSession) -> None:
     """They are left out, and the others are there."""
     keeper = fake.session._delivery.keeper
