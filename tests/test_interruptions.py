@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from children import start
 
+from adp_async._sansio.records import METRIC_COST
+from adp_async.testing import FakeBlockingSession
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from adp_async.local import LocalPlatform
@@ -232,3 +238,51 @@ async def test_a_handler_that_logs_what_is_said(
     """
     child = await start(bare_platform, tmp_path, script)
     assert (await child.ends_well()).split() == ["1", "True"]
+
+
+# Handlers that raise ------------------------------------------------------------------------------
+
+
+class TooLong(Exception):
+    """What a program's own time limit raises."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """A time limit by SIGALRM, as programs have it around a step."""
+
+    def raise_it(*_: object) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer on this system")
+def test_a_call_that_a_handler_ends_gives_its_room_back() -> None:
+    """It waits for memory when a signal's handler raises: the buffer is as large as before."""
+    room = 20
+    with FakeBlockingSession(buffer_limit=room * METRIC_COST, max_block=30.0) as session:
+        run = session.attach_run(session.session.add_run())
+        script = session.session.answer("log_experiment_run_batch", status=503)
+        for step in range(room):
+            run.log_metric("loss", 0.5, step=step)
+        for _ in range(room):
+            with pytest.raises(TooLong), at_most(0.005):
+                run.log_metric("loss", 0.5, step=room)
+        script.left = 0
+        run.flush(10.0)
+        script.left = None
+        with at_most(5.0):
+            for step in range(room, 2 * room):
+                run.log_metric("loss", 0.5, step=step)
+        script.left = 0
+        run.flush(10.0)
+        assert run.stats().accepted == run.stats().delivered == 2 * room
+        steps = [metric.step for metric in session.session.received(run.run_id).metrics]
+        assert sorted(steps) == list(range(2 * room))

@@ -956,6 +956,10 @@ async def test_orphans_that_appear_later(folder: Path, monkeypatch: pytest.Monke
         await run.flush()
         await asyncio.sleep(0.1)
         assert steps(session) == list(range(30))
+        found = session._engine.recoveries
+        assert found is not None
+        # In a folder where processes are killed every minute, that would be a leak.
+        assert [*found._seen, *found._runs, *found._done, *found._since] == []
 
 
 # Two processes

@@ -235,20 +235,27 @@ class Intake:
     def _wait_for_room(self, records: list[AnyRecord], seconds: float) -> bool:
         """Wait for the turn of *records*, still outside the buffer; returns whether they are in."""
         ticket = _Ticket(sum(map(cost_of, records)))
+        try:
+            with self.lock:
+                self._tickets.append(ticket)
+                self._grant()
+            self.doorbell()
+            # (A wait beyond what the system can count means forever.)
+            ticket.is_over.wait(min(seconds, threading.TIMEOUT_MAX))
+        except BaseException:  # raised by a signal's handler, such as Ctrl-C
+            self._redeem(ticket, [])
+            raise
+        return self._redeem(ticket, records)
+
+    def _redeem(self, ticket: _Ticket, records: list[AnyRecord]) -> bool:
+        """Put *records* where *ticket* has room for them; returns whether they are in."""
         with self.lock:
-            self._tickets.append(ticket)
-            self._grant()
-        self.doorbell()
-        # (A wait beyond what the system can count means forever.)
-        ticket.is_over.wait(min(seconds, threading.TIMEOUT_MAX))
-        with self.lock:
-            if not ticket.has_room:
-                if ticket in self._tickets:
-                    self._tickets.remove(ticket)
-                    self._grant()
-                return False
-            self._promised -= ticket.needed
-            if not self.lifetime.is_open:
+            if ticket.has_room:
+                self._promised -= ticket.needed
+            elif ticket in self._tickets:
+                self._tickets.remove(ticket)
+            if not (ticket.has_room and records and self.lifetime.is_open):
+                self._grant()
                 return False
             extra = ticket.needed - METRIC_COST * len(records)
             self._text_cost += extra

@@ -102,7 +102,8 @@ def open_orphans(
     """The first *most* spools in *folder* that have something to deliver for *identity*.  Blocks.
 
     One that is in use, newer, damaged, another user's or of another platform is left untouched; all
-    but the first and the last are warned of, and join those of *but_not*, which aren't looked at.
+    but the first and the last are warned of, and join those of *but_not*, which aren't looked at;
+    files that are gone leave it.
     Raises `SpoolError` for a folder that can't be read, or is another user's.  *adopt* as for
     `open_orphan`.
     """
@@ -110,6 +111,7 @@ def open_orphans(
     orphans: list[Orphan] = []
     later: set[str] = set()
     paths = find_spools(folder)
+    but_not -= {each for each in but_not if each.parent == folder}.difference(paths)
     if paths:
         check_folder(folder)
     for path in paths:
@@ -355,8 +357,7 @@ class Recoveries:
         self._bar()
 
     def _bar(self) -> None:
-        waiting = [runs for path, runs in self._runs.items() if not self._done[path].is_set()]
-        self.bar(self._later.union(*waiting))
+        self.bar(self._later.union(*self._runs.values()))
 
     def _look_at(self, recovery: Recovery) -> None:
         """Name an orphan of which nothing is delivered; of many the 1st, the 10th, the 100th."""
@@ -379,9 +380,10 @@ class Recoveries:
         path = orphan.spool.path
         try:
             # Of one run the older records come first; other orphans don't wait.
-            for other, runs in list(self._runs.items()):
-                if (other.name, other) < (path.name, path) and runs & self._runs[path]:
-                    await self._done[other].wait()
+            mine = self._runs[path]
+            older = [each for each in self._runs if (each.name, each) < (path.name, path)]
+            for done in [self._done[each] for each in older if self._runs[each] & mine]:
+                await done.wait()
             recovery = Recovery(orphan, self.make(), self._look_at)
             if not await recovery.run(self.thread):
                 logger.warning("%s: some records could not be delivered; they are kept", path)
@@ -393,7 +395,10 @@ class Recoveries:
 
     def _ended(self, orphan: Orphan, task: asyncio.Task[None]) -> None:
         """Also one that was cancelled before its first step."""
+        path = orphan.spool.path
         orphan.spool.release()
         self._tasks.discard(task)
-        self._done[orphan.spool.path].set()
+        del self._runs[path]
+        self._since.pop(path, None)
+        self._done.pop(path).set()
         self._bar()
