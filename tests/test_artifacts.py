@@ -1243,6 +1243,31 @@ async def test_of_many_artifacts_a_few_are_named(run: Run, gateway: Gateway) -> 
     assert "5.txt" not in str(caught.value)
 
 
+async def test_a_commit_that_finds_nothing(
+    run: Run, small_parts: int, gateway: Gateway, tmp_path: Path
+) -> None:
+    """There is no such upload, and no such object: it was not done, and the handle says so."""
+    (tmp_path / "model.bin").write_bytes(bytes(3 * small_parts))
+    gone = Fault.reply(404, "NoSuchUpload")
+    gateway.inject(gone, times=None, operation="commit_multipart_upload")
+    with pytest.raises(UploadError, match="404 NoSuchUpload"):
+        await run.log_artifact(tmp_path / "model.bin")
+
+
+def test_a_download_that_is_refused(
+    background_session: blocking.Session, background_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """The service's own reason; what a file was before stays."""
+    (tmp_path / "out").write_text("before")
+    root = background_platform.artifacts.add_bucket("b")
+    folder = ArtifactFolder(background_session, root)
+    folder.log_text("x", "x.txt").wait(10)
+    background_platform.gateway.inject(Fault.reply(400, "Odd"), operation="get_object")
+    with pytest.raises(AdpError, match="400 Odd"):
+        folder.download("x.txt", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "before"
+
+
 async def test_failures_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend logs texts into runs that it never finishes: memory does not grow with them."""
     monkeypatch.setattr(uploads, "KEPT_RUNS", 3)

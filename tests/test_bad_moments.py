@@ -196,7 +196,7 @@ async def test_a_late_run_without_a_spool_says_what_is_left() -> None:
     session.answer(CREATE, status=503)
     run = await session.start_run(offline=True)
     run.log_metric("loss", 0.5)
-    with pytest.raises(DeliveryError, match="1 records not delivered yet; the session keeps"):
+    with pytest.raises(DeliveryError, match="1 record not delivered yet; the session keeps"):
         await run._leave(None)
     with pytest.raises(AdpError):
         await session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -286,3 +287,19 @@ def test_a_call_that_a_handler_ends_gives_its_room_back() -> None:
         assert run.stats().accepted == run.stats().delivered == 2 * room
         steps = [metric.step for metric in session.session.received(run.run_id).metrics]
         assert sorted(steps) == list(range(2 * room))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer on this system")
+def test_a_wait_that_a_handler_ends_is_over_in_the_loop_as_well() -> None:
+    """Whatever the handler raises: nobody goes on waiting behind the caller's back."""
+    with FakeBlockingSession() as session:
+        run = session.attach_run(session.session.add_run())
+        script = session.session.answer("log_experiment_run_batch", status=503)
+        receipt = run.log_metric("loss", 0.5)
+        for wait in (run.flush, receipt.wait):
+            with pytest.raises(TooLong), at_most(0.05):
+                wait()
+        session.call(asyncio.sleep(0.01))
+        assert session.session._delivery.state.waiters.are_none
+        script.left = 0
+        run.flush(10.0)

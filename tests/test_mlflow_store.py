@@ -413,6 +413,24 @@ def test_asynchronous_logging(experiment: str) -> None:
     assert len(points(run.info.run_id, "loss")) == 3
 
 
+def test_two_points_of_one_key_at_one_moment(experiment: str, client: MlflowClient) -> None:
+    """Both arrive, although a dict of them would have one."""
+    with mlflow.start_run() as run:
+        metrics = [Metric("loss", value, 1_700_000_000_000, 1) for value in (0.5, 0.7)]
+        client.log_batch(run.info.run_id, metrics=metrics)
+
+    assert points(run.info.run_id, "loss") == [(1, 0.5), (1, 0.7)]
+
+
+def test_a_run_is_renamed(experiment: str, client: MlflowClient) -> None:
+    """Which does not end it."""
+    with mlflow.start_run() as run:
+        client.update_run(run.info.run_id, name="renamed")
+        found = mlflow.get_run(run.info.run_id).info
+
+    assert (found.run_name, found.status) == ("renamed", "RUNNING")
+
+
 # ------------------------------------------------------------------ refusals
 
 
@@ -430,6 +448,26 @@ def test_what_is_refused_is_raised_at_the_runs_end(experiment: str) -> None:
     found = mlflow.get_run(run.info.run_id)
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 0.5})
     assert found.data.params == {"lr": "0.1"}
+
+
+def test_a_body_that_fails_after_a_refusal(
+    experiment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own error comes out; what was refused is a WARNING, and the run FAILED."""
+
+    def train() -> None:
+        with mlflow.start_run() as run:
+            run_ids.append(run.info.run_id)
+            mlflow.log_param("lr", 0.1)
+            mlflow.log_param("lr", 0.2)
+            raise ZeroDivisionError
+
+    run_ids: list[str] = []
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert f"run {run_ids[0]}: " in caplog.text
+    assert "param 'lr'" in caplog.text
+    assert mlflow.get_run(run_ids[0]).info.status == "FAILED"
 
 
 def test_a_search_does_not_raise_what_another_run_was_refused(experiment: str) -> None:
@@ -674,6 +712,41 @@ def test_logging_and_registering_at_once(experiment: str) -> None:
 
     (version,) = MlflowClient().search_model_versions(f"name = '{name}'")
     assert version.status == "READY"
+
+
+@needs_mlflow_3
+def test_what_is_noted_of_a_logged_model(experiment: str, client: MlflowClient) -> None:
+    """Params, tags and an end of its own are known in this process, as the API has no place."""
+    with mlflow.start_run():
+        model = mlflow.initialize_logged_model(name="net", params={"lr": "0.1"})
+        client.log_model_params(model.model_id, {"depth": "3"})
+        client.set_logged_model_tags(model.model_id, {"stage": "new", "by": "me"})
+        client.delete_logged_model_tag(model.model_id, "by")
+        mlflow.finalize_logged_model(model.model_id, "FAILED")
+
+    found = client.get_logged_model(model.model_id)
+    assert found.params == {"lr": "0.1", "depth": "3"}
+    assert found.tags["stage"] == "new"
+    assert "by" not in found.tags
+    assert str(found.status) == "FAILED"
+
+
+@needs_mlflow_3
+def test_a_logged_model_that_nobody_knows(experiment: str, client: MlflowClient) -> None:
+    """The error says how models are found."""
+    with pytest.raises(MlflowException, match=r"no logged model 'm-unknown'.*runs:/") as caught:
+        client.get_logged_model("m-unknown")
+    assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
+@needs_mlflow_3
+def test_the_models_that_a_run_reads(experiment: str, client: MlflowClient) -> None:
+    """The API has no place for them, which costs nobody a run."""
+    from mlflow.entities import LoggedModelInput
+
+    with mlflow.start_run() as run:
+        client.log_inputs(run.info.run_id, models=[LoggedModelInput("m-1")])
+    assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def test_registered_models(client: MlflowClient) -> None:

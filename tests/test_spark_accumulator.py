@@ -138,7 +138,7 @@ def test_what_the_collector_refuses(
     assert caught.value.rejected == 1
     steps = [point.step for point in fake.session.received(run.run_id).metrics]
     assert sorted(steps) == [0, 1, 2, 4, 5, 6, 7]
-    assert "refused of a worker: 1 record: " in caplog.text
+    assert "the service refused 1 record of a worker that has ended: " in caplog.text
 
 
 def test_a_task_of_another_run(fake: FakeBlockingSession, context: Context) -> None:

@@ -117,10 +117,8 @@ class LoopThread:
             if not future.cancel():
                 raise  # its own
             raise TimeoutError(f"timed out after {timeout:g} s") from None
-        except KeyboardInterrupt:
-            future.cancel()
-            raise
         finally:
+            future.cancel()  # if a signal's handler has raised, as for Ctrl-C
             del future  # it holds the error, which holds this frame
 
     def check(self) -> None:

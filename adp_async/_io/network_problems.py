@@ -70,7 +70,10 @@ class Problem:
     def as_error(self, request: Request, way: Way) -> AdpError:
         through = f" through the proxy {way.proxy}" if way.proxy else ""
         fix = f". {self.fix}" if self.fix else ""
-        error = self.kind(f"{name_of(request)}: {self.what} ({_host(request)}{through}){fix}")
+        host = _host(request)
+        # An address is told besides a name, and not besides itself.
+        what = self.what.removesuffix(_at(*host.rsplit(":", 1)))
+        error = self.kind(f"{name_of(request)}: {what} ({host}{through}){fix}")
         if self.is_permanent:
             error.retriable = False
         elif self.is_doubtful and not way.answered and isinstance(error, ConnectionFailed):
@@ -141,8 +144,12 @@ def _with_address(reason: str, said: str | None) -> str:
     """*reason*, and the address that asyncio names in what it *said*: a name may have several."""
     found = re.match(r"Connect call failed \('([^']{1,60})', (\d+)", said or "")
     if found is not None:
-        return f"{reason} at {found[1]}, port {found[2]}"
+        return reason + _at(found[1], found[2])
     return f": {said}" if _is_plain(said) else reason
+
+
+def _at(address: str, port: str = "") -> str:
+    return f" at {address}, port {port}"
 
 
 def _is_plain(text: str | None) -> bool:

@@ -382,14 +382,14 @@ class Recoveries:
             # Of one run the older records come first; other orphans don't wait.
             mine = self._runs[path]
             older = [each for each in self._runs if (each.name, each) < (path.name, path)]
-            for done in [self._done[each] for each in older if self._runs[each] & mine]:
-                await done.wait()
+            for end in [self._done[each] for each in older if self._runs[each] & mine]:
+                await end.wait()
             recovery = Recovery(orphan, self.make(), self._look_at)
             if not await recovery.run(self.thread):
                 logger.warning("%s: some records could not be delivered; they are kept", path)
             delivered, rejected = recovery.counts
-            done = counted(delivered, "record")
-            logger.info("%s: %s delivered, %d rejected", path, done, rejected)
+            told = counted(delivered, "record")
+            logger.info("%s: %s delivered, %d rejected", path, told, rejected)
         except Exception:
             logger.exception("%s: recovery failed; what it had is still on disk", path)
 

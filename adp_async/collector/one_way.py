@@ -89,7 +89,8 @@ def _halves(request: Request) -> list[Request]:
 async def _refuse(shared: Shared, request: Request, error: ServiceError) -> None:
     _, _, headers, body = request
     count = await shared.refuse(headers, _body_of(body), error)
-    logger.warning("refused of a worker: %s: %s", counted(count, "record"), error)
+    message = "the service refused %s of a worker that has ended: %s"
+    logger.warning(message, counted(count, "record"), error)
 
 
 def _body_of(body: bytes) -> dict[str, Any]:
