@@ -92,6 +92,28 @@ class Aside:
             counts[attempt] = counts.get(attempt, 0) + count
         return counts
 
+    def __bool__(self) -> bool:
+        """Whether it holds anything."""
+        if self._database.version < 3:
+            return False
+        with self._database.reading() as connection:
+            (found,) = connection.execute("SELECT EXISTS (SELECT 1 FROM aside)").fetchone()
+        return bool(found)
+
+    def forget_before(self, unix_time: float) -> int:
+        """Forget attempts that have handed over nothing since then; returns how many records."""
+        with self._database.transaction() as connection:
+            old = connection.execute(
+                "SELECT run_id, task, attempt, sum(count) FROM aside "
+                "GROUP BY run_id, task, attempt HAVING max(accepted_at) < ?",
+                (unix_time,),
+            ).fetchall()
+            connection.executemany(
+                "DELETE FROM aside WHERE run_id = ? AND task = ? AND attempt = ?",
+                [row[:3] for row in old],
+            )
+        return sum(count for *_, count in old)
+
     def drop(self, attempts: Sequence[Attempt]) -> None:
         """Forget what these attempts have handed over."""
         keys = [(each.run_id, each.task, each.name) for each in attempts]

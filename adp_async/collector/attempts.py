@@ -8,6 +8,7 @@ attempts is thrown away.  The first attempt that ends well counts.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 #: Begins the tokens of tasks that are done; a worker's token has no space.
 _DONE: Final = "task "
 _LONGEST_NAME: Final = 500
+#: Seconds after which an attempt that nothing comes of is not continued any more.
+ABANDONED: Final = 7 * 24 * 3600.0
 
 
 @define(eq=False)
@@ -138,6 +141,21 @@ class Attempts:
         count = len(await keeper.doing(keeper.spool.aside.of, attempt))
         await keeper.doing(keeper.spool.aside.drop, [attempt])
         return count
+
+    async def forget_old(self) -> None:
+        """Throw away what was held aside for a collector before this one, and is not continued."""
+        keeper = self.engine.delivery.keeper
+        if keeper is None:
+            return
+        try:
+            since = time.time() - ABANDONED
+            count = await keeper.doing(keeper.spool.aside.forget_before, since)
+        except SpoolError as error:  # a full disk: the next one does it
+            logger.warning("attempts that never ended cannot be dropped: %s", error)
+        else:
+            if count:
+                told = counted(count, "record")
+                logger.warning("dropped: %s of attempts that never ended", told)
 
     async def close(self) -> None:
         """Throw away what is held aside: its attempts were killed, or never ended."""
