@@ -106,8 +106,9 @@ def collector(
     It needs the credentials, tasks and the driver do not.  *handle* is for a whole session:
     ``handle.session()`` starts runs, ``handle.attach(run_id)`` logs into one.  *name* and
     *namespace* are the actor's; where another job of the cluster has the default name, it gets one
-    of its own.  *knobs* are those of `adp_async.Session`; *options* are Ray's for the actor, in place of ``num_cpus=0`` and
-    ``max_restarts=-1``: where it runs, for one.  Exiting delivers what is there, for at most
+    of its own.  *knobs* are those of `adp_async.Session`; *options* are Ray's for the actor, in
+    place of ``num_cpus=0`` and ``max_restarts=-1``: where it runs, for one.  A name of your own
+    that is taken raises `ConfigurationError`.  Exiting delivers what is there, for at most
     ``close_timeout``, and ends the actor; what could not be delivered stays in its spool.
     """
     given = {
