@@ -244,6 +244,39 @@ def test_attempts_that_never_end(
     assert not aside
 
 
+def test_a_spool_at_its_limit(fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What attempts log counts among its bytes: more is not taken, and the worker holds it."""
+    keeper = fake.session._delivery.keeper
+    assert keeper is not None
+    run = fake.attach_run(fake.session.add_run())
+    with run.shared() as handle, handle.attach(**TASK) as worker:
+        worker.log_metric("loss", 0.5, 1)
+        worker.flush(timeout=10)
+        with monkeypatch.context() as patch:
+            patch.setattr(keeper.spool.aside, "_limit", 1)
+            worker.log_metric("loss", 0.5, 2)
+            with pytest.raises(TimeoutError):
+                worker.flush(timeout=0.5)
+            assert worker.stats().throttled >= 1
+    run.flush()
+    assert steps(fake, run.run_id) == {"loss": [1, 2]}
+
+
+def test_tasks_that_are_done_are_remembered_up_to_a_number(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent sees many."""
+    monkeypatch.setattr("adp_async.collector.attempts.KEPT_TOKENS", 2)
+    run = fake.attach_run(fake.session.add_run())
+    shared = run.shared()
+    with shared as handle:
+        for task in range(4):
+            with handle.attach(attempt=f"part {task}", commit="task") as worker:
+                worker.log_metric("loss", 0.5, task)
+        done = shared._collector.handler.attempts._done
+        assert [task for _, task in done] == ["part 2", "part 3"]
+
+
 def test_rows_that_are_damaged(fake: FakeBlockingSession) -> None:
     """They are left out, and the others are there."""
     keeper = fake.session._delivery.keeper

@@ -64,7 +64,7 @@ class Spool:
         self._reader = Reader(database)
         self._writer = Writer(database, limit, is_first=is_taken)
         #: Records that do not count yet.
-        self.aside = Aside(database)
+        self.aside = Aside(database, limit)
         #: Whether the file names this process as its owner.
         self._is_taken = is_taken
         #: Others will ask again, and the next process knows from it what they have handed over.

@@ -17,10 +17,11 @@ from attrs import define, field
 from adp_async._io.handover import is_safe, take
 from adp_async._io.log import logger
 from adp_async._io.spool_aside import Attempt
-from adp_async._io.spool_file import SpoolError
+from adp_async._io.spool_file import SpoolError, SpoolLimit
 from adp_async._sansio.texts import counted
+from adp_async.collector.ledger import KEPT_TOKENS
 from adp_async.collector.names import ATTEMPT, TASK
-from adp_async.collector.reading import INVALID, Refused
+from adp_async.collector.reading import INVALID, RETRY_AFTER, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,6 +76,9 @@ class Attempts:
         keeper = self._keeper()
         try:
             await keeper.doing(keeper.spool.aside.put, attempt, token, handed.records)
+        except SpoolLimit:
+            message = "the collector is full: spool_limit is reached"
+            raise Refused(429, "TooManyRequests", message, retry_after=RETRY_AFTER) from None
         except SpoolError as error:
             logger.warning("what an attempt has logged cannot be held aside: %s", error)
             raise Refused(503, "NotYet", "the collector can write nothing") from None
@@ -88,7 +92,7 @@ class Attempts:
             if token.startswith(_DONE):
                 name, _, rest = token.removeprefix(_DONE).partition(" ")
                 run_id, _, task = rest.partition(" ")
-                self._done[run_id, task] = name
+                self._is_done(run_id, task, name)
 
     async def commit(self, attempt: Attempt, worker: Worker, seconds: float) -> bool:
         """Take in what *attempt* has handed over; False while that is not safe yet.
@@ -129,7 +133,12 @@ class Attempts:
         taken = take(self.engine.delivery, attempt.run_id, records, token)
         self.ledger.count(worker, taken)
         self.ledger.open(token, taken)
-        self._done[attempt.run_id, attempt.task] = attempt.name
+        self._is_done(attempt.run_id, attempt.task, attempt.name)
+
+    def _is_done(self, run_id: str, task: str, name: str) -> None:
+        self._done[run_id, task] = name
+        while len(self._done) > KEPT_TOKENS:
+            del self._done[next(iter(self._done))]
 
     async def abort(self, attempt: Attempt, worker: Worker) -> None:
         """The attempt has failed: throw away what it has handed over."""

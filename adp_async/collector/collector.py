@@ -132,7 +132,7 @@ class Collector:
                 raise ConfigurationError(message) from None
         await self.handler.attempts.forget_old()
         if (keeper := engine.delivery.keeper) is not None:
-            tokens = [token for token, _ in keeper.spool.taken()]
+            tokens = [token for token, _ in await keeper.doing(keeper.spool.taken)]
             self.handler.ledger.learn(tokens)
             self.handler.attempts.learn(tokens)
 
