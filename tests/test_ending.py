@@ -381,6 +381,31 @@ async def test_a_session_that_is_stuck(bare_platform: LocalPlatform, tmp_path: P
     assert (code, out) == (-signal.SIGTERM, "closes KILLED\n"), errors
 
 
+AT_ONCE = """
+    from adp_async.errors import ConnectionLost
+    from adp_async.testing import FakeBlockingSession
+
+    for _ in range(5):
+        session = FakeBlockingSession(exit_timeout=1.0).open()
+        session.session.answer("log_experiment_run_batch", ConnectionLost("the line is cut"))
+        session.start_run("digits").log_metric("loss", 0.5)
+    print("ends", flush=True)
+"""
+
+
+async def test_all_sessions_end_at_the_same_time(
+    bare_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """However many of them wait for a service that is gone, it takes no longer than one."""
+    child = await start(bare_platform, tmp_path, AT_ONCE)
+    await child.says("ends")
+    began = asyncio.get_running_loop().time()
+    code, _, errors = await child.ends()
+    assert asyncio.get_running_loop().time() - began < 3.5
+    assert code == 0
+    assert errors.count("1 record") >= 5
+
+
 def test_an_end_that_fails_is_one_session_s(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
