@@ -197,8 +197,8 @@ class Engine:
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             message = (
-                "operations of a session belong to the event loop it was opened in; "
-                "its logger and the log_* of its runs may be used from any"
+                "the operations of a session work only in the event loop it was opened in: open a "
+                "session in this one; log_* and flush of its runs work from any loop and thread"
             )
             raise Closed(message)
 
