@@ -80,6 +80,11 @@ class SharedThrottle(Throttle):
 
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
 
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread holds the lock."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
     def take_turn(self, now: float) -> float:
         """Leave now, or in how many seconds to ask again."""
         with self._lock:
