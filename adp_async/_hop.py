@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 from attrs import asdict, field, frozen
 
+from adp_async._sansio.rules import shown
 from adp_async.auth import Auth
-from adp_async.errors import ConfigurationError, misconfigured, shown
+from adp_async.errors import ConfigurationError, misconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

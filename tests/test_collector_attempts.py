@@ -373,6 +373,7 @@ def test_a_commit_that_fails_does_not_win(
 ) -> None:
     """The disk cannot be read as the attempt ends: the next attempt of the task counts."""
     monkeypatch.setitem(DEFAULTS, "call_timeout", 0.5)  # type: ignore[misc]
+    monkeypatch.setattr("adp_async.collector.attempt_run.GREETING", 0.5)
     run = fake.attach_run(fake.session.add_run())
 
     def unreadable(self: Aside, attempt: Attempt) -> list[Any]:

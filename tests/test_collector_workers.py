@@ -28,6 +28,15 @@ TASK: dict[str, Any] = {"attempt": "part 1", "commit": "task"}
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 
 
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """Sessions that tests before left open, whose collectors are gone, are closed."""
+    for session in sessions.take(lambda _: True):
+        for lane in list(session.session._delivery.accumulator.lanes.values()):
+            session.logger.discard(lane.run_id)
+        session.close()
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[FakeBlockingSession]:
     with FakeBlockingSession(spool=tmp_path / "spool") as session:

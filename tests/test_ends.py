@@ -223,29 +223,28 @@ TRAINING = """
             run.log_metric("loss", 0.5, step=step)
         print("logged", flush=True)
 
+    def leaving(_):
+        print("leaving", flush=True)
+
     async def asynchronous():
         async with adp_async.Session() as session:
+            session.on_close(leaving)
             run = session.attach_run(run_id)
-            try:
-                log(run)
-                if how == "task":
-                    loop = asyncio.get_running_loop()
-                    loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
-                await asyncio.sleep(60)
-            finally:
-                print("leaving", flush=True)
+            log(run)
+            if how == "task":
+                loop = asyncio.get_running_loop()
+                loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+            await asyncio.sleep(60)
 
     def synchronous():
         if how == "exit":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         with blocking.Session() as session:
+            session.on_close(leaving)
             run = session.attach_run(run_id)
-            try:
-                log(run)
-                while True:
-                    time.sleep(0.01)  # a longer one may overlook the signal
-            finally:
-                print("leaving", flush=True)
+            log(run)
+            while True:
+                time.sleep(0.01)  # a longer one may overlook the signal
 
     run_id, kind, how = sys.argv[1:]
     if kind == "asynchronous":

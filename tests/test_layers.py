@@ -34,7 +34,7 @@ LAYERS = {
     "_private_keys": {"_sansio", "errors"},
     "auth": {"_private_keys", "_oci_config", "_credential_files", "_sansio", "errors"},
     "_knobs": {"_sansio", "errors"},
-    "_hop": {"auth", "errors"},
+    "_hop": {"auth", "_sansio", "errors"},
     "_regions": set(),
     "settings": {"_regions", "_hop", "_knobs", "auth", "_sansio", "errors"},
     "_io": {

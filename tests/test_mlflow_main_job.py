@@ -236,7 +236,7 @@ async def test_names_in_queries(session: Session, gateway: Gateway, name: str) -
 # The background logger ----------------------------------------------------------------------------
 
 
-def test_a_hundred_thousand_points_from_four_threads(platform: LocalPlatform) -> None:
+def test_twenty_thousand_points_from_four_threads(platform: LocalPlatform) -> None:
     """Not one is lost, doubled or changed: read back from the server and compared exactly."""
     auth = ApiKey(config_file=platform.config_file)
     session = blocking.Session(
@@ -246,7 +246,7 @@ def test_a_hundred_thousand_points_from_four_threads(platform: LocalPlatform) ->
 
     def work(number: int) -> None:
         points = logged[f"loss{number}"] = []
-        for step in range(25_000):
+        for step in range(5000):
             value = math.sin(step) / (number + 1)
             run.log_metric(f"loss{number}", value, step=step)
             points.append((step, value))
@@ -262,8 +262,8 @@ def test_a_hundred_thousand_points_from_four_threads(platform: LocalPlatform) ->
         run.flush()
         took = time.perf_counter() - began
         stats = session.session.logger.stats()
-        print(f"\n100,000 points: calls {called:.2f} s, delivered {took:.1f} s, {stats.requests=}")
-        assert (stats.accepted, stats.delivered) == (100_000, 100_000)
+        print(f"\n20,000 points: calls {called:.2f} s, delivered {took:.1f} s, {stats.requests=}")
+        assert (stats.accepted, stats.delivered) == (20_000, 20_000)
         for key, points in logged.items():
             found = session.call(history(session.session, run.run_id, key))
             assert [(point.step, point.value) for point in sorted(found, key=lambda p: p.step)] == (

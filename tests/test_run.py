@@ -349,7 +349,7 @@ async def test_the_end_is_bounded() -> None:
 
 async def test_a_status_that_cannot_be_set() -> None:
     """It is reported, after other errors, and the handle doesn't claim the status."""
-    async with FakeSession() as session:
+    async with FakeSession(close_timeout=1.0) as session:
         run = await session.start_run()
         session.answer(UPDATE, {"code": "Odd"}, status=500)
         run.log_param("b@d", 1)

@@ -39,8 +39,8 @@ DEFAULTS: Final[Knobs] = {
     "timeout": 30.0,
     "connect_timeout": 5.0,
     "call_timeout": 60.0,
-    # Limited by time: one that is started again may take half a minute, as Ray's actors do.
-    "retry": RetryPolicy(first_backoff=0.1, max_backoff=2.0, max_attempts=10_000),
+    # Time alone limits a call: a collector that is started again takes more than a few attempts.
+    "retry": RetryPolicy(first_backoff=0.1, max_backoff=2.0, max_attempts=1000),
 }
 
 
