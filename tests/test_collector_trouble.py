@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from children import until
 from test_collector import ROOT, TOKEN, metric, opened, told
 
@@ -23,6 +23,7 @@ from adp_async.collector.certificate import Certificate
 from adp_async.collector.collector import Collector
 from adp_async.collector.ledger import Ledger
 from adp_async.collector.ranks import find_rank, find_task
+from adp_async.collector.session import DEFAULTS
 from adp_async.errors import (
     AdpError,
     ConfigurationError,
@@ -410,6 +411,34 @@ def test_a_commit_that_is_refused(fake: FakeBlockingSession) -> None:
 
 
 TASK: dict[str, Any] = {"attempt": "part 1", "commit": "task"}
+
+
+@pytest.mark.parametrize("what", ["commit", "flush"])
+def test_a_collector_that_is_away_for_long(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It is asked again until the time is over, however often it does not answer."""
+    quick = evolve(DEFAULTS["retry"], first_backoff=0.001, max_backoff=0.001)
+    monkeypatch.setitem(DEFAULTS, "retry", quick)  # type: ignore[misc]
+    left = [50]
+
+    class Away(Road):
+        async def carry(self, method: str, target: str, *more: Any) -> Any:
+            if target.endswith(what) and left[0]:
+                left[0] -= 1
+                raise ConnectionFailed("nobody listens")
+            return await super().carry(method, target, *more)
+
+    road = Away()
+    how = TASK if what == "commit" else {}
+    with fake.start_run() as run:
+        with shared_by(road, run) as handle, handle.attach(**how) as worker:
+            worker.log_metric("loss", 0.5)
+            if what == "flush":
+                worker.flush(timeout=30, delivered=True)
+        run.flush()
+        assert not left[0]
+        assert len(fake.session.received(run.run_id).metrics) == 1
 
 
 def test_an_end_that_nobody_hears(
