@@ -291,7 +291,7 @@ def test_close_hooks_of_a_session_that_another_loop_cannot_close() -> None:
     session.on_close(heard.append)
 
     async def close() -> None:
-        with pytest.raises(Closed, match="belong to the event loop it was opened in"):
+        with pytest.raises(Closed, match="in the event loop it was opened in"):
             await session.close()
 
     with asyncio.Runner() as runner:
