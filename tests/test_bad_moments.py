@@ -252,7 +252,7 @@ def test_a_lenient_run_is_the_parent_s_to_end(caplog: pytest.LogCaptureFixture) 
 
 @needs_fork
 def test_an_asynchronous_run_in_a_forked_child() -> None:
-    """Its block may be exited there, which ends nothing; used again, it has a session of its own."""
+    """Its block is exited there, which ends nothing; used again, it has a session of its own."""
     with FakeBlockingSession() as session:
         started = session.call(awaited_value(session.session.start_run()))
 
