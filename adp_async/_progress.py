@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from contextvars import copy_context
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -25,10 +24,8 @@ from adp_async._io.notebook import is_notebook
 from adp_async._sansio.waiting import Wait, end_line, line, share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
-    from adp_async._io.delivery import Delivery
 
 __all__ = ["watched"]
 
@@ -41,30 +38,19 @@ _turn = threading.Lock()
 
 
 class watched:  # noqa: N801 - used like the functions of contextlib
-    """``with watched(delivery, "run sgd", run_id):`` while a coroutine waits in the block.
+    """``with watched(measure):`` while a coroutine waits in the block.
 
-    Of one run or of all.  *limit*: the seconds after which it ends by itself.  *uploads* counts
-    the artifacts that are on their way.  Nothing happens with ``progress=False``.
+    Nothing happens with ``progress=False``.
     """
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        what: str,
-        run_id: str | None = None,
-        *,
-        limit: float | None = None,
-        uploads: Callable[[], int] = int,
-    ) -> None:
-        self._is_wanted = delivery.settings.progress
-        self._run_id = run_id
-        self._measured = partial(Measure, delivery, what, run_id, limit=limit, uploads=uploads)
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
         self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if self._is_wanted:
-            self._measure = self._measured()
+        if self._measure.delivery.settings.progress:
+            self._measure.begin()
             self._timer = asyncio.get_running_loop().call_later(AFTER, self._begin)
         return self
 
@@ -101,7 +87,7 @@ class watched:  # noqa: N801 - used like the functions of contextlib
     def _show(self) -> None:
         """In a thread of its own."""
         try:
-            face = _face(self._run_id)
+            face = _face(self._measure.run_id)
             try:
                 face.update(self._measure.now())
                 while not self._over.wait(face.every):

@@ -7,7 +7,7 @@ use `Session` for more than one run.
 from __future__ import annotations
 
 from functools import cached_property
-from inspect import isawaitable, iscoroutine
+from inspect import isawaitable, iscoroutine, signature
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 import attrs
@@ -25,7 +25,7 @@ from adp_async._signatures import SignatureWithKnobs
 from adp_async.api._late import LateTwin
 from adp_async.errors import AdpError, Closed
 from adp_async.run import attach_note
-from adp_async.settings import Settings
+from adp_async.settings import Settings, check_names
 from adp_async.starting import START_TIMEOUT, Offline
 
 if TYPE_CHECKING:
@@ -338,6 +338,7 @@ def start_run(
     process.  Raises `ConfigurationError` for settings that are wrong, and what the service
     answers; not that it cannot be reached, unless *offline* is False.
     """
+    check_names(knobs, signature(start_run).parameters)
     session = Session(platform_id, workspace, **knobs).open()
     try:
         begun = session.session.start_run(

@@ -102,8 +102,8 @@ class LateRun(RunWriter):
             message = f"{self._described()}: {not_delivered_yet(left)}"
             return DeliveryError(message, undelivered=left, run_id=self._run_id)
         message = (
-            "%s: it waits with its end and %s in %s; this session, the next one, or "
-            "`adp-async sync` delivers it"
+            "%s: its end and %s wait in %s; this session, the next one, or `adp-async sync` "
+            "delivers them"
         )
         about = {"run_id": self._run_id}
         waiting = counted(left, "record")

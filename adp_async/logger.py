@@ -166,9 +166,11 @@ class BatchLogger(LoggerFace):
         await self._delivery.drain()
 
     def _watched(self, run_id: str | None) -> watched:
+        from adp_async._io.measuring import Measure
         from adp_async._progress import watched
 
-        return watched(self._delivery, "all runs" if run_id is None else f"run {run_id}", run_id)
+        what = "all runs" if run_id is None else f"run {run_id}"
+        return watched(Measure(self._delivery, what, run_id))
 
 
 async def _settled_or_why(delivery: Delivery, run_id: str | None) -> AdpError | None:

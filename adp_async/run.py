@@ -158,6 +158,7 @@ class Run(SharesRun, ArtifactWriter, LateRun):
         The status goes out at once, in an operation of its own: POST ``mlflow/runs/update``.
         Uploads are waited for up to ``close_timeout``.  Raises `DeliveryError` when records were
         refused, `UploadError` when artifacts are not uploaded; the status is set all the same.
+        What is logged afterwards, as long as the session is open, is delivered as well.
         ValueError, before anything is done, for a status that does not end a run.
 
         A run that is not created yet ends all the same: that is written down, and after

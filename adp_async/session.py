@@ -139,10 +139,11 @@ class Session(SharesSession):
         return self._engine
 
     def _watched(self, what: str, run_id: str | None = None, limit: float | None = None) -> watched:
+        from adp_async._io.measuring import Measure
         from adp_async._progress import watched
 
         uploads = partial(self._engine.uploads_on_their_way, run_id)
-        return watched(self._delivery, what, run_id, limit=limit, uploads=uploads)
+        return watched(Measure(self._delivery, what, run_id, limit=limit, uploads=uploads))
 
     def _has_uploads(self, run_id: str) -> bool:
         return self._engine.has_uploads(run_id)

@@ -279,6 +279,13 @@ class Settings:
         return self.workspace
 
 
+def check_names(given: Iterable[str], others: Iterable[str]) -> None:
+    """TypeError for a name that is not a setting's; one of *others* may have been meant, too."""
+    knobs = attrs.fields_dict(Settings)
+    if unknown := [name for name in given if name not in knobs]:
+        raise TypeError(_unknown(unknown, [*knobs, *others]))
+
+
 def _unknown(names: list[str], knobs: Iterable[str]) -> str:
     from difflib import get_close_matches
 

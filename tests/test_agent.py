@@ -180,6 +180,29 @@ def test_the_port_of_the_one_before(
     assert str(_place(options, tmp_path, handle)) == place
 
 
+@pytest.mark.parametrize("by", ["terminate", "kill"])
+async def test_an_attempt_across_two_agents(
+    bare_platform: LocalPlatform, tmp_path: Path, by: str
+) -> None:
+    """What it has handed over to the first counts with the second, and a task is done for both."""
+    options = ("--folder", tmp_path / "agent")
+    agent = await start(bare_platform, *options)
+    handle = Handle.from_file(agent.file)
+    run_id = bare_platform.gateway.add_run()
+    async with handle.attach(run_id, attempt="done", commit="task") as done:
+        done.log_metric("done", 0.5)
+    async with handle.attach(run_id, attempt="part 1", commit="task") as run:
+        run.log_metric("loss", 0.5, 1)
+        await run.flush()
+        await agent.ends(by=by)
+        agent = await start(bare_platform, *options)
+        run.log_metric("loss", 0.5, 2)
+    async with handle.attach(run_id, attempt="done", commit="task") as late:
+        late.log_metric("done", 0.5, 1)
+    assert await agent.ends() == 0
+    assert points(bare_platform.gateway, run_id) == {"loss": [1, 2], "done": [0]}
+
+
 async def test_a_folder_that_others_can_write_into(tmp_path: Path) -> None:
     """It is refused, and its mode stays what it was."""
     (tmp_path / "open").mkdir()

@@ -30,7 +30,7 @@ from adp_async import (
     blocking,
 )
 from adp_async._io import uploads
-from adp_async._io.object_storage import endpoint_of
+from adp_async._io.object_storage import ObjectStorage, endpoint_of
 from adp_async._io.streams import CHUNK_BYTES
 from adp_async.artifacts import ArtifactFolder
 from adp_async.errors import ConfigurationError, NotFound
@@ -959,6 +959,37 @@ def test_a_large_download(
         folder.download("in", tmp_path / "out")
 
         assert (tmp_path / "out").read_bytes() == content
+
+
+@pytest.mark.parametrize("size", [1500, 2500, 3500])
+@pytest.mark.parametrize("way", ["oci", "volume"])
+def test_a_download_of_what_is_overwritten(
+    background_session: blocking.Session,
+    background_platform: LocalPlatform,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    way: str,
+    size: int,
+) -> None:
+    """Half of one version and half of another is an error, whatever their sizes are."""
+    monkeypatch.setattr("adp_async._io.object_storage.RANGE_BYTES", 1000)
+    artifacts = background_platform.artifacts
+    root = artifacts.add_bucket("b") if way == "oci" else artifacts.add_volume("c.s.v")
+    folder = ArtifactFolder(background_session, root)
+    folder.log_text("a" * 3500, "in").wait(10)
+    ranges, ask = [], ObjectStorage._range
+
+    async def overwritten(self: ObjectStorage, url: str, *arguments: Any) -> Any:
+        ranges.append(await ask(self, url, *arguments))
+        if len(ranges) == 2:
+            await folder.log_text("b" * size, "in")
+        return ranges[-1]
+
+    monkeypatch.setattr(ObjectStorage, "_range", overwritten)
+    with pytest.raises(AdpError, match="get_object: the artifact was overwritten while"):
+        folder.download("in", tmp_path / "out")
+    folder.download("in", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "b" * size
 
 
 def test_a_folder_that_fails(

@@ -247,6 +247,39 @@ def test_spark_kills(bare: LocalPlatform, tmp_path: Path, commit: str) -> None:
 
 
 @needs("pyspark", program="java")
+def test_spark_races_and_restarts(bare: LocalPlatform, tmp_path: Path) -> None:
+    """Of two attempts at once one counts, and so do the tasks of the next application.
+
+    (Spark itself speculates on another host only.)  The second application has the same stages
+    and partitions, and does other tasks.
+    """
+    script = (
+        SPARK
+        + """
+    if __name__ == "__main__":
+        with owner() as run:
+            for application in range(2):
+                spark = session()
+                with shared(run, spark) as handle:
+                    rows = spark.sparkContext.parallelize(range(4), 4)
+                    how = {"prefix": f"{application}", "commit": "task"}
+                    rows.foreach(lambda n: log(handle, n, attempt="auto", **how) and None)
+                    raced = f"raced{application}"
+                    rows.foreach(lambda n: log(handle, raced, attempt=raced, **how) and None)
+                spark.stop()
+    """
+    )
+    run_script(bare, tmp_path, script)
+    run = only_run(bare)
+    counts = Counter((metric.key, metric.step) for metric in run.metrics)
+    workers = [*range(4), "raced{}"]
+    expected = {f"{a}w{n}".format(a) for a in range(2) for n in workers}
+    assert set(counts) == {(key, step) for key in expected for step in range(POINTS)}
+    assert set(counts.values()) == {1}
+    assert run.info["status"] == "FINISHED"
+
+
+@needs("pyspark", program="java")
 def test_spark_run_passed(bare: LocalPlatform, tmp_path: Path) -> None:
     """Passing the run itself takes the same way."""
     script = (

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import textwrap
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,81 @@ def test_an_engine_says_which_task_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_task() == "4.7"
     monkeypatch.setattr(Pyspark.TaskContext, "get", staticmethod(lambda: None))
     assert find_task() is None
+
+
+def test_the_next_application_does_other_tasks(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark counts its stages from 0 again: what its task logs there counts as well."""
+    context = SimpleNamespace(stageId=lambda: 0, partitionId=lambda: 0)
+    spark = SimpleNamespace(TaskContext=SimpleNamespace(get=lambda: context))
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    run = fake.attach_run(fake.session.add_run())
+    for application in range(2):
+        with run.shared() as handle:
+            for attempt in range(2):
+                with handle.attach(attempt="auto", commit="task") as worker:
+                    worker.log_metric("loss", float(attempt), application)
+    run.flush()
+    received = fake.session.received(run.run_id)
+    assert [(each.value, each.step) for each in received.metrics] == [(0.0, 0), (0.0, 1)]
+
+
+def test_attempts_that_never_end(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a collector before this one held aside is kept for a week, counted from its last."""
+    keeper = fake.session._delivery.keeper
+    assert keeper is not None
+    aside = keeper.spool.aside
+    assert not aside
+    began = time.time()
+    for number, (days, task) in enumerate(((0, "old"), (1, "old"), (0, "young"), (6, "young"))):
+        monkeypatch.setattr(time, "time", lambda days=days: began + days * 86400)
+        metric = Metric("loss", 0.5, 1, number)
+        aside.put(Attempt("r", task, "1"), f"token {number}", [metric])
+    monkeypatch.setattr(time, "time", lambda: began + 8.5 * 86400)
+    run = fake.attach_run(fake.session.add_run())
+    shared = run.shared()
+    shared.open()
+    assert aside
+    assert aside.counts() == {Attempt("r", "young", "1"): 2}
+    assert "dropped: 2 records of attempts that never ended" in caplog.text
+    shared.close()
+    assert not aside
+
+
+def test_a_spool_at_its_limit(fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What attempts log counts among its bytes: more is not taken, and the worker holds it."""
+    keeper = fake.session._delivery.keeper
+    assert keeper is not None
+    run = fake.attach_run(fake.session.add_run())
+    with run.shared() as handle, handle.attach(**TASK) as worker:
+        worker.log_metric("loss", 0.5, 1)
+        worker.flush(timeout=10)
+        with monkeypatch.context() as patch:
+            patch.setattr(keeper.spool.aside, "_limit", 1)
+            worker.log_metric("loss", 0.5, 2)
+            with pytest.raises(TimeoutError):
+                worker.flush(timeout=0.5)
+            assert worker.stats().throttled >= 1
+    run.flush()
+    assert steps(fake, run.run_id) == {"loss": [1, 2]}
+
+
+def test_tasks_that_are_done_are_remembered_up_to_a_number(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent sees many."""
+    monkeypatch.setattr("adp_async.collector.attempts.KEPT_TOKENS", 2)
+    run = fake.attach_run(fake.session.add_run())
+    shared = run.shared()
+    with shared as handle:
+        for task in range(4):
+            with handle.attach(attempt=f"part {task}", commit="task") as worker:
+                worker.log_metric("loss", 0.5, task)
+        done = shared._collector.handler.attempts._done
+        assert [task for _, task in done] == ["part 2", "part 3"]
 
 
 def test_rows_that_are_damaged(fake: FakeBlockingSession) -> None:

@@ -619,9 +619,9 @@ def test_a_place_that_is_taken(fake: FakeBlockingSession, tmp_path: Path) -> Non
     run = fake.attach_run(fake.session.add_run())
     with run.shared("127.0.0.1") as handle, run.shared(tmp_path / "s") as second:
         for taken in (handle.address.removeprefix("https://"), second.address[5:]):
-            with pytest.raises(ConfigurationError, match="cannot listen at"):
+            with pytest.raises(ConfigurationError, match="cannot listen on"):
                 run.shared(taken).__enter__()
-    with pytest.raises(ConfigurationError, match="cannot listen at"):
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
         run.shared("192.0.2.1").__enter__()
 
 

@@ -17,6 +17,7 @@ from adp_async import blocking
 from adp_async._io import lifetime
 from adp_async._io.lifetime import Living
 from adp_async._shared_sessions import SharedSessions
+from adp_async.errors import Closed
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -284,6 +285,23 @@ async def test_close_hooks() -> None:
     assert [metric.key for metric in session.received(run.run_id).metrics] == ["last"]
 
 
+def test_close_hooks_of_a_session_that_another_loop_cannot_close() -> None:
+    """It stays open, and they are called when it is closed indeed."""
+    session, heard = FakeSession(), list[object]()
+    session.on_close(heard.append)
+
+    async def close() -> None:
+        with pytest.raises(Closed, match="belong to the event loop it was opened in"):
+            await session.close()
+
+    with asyncio.Runner() as runner:
+        runner.run(session.open())
+        asyncio.run(close())
+        assert (session.is_open, heard) == (True, [])
+        runner.run(session.close())
+    assert heard == [None]
+
+
 def test_a_close_hook_may_wait(caplog: pytest.LogCaptureFixture) -> None:
     """On the blocking face it runs in the thread that closes, and uses the session as any code."""
     session = FakeBlockingSession().open()
@@ -361,6 +379,31 @@ async def test_a_session_that_is_stuck(bare_platform: LocalPlatform, tmp_path: P
     child = await start(bare_platform, tmp_path, STUCK)
     code, out, errors = await child.ends(20.0)
     assert (code, out) == (-signal.SIGTERM, "closes KILLED\n"), errors
+
+
+AT_ONCE = """
+    from adp_async.errors import ConnectionLost
+    from adp_async.testing import FakeBlockingSession
+
+    for _ in range(5):
+        session = FakeBlockingSession(exit_timeout=1.0).open()
+        session.session.answer("log_experiment_run_batch", ConnectionLost("the line is cut"))
+        session.start_run("digits").log_metric("loss", 0.5)
+    print("ends", flush=True)
+"""
+
+
+async def test_all_sessions_end_at_the_same_time(
+    bare_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """However many of them wait for a service that is gone, it takes no longer than one."""
+    child = await start(bare_platform, tmp_path, AT_ONCE)
+    await child.says("ends")
+    began = asyncio.get_running_loop().time()
+    code, _, errors = await child.ends()
+    assert asyncio.get_running_loop().time() - began < 3.5
+    assert code == 0
+    assert errors.count("1 record") >= 5
 
 
 def test_an_end_that_fails_is_one_session_s(

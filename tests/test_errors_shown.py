@@ -149,6 +149,16 @@ def _blocking_flush(session: FakeBlockingSession) -> None:
     run.flush()
 
 
+def _blocking_flush_in_vain(session: FakeBlockingSession) -> None:
+    script = session.session.answer("log_experiment_run_batch", status=503)
+    run = session.start_run()
+    run.log_metric("loss", 0.5)
+    try:
+        run.flush(0.02)
+    finally:
+        script.left = 0
+
+
 def _blocking_exit(session: FakeBlockingSession) -> None:
     with session.start_run() as run:
         session.session.answer("log_experiment_run_batch", REFUSAL, status=400)
@@ -172,7 +182,7 @@ def _blocking_receipt(session: FakeBlockingSession) -> None:
         (lambda s: s.runs.search(filter="metrics.loss < 1"), TypeError),
         (lambda s: s.runs.search(experiment_names="digits"), TypeError),
         (lambda s: s.runs.get("7", experiment="digits"), TypeError),
-        (lambda s: s.attach_run("7").flush(0.0), TimeoutError),
+        (_blocking_flush_in_vain, TimeoutError),
         (_blocking_flush, DeliveryError),
         (_blocking_exit, DeliveryError),
         (_blocking_receipt, DeliveryError),

@@ -136,3 +136,21 @@ async def test_a_call_in_the_very_last_moment(
     thread.stop()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wrap_future(calls[0])
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system allows no more of them, its event loop is closed: nothing is left open."""
+    made, new_event_loop = [], asyncio.new_event_loop
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def make() -> asyncio.AbstractEventLoop:
+        made.append(new_event_loop())
+        return made[-1]
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(asyncio, "new_event_loop", make)
+    with pytest.raises(RuntimeError, match="can't start"):
+        LoopThread()
+    assert [loop.is_closed() for loop in made] == [True]

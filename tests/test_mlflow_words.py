@@ -12,7 +12,7 @@ from mlflow.protos.service_pb2 import MlflowService
 
 from adp_async import errors
 from adp_async.auth import ApiKey, SessionToken
-from adp_async.integrations.mlflow import ending, registry, request_auth
+from adp_async.integrations.mlflow import connection, ending, registry, request_auth
 from adp_async.integrations.mlflow.failures import as_mlflow, in_mlflows_words
 from adp_async.integrations.mlflow.logged_models import id_of, run_and_name
 from adp_async.integrations.mlflow.uri import StoreAddress
@@ -242,3 +242,29 @@ def test_a_search_without_a_filter_stays_so() -> None:
     """MLflow's own addition is taken away, and nothing else."""
     assert registry._without_prompts(None) is None
     assert registry._without_prompts("name = 'a'") == "name = 'a'"
+
+
+# ------------------------------------------------------------------ what was raised before
+
+
+class Refused:
+    """The receipt of a metric that the service refused."""
+
+    def __init__(self, step: int) -> None:
+        rejection = errors.Rejection("run", "metric", "bad@key", step, errors.BadRequest("no"))
+        self.error = errors.DeliveryError("refused", rejections=[rejection])
+
+    def wait(self, timeout: float | None = None) -> None:
+        raise self.error
+
+
+def test_refusals_that_were_raised_are_remembered_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loop that catches them step after step makes memory no fuller, whatever it logs."""
+    monkeypatch.setattr(connection, "_KEPT", 10)
+    ours = connection.Connection(StoreAddress())
+    for step in range(100):
+        with pytest.raises(MlflowException, match="bad@key"):
+            ours.wait([Refused(step)])  # type: ignore[list-item]
+    assert [name[-1] for name in ours._told] == list(range(90, 100))

@@ -403,7 +403,7 @@ async def test_down_for_ever_then_the_next_session(
         assert run.status == "FAILED"
     ended = time.time()
     assert time.monotonic() - began < 4.0
-    assert "it waits with its end and 101 records in" in caplog.text
+    assert "its end and 101 records wait in" in caplog.text
     assert "1 run not created yet, 101 records not delivered yet" in caplog.text
     (spool,) = spools(bare_platform)
     await gateway.up()

@@ -24,7 +24,7 @@ from adp_async._sansio.waiting import Wait, end_line, line, share
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parent.parent
 
@@ -158,19 +158,24 @@ async def test_a_flush_that_waits(said: list[tuple[str, str]]) -> None:
         assert said[-1][1].startswith(f"run {name}: 2 of 2 records delivered | in ")
 
 
+async def finished_after_an_outage(
+    session: FakeSession, name: str, is_over: Callable[[], bool]
+) -> None:
+    """Finish a run called *name* in an outage, which ends then."""
+    outage = session.answer("log_experiment_run_batch", status=503, headers={"retry-after": "0"})
+    run = await session.start_run(run_name=name)
+    run.log_metric("loss", 0.5)
+    finish = asyncio.create_task(run.finish())
+    await until(is_over)
+    outage.left = 0
+    await finish
+
+
 @pytest.mark.usefixtures("soon")
 async def test_only_one_wait_is_shown(said: list[tuple[str, str]]) -> None:
     """A finish waits for a flush: that is one wait, and has the name of the run."""
     async with FakeSession(linger=0.0) as session:
-        outage = session.answer(
-            "log_experiment_run_batch", status=503, headers={"retry-after": "0"}
-        )
-        run = await session.start_run(run_name="by hand")
-        run.log_metric("loss", 0.5)
-        finish = asyncio.create_task(run.finish())
-        await until(lambda: len(said) > 2)
-        outage.left = 0
-        await finish
+        await finished_after_an_outage(session, "by hand", lambda: len(said) > 2)
         assert {text.partition(":")[0] for _, text in said} == {"run by hand"}
         assert not _progress._turn.locked()
 
@@ -427,15 +432,7 @@ async def test_a_notebook_has_a_display(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "IPython.display", Display)
     monkeypatch.setattr(_progress._Notebook, "every", 0.02)
     async with FakeSession(linger=0.0) as session:
-        outage = session.answer(
-            "log_experiment_run_batch", status=503, headers={"retry-after": "0"}
-        )
-        run = await session.start_run(run_name="<b>")
-        run.log_metric("loss", 0.5)
-        finish = asyncio.create_task(run.finish())
-        await until(lambda: len(shown) > 2)
-        outage.left = 0
-        await finish
+        await finished_after_an_outage(session, "<b>", lambda: len(shown) > 2)
     assert [first for first, _ in shown] == [0] + [1] * (len(shown) - 1)
     assert "<svg" in shown[0][1]["text/html"]
     assert "<b>" not in shown[0][1]["text/html"]

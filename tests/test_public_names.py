@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import adp_async
-from adp_async import blocking, testing
+from adp_async import blocking, local, testing
 from adp_async.logger import BatchLogger
 from adp_async.testing import PLATFORM_ID, FakeBlockingSession, FakeSession
 
@@ -93,7 +93,9 @@ def test_docstrings(face: type) -> None:
         assert explained or f"*{name}*" in of_the_class, name
 
 
-@pytest.mark.parametrize("module", [adp_async, blocking, testing], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "module", [adp_async, blocking, local, testing], ids=lambda each: each.__name__
+)
 def test_whatever_is_exported_is_explained(module: ModuleType) -> None:
     """So are the methods and properties of what is a class; `help` shows no bare name."""
     assert len(inspect.getdoc(module) or "") > 100

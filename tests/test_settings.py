@@ -160,6 +160,7 @@ def test_good_values(name, good):
     [
         ("platform_id", "my-platform"),
         ("platform_id", f"{PLATFORM}/../x"),
+        ("platform_id", "ocid1.tenancy.oc1..aaaa"),
         ("platform_id", 7),
         ("workspace", ""),
         ("workspace", "a b"),

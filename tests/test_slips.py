@@ -124,6 +124,17 @@ def test_a_run_that_is_used_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -
         run.log_metric("loss", 0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("name", "run_name"), ("experiment_name", "experiment"), ("lingr", "linger")],
+)
+def test_an_argument_by_another_name(name: str, meant: str) -> None:
+    """One of the run's is proposed as one of the session's is."""
+    wrong: Any = {name: "x"}
+    with pytest.raises(TypeError, match=rf"unknown setting '{name}'; did you mean '{meant}'\?"):
+        blocking.start_run("digits", platform_id=PLATFORM_ID, **wrong)
+
+
 def test_a_wait_that_is_too_short() -> None:
     """Each says what waits, and that it goes on waiting."""
     with FakeBlockingSession(close_timeout=0.2) as session:

@@ -16,6 +16,7 @@ from adp_async import BadRequest, DeliveryError
 from adp_async.collector import one_way
 from adp_async.collector.handler import Handler
 from adp_async.collector.reading import Refused
+from adp_async.errors import ConfigurationError
 from adp_async.integrations import spark
 from adp_async.testing import FakeBlockingSession
 
@@ -38,6 +39,9 @@ class Context:
 
     def __init__(self) -> None:
         self.registry: dict[int, Accumulator] = {}
+
+    def getConf(self) -> dict[str, str]:
+        return {}
 
     def accumulator(self, value: Any, param: Any) -> Accumulator:
         self.drivers = Accumulator(7, value, param)
@@ -186,3 +190,24 @@ def test_a_collector_that_is_full(
         with pytest.raises(DeliveryError, match="the collector is full"):
             run.flush()
     assert run.stats().rejected == {"Throttled": 2}
+
+
+def test_a_driver_elsewhere(fake: FakeBlockingSession) -> None:
+    """Of Spark Connect there is no context here: the error says what to do."""
+    with (
+        fake.start_run() as run,
+        pytest.raises(ConfigurationError, match="Spark Connect"),
+        spark.shared(run, SimpleNamespace(client=None)),
+    ):
+        raise AssertionError("it was entered")
+
+
+def test_the_driver_s_address(fake: FakeBlockingSession, context: Context) -> None:
+    """By which executors know it; of a session, or of its context."""
+    with fake.start_run() as run:
+        for given in (context, SimpleNamespace(sparkContext=context)):
+            with spark.shared(run, given) as handle, handle.attach() as worker:
+                assert handle.address.startswith("https://127.0.0.1:")
+                worker.log_metric("loss", 0.5)
+        run.flush()
+        assert len(fake.session.received(run.run_id).metrics) == 2

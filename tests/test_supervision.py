@@ -14,7 +14,7 @@ from adp_async._sansio.dispatch import Dispatcher
 from adp_async._sansio.messages import Reply
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import CustomSigner
-from adp_async.errors import Closed, DeliveryError
+from adp_async.errors import Closed, ConnectionLost, DeliveryError
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -205,6 +205,23 @@ async def test_a_run_in_trouble_whose_attempt_is_cancelled() -> None:
             assert await cancel_all(session, "batch in trouble") == 1
             while not in_trouble.stats().delivered:
                 await healthy.log_metric("loss", 0.5)
+
+
+async def test_a_run_that_is_not_created_when_all_tasks_are_cancelled() -> None:
+    """It is created all the same, by this session, and ends."""
+    async with FakeSession(linger=0.0) as session:
+        outage = session.answer("get_experiment_by_name", ConnectionLost("the line is cut"))
+        run = await session.start_run("digits", offline=True)
+        run.log_metric("loss", 0.5)
+        for _ in range(3):
+            await cancel_all(session)
+            await asyncio.sleep(0.003)
+        outage.left = 0
+        async with asyncio.timeout(5):
+            await run.created()
+            await run.finish()
+        adds_up(session, run, 1)
+        assert session.received(run.run_id).info["status"] == "FINISHED"
 
 
 @pytest.mark.parametrize("face", ["receipt", "flush", "thread"])

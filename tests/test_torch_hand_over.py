@@ -125,7 +125,7 @@ def test_a_run_that_cannot_be_shared(shared: Any, group: Group, kind: type[Store
     with FakeBlockingSession() as session, session.start_run() as owner:
         mine, other = group.run(lambda: rank(owner), lambda: rank(None))
     assert isinstance(mine, ConfigurationError)
-    assert "cannot listen at" in str(mine)
+    assert "cannot listen on" in str(mine)
     assert str(other) == "rank 0 could not share the run; its own error says why"
 
 

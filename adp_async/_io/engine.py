@@ -24,6 +24,7 @@ from adp_async._io.delivery import SHORTEST_COMMIT, Delivery
 from adp_async._io.ending import how_it_ends
 from adp_async._io.lifetime import Living, Why, forget, keep_forever, register
 from adp_async._io.log import logger
+from adp_async._io.loop_thread import result_of
 from adp_async._io.measuring import told
 from adp_async._io.notebook import warn_of_another
 from adp_async._io.open_runs import OpenRuns
@@ -37,6 +38,7 @@ from adp_async.instrumentation import SessionOpened, watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from adp_async._io.caller import Transport
     from adp_async._io.lifetime import Lifetime
@@ -64,6 +66,23 @@ def connections(settings: Settings) -> Transport:
         limit=settings.max_connections,
         ca_bundle=settings.ca_bundle,
     )
+
+
+def _await_end(
+    thread: LoopThread, ending: Future[None], ends_by: float, drop: Callable[[], object]
+) -> None:
+    try:
+        result_of(ending, max(0.0, ends_by - time.monotonic()))
+    except (AdpError, TimeoutError) as failure:
+        # Nobody could catch it.
+        logger.warning("%s", failure)
+    finally:
+        drop()
+        thread.stop()
+
+
+def _nothing() -> None:
+    """There is nothing to drop."""
 
 
 class Engine:
@@ -176,8 +195,8 @@ class Engine:
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             message = (
-                "operations of a session belong to the event loop it was opened in; "
-                "its logger and the log_* of its runs may be used from any"
+                "the operations of a session work only in the event loop it was opened in: open a "
+                "session in this one; log_* and flush of its runs work from any loop and thread"
             )
             raise Closed(message)
 
@@ -289,13 +308,13 @@ class Engine:
                 opening.cancel()
             async with self._changing:
                 if self.thread is not None:
+                    if self.lifetime.why is Why.FORKED:
+                        raise self.lifetime.error()
+                    self._check_loop()
                     self.close_hooks.run(None)
                     await self._close(self.thread, seconds)
 
     async def _close(self, thread: LoopThread, seconds: float) -> None:
-        if self.lifetime.why is Why.FORKED:
-            raise self.lifetime.error()
-        self._check_loop()
         self.thread = None
         forget(self._living)
         try:
@@ -344,23 +363,21 @@ class Engine:
         self.open_runs.forked()
         self.close_hooks.forked()
 
-    def _interpreter_ends(self) -> None:
-        """The session is still open: end its runs, deliver for a while, and spool the rest."""
+    def _interpreter_ends(self) -> Callable[[], None] | None:
+        """The session is still open: end its runs, deliver for a while, and spool the rest.
+
+        That begins; what is returned waits for it.
+        """
         status = how_it_ends()
         self.close_hooks.run(status)
         thread, self.thread = self.thread, None
         if thread is None or not thread.is_alive:
-            return
+            return None
         seconds = min(self.settings.exit_timeout, self.settings.close_timeout)
-        try:
-            thread.wait(told(self._end(status, seconds), self.delivery, seconds), 2 * seconds + 1)
-        except (AdpError, TimeoutError) as failure:
-            # Nobody could catch it.
-            logger.warning("%s", failure)
-        finally:
-            if self._loop is not thread.loop:  # else `_end` has closed them
-                self.direct.transport.abort()
-            thread.stop()
+        ending = thread.begin(told(self._end(status, seconds), self.delivery, seconds))
+        # `_end` closes the connections of a session that belongs to the same loop.
+        drop = self.direct.transport.abort if self._loop is not thread.loop else _nothing
+        return partial(_await_end, thread, ending, time.monotonic() + 2 * seconds + 1, drop)
 
     async def _end(self, status: EndStatus, seconds: float) -> None:
         """In the delivery thread."""

@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from attrs import frozen
 
@@ -18,6 +18,9 @@ from adp_async.errors import Closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+
+T = TypeVar("T")
 
 
 class Why(enum.Enum):
@@ -77,8 +80,9 @@ class Living:
 
     #: Called in a forked child: everything here belongs to the parent.
     forked: Callable[[], None]
-    #: Called when the interpreter ends, after all threads that are not daemons.
-    interpreter_ends: Callable[[], None]
+    #: Called when the interpreter ends, after all threads that are not daemons: begins to end it.
+    #: What is returned waits for that.
+    interpreter_ends: Callable[[], Callable[[], None] | None]
     #: Whether this thread is in the middle of something that ending waits for.
     is_busy_here: Callable[[], bool]
 
@@ -145,12 +149,19 @@ def is_any_busy_here() -> bool:
 
 
 def end_all() -> None:
-    """End all sessions that are open: the process ends."""
-    for each in _all_living():
-        try:
-            each.interpreter_ends()
-        except Exception:  # it costs no other session its end
-            logger.exception("a session could not be ended")
+    """End all sessions that are open, at the same time: the process ends."""
+    waits = [_tried(each.interpreter_ends) for each in _all_living()]
+    for wait in waits:
+        if wait is not None:
+            _tried(wait)
+
+
+def _tried(step: Callable[[], T]) -> T | None:
+    try:
+        return step()
+    except Exception:  # it costs no other session its end
+        logger.exception("a session could not be ended")
+        return None
 
 
 @atexit.register

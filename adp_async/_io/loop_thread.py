@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds that calls from other threads get to end when the loop stops.
+#: Seconds that calls from other threads get to end when the loop stops, and how often they do.
 LAST_CALLS: Final = 0.5
+LAST_ROUNDS: Final = 3
 #: Seconds to wait for the thread when stopping.
 LONGEST_JOIN: Final = 5.0
 
@@ -38,16 +39,21 @@ class LoopThread:
         #: What other threads and loops wait for.
         self._calls: dict[concurrent.futures.Future[Any], Coroutine[Any, Any, Any]] = {}
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # the system allows no more threads
+            self.loop.close()
+            raise
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
             while not self.is_ending:
                 self._run_on()
-            self.loop.run_until_complete(_last_calls())
-            while asyncio.all_tasks(self.loop):  # some came meanwhile
+            for _ in range(LAST_ROUNDS):  # some tasks may begin others
                 self.loop.run_until_complete(_last_calls())
+                if not asyncio.all_tasks(self.loop):
+                    break
         finally:
             self.loop.close()
             self._cancel_calls()
@@ -101,25 +107,16 @@ class LoopThread:
         Raises `Closed` where the loop cannot be waited for: in its own thread, in a forked child,
         and when it has ended.
         """
+        return result_of(self.begin(doing), timeout)
+
+    def begin(self, doing: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Begin *doing* there, for `result_of`.  Raises `Closed` as `wait` does."""
         try:
             self.check()
         except Closed:
             doing.close()
             raise
-        future = self._submit(doing)
-        try:
-            return future.result(timeout)
-        except concurrent.futures.CancelledError:
-            raise Closed("the session was closed while this call waited") from None
-        except AdpError as error:
-            raise outward(error) from error.__cause__
-        except TimeoutError:
-            if not future.cancel():
-                raise  # its own
-            raise TimeoutError(f"timed out after {timeout:g} s") from None
-        finally:
-            future.cancel()  # if a signal's handler has raised, as for Ctrl-C
-            del future  # it holds the error, which holds this frame
+        return self._submit(doing)
 
     def check(self) -> None:
         """Raise `Closed` where the loop cannot be waited for."""
@@ -157,6 +154,26 @@ class LoopThread:
         """End the loop and its thread.  From another thread than its own."""
         if self.call_soon(self._end):
             self._thread.join(LONGEST_JOIN)
+
+
+def result_of(future: concurrent.futures.Future[T], timeout: float | None) -> T:
+    """What was begun has come to that; see `LoopThread.wait`.  It is cancelled when that is over.
+
+    *timeout* is in seconds.
+    """
+    try:
+        return future.result(timeout)
+    except concurrent.futures.CancelledError:
+        raise Closed("the session was closed while this call waited") from None
+    except AdpError as error:
+        raise outward(error) from error.__cause__
+    except TimeoutError:
+        if not future.cancel():
+            raise  # its own
+        raise TimeoutError(f"timed out after {timeout:g} s") from None
+    finally:
+        future.cancel()  # if a signal's handler has raised, as for Ctrl-C
+        del future  # it holds the error, which holds this frame
 
 
 async def awaited(doing: Awaitable[T]) -> T:

@@ -7,6 +7,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from attrs import define, field
+
 from adp_async._io.counting import counted
 from adp_async._io.log import logger
 from adp_async._io.notebook import tell
@@ -23,50 +25,53 @@ T = TypeVar("T")
 AFTER: Final = 2.0
 
 
+@define(eq=False)
 class Measure:
-    """How far *delivery* is with what is waited for, from now on; see `Wait`.  Any thread."""
+    """How far *delivery* is with what is waited for, from `begin` on; see `Wait`.  Any thread.
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        what: str,
-        run_id: str | None = None,
-        *,
-        limit: float | None = None,
-        uploads: Callable[[], int] = int,
-    ) -> None:
-        self._delivery = delivery
-        self._what = what
-        self._run_id = run_id
-        self._limit = limit
-        self._uploads = uploads
+    *what*: whose wait it is, of one run or of all.  *limit*: the seconds after which it ends by
+    itself.  *uploads* counts the artifacts that are on their way.
+    """
+
+    delivery: Delivery
+    what: str
+    run_id: str | None = None
+    limit: float | None = field(default=None, kw_only=True)
+    uploads: Callable[[], int] = field(default=int, kw_only=True)
+    _since: float = field(default=0.0, init=False)
+    _delivered: int = field(default=0, init=False)
+    _lost: int = field(default=0, init=False)
+
+    def begin(self) -> None:
+        """What was settled before now does not count."""
         self._since = time.monotonic()
-        self._delivered, self._lost = _settled(delivery, run_id)
+        self._delivered, self._lost = _settled(self.delivery, self.run_id)
 
     def now(self) -> Wait:
         """How it stands."""
-        stats = counted(self._delivery, self._run_id)
+        stats = counted(self.delivery, self.run_id)
         delivered = stats.delivered - self._delivered
         lost = sum(stats.rejected.values()) + stats.dropped - self._lost
-        now, trouble = time.monotonic(), self._delivery.trouble
+        now, trouble = time.monotonic(), self.delivery.trouble
         return Wait(
-            self._what,
+            self.what,
             delivered=delivered,
             lost=lost,
             total=delivered + lost + stats.undelivered,
-            uploads=self._uploads(),
+            uploads=self.uploads(),
             elapsed=now - self._since,
-            limit=self._limit,
-            held=max(0.0, self._delivery.throttle.held_until - now),
+            limit=self.limit,
+            held=max(0.0, self.delivery.throttle.held_until - now),
             error=None if trouble is None else _brief(trouble),
         )
 
 
 def _settled(delivery: Delivery, run_id: str | None) -> tuple[int, int]:
     """How many records were delivered before, and refused or dropped; without counting the rest."""
-    accumulator = delivery.accumulator
-    of = accumulator if run_id is None else delivery.intake.lane(run_id)
-    ended = delivery.leftovers.lost.total() if run_id is None else delivery.leftovers.lost[run_id]
+    lost = delivery.leftovers.lost
+    lane = None if run_id is None else delivery.intake.lane(run_id)
+    of = delivery.accumulator if lane is None else lane
+    ended = lost.total() if lane is None else lost[lane.key]
     return of.delivered, sum(of.rejected.values()) + of.dropped + ended
 
 
@@ -84,6 +89,7 @@ async def told(doing: Coroutine[Any, Any, T], delivery: Delivery, limit: float) 
     if not delivery.settings.progress:
         return await doing
     measure = Measure(delivery, "the end of the program", limit=limit)
+    measure.begin()
     timer = asyncio.get_running_loop().call_later(AFTER, partial(_tell, measure))
     try:
         return await doing

@@ -259,16 +259,23 @@ class ObjectStorage:
         await self.receive(folder.url("o", self.base_url, folder.object_name(name)), path)
 
     async def receive(self, url: str, path: Path, signing: Signing = Signing.WHOLE) -> None:
-        """Write what *url* leads to into the file *path*, a range after the other."""
-        reply = await self._range(url, 0, signing)
+        """Write what *url* leads to into the file *path*, a range after the other.
+
+        `AdpError` when it is overwritten meanwhile.
+        """
+        first = reply = await self._range(url, 0, signing)
         with await self.worker.do(path.open, "wb") as file:
             begin = 0
             while reply is not None:
                 await self.worker.do(file.write, reply.body)
                 begin += len(reply.body)
                 if reply.status == WHOLE or len(reply.body) < RANGE_BYTES:
-                    return
+                    break
                 reply = await self._range(url, begin, signing)
+                if reply is not None and not _is_of_the_same(reply, first):
+                    raise _overwritten()
+        if first is not None and _size_in(first) not in (None, begin):
+            raise _overwritten()
 
     async def _range(self, url: str, begin: int, signing: Signing) -> Reply | None:
         """What is there from *begin* on; None behind the end."""
@@ -296,6 +303,22 @@ class ObjectStorage:
 
     async def _answered(self, request: Request, endpoint: Endpoint) -> Reply:
         return await self.caller.answered(request, endpoint, self.caller.settings.call_timeout)
+
+
+def _is_of_the_same(reply: Reply, first: Reply | None) -> bool:
+    """Whether a range is of the object that the *first* was of."""
+    return first is not None and reply.status != WHOLE and reply.etag == first.etag
+
+
+def _size_in(reply: Reply) -> int | None:
+    """The size of the object that *reply* has a range of; None when it does not say."""
+    size = reply.headers.get("content-range", "").rpartition("/")[2]
+    return int(size) if size.isdecimal() else None
+
+
+def _overwritten() -> AdpError:
+    operation = GET_OBJECT.operation
+    return AdpError(f"{operation}: the artifact was overwritten while it was downloaded; try again")
 
 
 def read(reply: Reply, kind: type[T], endpoint: Endpoint) -> T:

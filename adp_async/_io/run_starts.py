@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
@@ -56,6 +57,7 @@ class RunStarts:
     #: Keys of runs that were created at once, and have not ended.
     _running: set[str] = field(factory=set, init=False)
     _changed: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _is_stopped: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.contact = Contact(self.policy, lambda: self.state.journal is not None)
@@ -186,6 +188,7 @@ class RunStarts:
 
     async def stop(self) -> None:
         """Do nothing more; what is not done is in the journal."""
+        self._is_stopped = True
         tasks = [each.task for each in self._started.values() if each.task is not None]
         for task in tasks:
             task.cancel()
@@ -227,6 +230,11 @@ class RunStarts:
             started.has_end.set()
         title = f"adp_async {started.start.key}"
         started.task = asyncio.get_running_loop().create_task(self._do(started), name=title)
+        started.task.add_done_callback(partial(self._has_ended, started))
+
+    def _has_ended(self, started: Started, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and not (self._is_stopped or started.is_finished):
+            self._see_to(started)  # it was not us: somebody cancels all tasks
 
     async def _do(self, started: Started) -> None:
         try:

@@ -64,9 +64,11 @@ class Spool:
         self._reader = Reader(database)
         self._writer = Writer(database, limit, is_first=is_taken)
         #: Records that do not count yet.
-        self.aside = Aside(database)
+        self.aside = Aside(database, limit)
         #: Whether the file names this process as its owner.
         self._is_taken = is_taken
+        #: Others will ask again, and the next process knows from it what they have handed over.
+        self.is_continued = False
         _open_spools.add(self)
 
     def __repr__(self) -> str:
@@ -183,7 +185,7 @@ class Spool:
         """
         with self._database.lock:
             try:
-                is_empty = not self._has_rows(is_all_settled)
+                is_empty = not (self._has_rows(is_all_settled) or self._is_asked_for())
             except SpoolError:
                 is_empty = False
             is_empty = is_empty and self._database.is_there
@@ -228,6 +230,9 @@ class Spool:
             )
             has_records = connection.execute(query, (is_all_settled,)).fetchone()[0]
         return bool(has_records or (self._database.starts() and not is_all_settled))
+
+    def _is_asked_for(self) -> bool:
+        return self.is_continued and bool(self.aside or self.taken())
 
     def discard(self) -> None:
         """Remove the file with all that is in it."""

@@ -6,6 +6,7 @@ of the same task was first.
 
 from __future__ import annotations
 
+import sys
 import time
 import zlib
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from adp_async._io.log import logger
+from adp_async._io.spool_file import SpoolLimit
 from adp_async._sansio.packing import pack, unpack
 
 if TYPE_CHECKING:
@@ -36,11 +38,18 @@ class Attempt:
 class Aside:
     """The table of records held aside, in *database*."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limit: int = sys.maxsize) -> None:
         self._database = database
+        self._limit = limit
 
     def put(self, attempt: Attempt, token: str, records: Sequence[AnyRecord]) -> None:
-        """Hold *records* aside, which came under *token*; once, however often this is called."""
+        """Hold *records* aside, which came under *token*; once, however often this is called.
+
+        Raises `SpoolLimit` when the file has reached its limit of bytes.
+        """
+        if self._database.size >= self._limit:
+            path = self._database.path
+            raise SpoolLimit(f"{path} has reached spool_limit, {self._limit} bytes")
         body = pack(records)
         of = (token, attempt.run_id, attempt.task, attempt.name, len(records))
         self._insert([(*of, body, time.time(), _checksum(body, of))])
@@ -91,6 +100,28 @@ class Aside:
             attempt = Attempt(run_id, task, name)
             counts[attempt] = counts.get(attempt, 0) + count
         return counts
+
+    def __bool__(self) -> bool:
+        """Whether it holds anything."""
+        if self._database.version < 3:
+            return False
+        with self._database.reading() as connection:
+            (found,) = connection.execute("SELECT EXISTS (SELECT 1 FROM aside)").fetchone()
+        return bool(found)
+
+    def forget_before(self, unix_time: float) -> int:
+        """Forget attempts that have handed over nothing since then; returns how many records."""
+        with self._database.transaction() as connection:
+            old = connection.execute(
+                "SELECT run_id, task, attempt, sum(count) FROM aside "
+                "GROUP BY run_id, task, attempt HAVING max(accepted_at) < ?",
+                (unix_time,),
+            ).fetchall()
+            connection.executemany(
+                "DELETE FROM aside WHERE run_id = ? AND task = ? AND attempt = ?",
+                [row[:3] for row in old],
+            )
+        return sum(count for *_, count in old)
 
     def drop(self, attempts: Sequence[Attempt]) -> None:
         """Forget what these attempts have handed over."""

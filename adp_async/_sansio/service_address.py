@@ -32,12 +32,22 @@ _URL: Final = (
     rf"(?i:https?)://(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(?::[^/]*)?(?:/(?:{_PATH})?)?"
 )
 _A_URL: Final = "https://aidp.us-ashburn-1.oci.oraclecloud.com"
+#: OCIDs that stand beside the platform's in the console and in OCI's config file.
+_OTHER_KINDS: Final = frozenset(
+    {"user", "tenancy", "compartment", "group", "dynamicgroup", "bucket"}
+)
 #: What the template of a run's page may ask for.
 PAGE_FIELDS: Final = ("run_id", "experiment_id", "workspace", "platform_id")
 
 
 def platform_id(value: Any) -> str:
-    return rules.text(value, "an OCID", pattern=rules.OCID, most=255)
+    found = rules.text(value, "an OCID", pattern=rules.OCID, most=255)
+    # What the type of a platform's OCID is called is the service's to say, but it is none of these.
+    kind = found.split(".")[1] if "." in found else ""
+    if kind in _OTHER_KINDS:
+        message = f"must be the OCID of an AI Data Platform, not of a {kind}"
+        raise ValueError(message)
+    return found
 
 
 def workspace(value: Any) -> str | None:

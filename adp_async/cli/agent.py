@@ -144,7 +144,7 @@ async def _until_over(
 
 
 async def _close(thread: LoopThread, collector: Collector) -> None:
-    await thread.run(collector.close(timeout=2.0))
+    await thread.run(collector.close(timeout=2.0, is_continued=True))
 
 
 def show_status(options: Options) -> int:

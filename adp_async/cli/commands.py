@@ -372,11 +372,11 @@ def sync_command(
 def agent_command(
     socket: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Listen at this Unix socket, instead of one in FOLDER."),
+        typer.Option(metavar="PATH", help="Listen on this Unix socket, instead of one in FOLDER."),
     ] = None,
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="Listen at this address, with TLS; also HOST:PORT."),
+        typer.Option(metavar="HOST", help="Listen on this address, with TLS; also HOST:PORT."),
     ] = None,
     advertise: Annotated[
         str | None,

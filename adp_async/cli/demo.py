@@ -126,8 +126,8 @@ def run_demo(
             found = _read_back(console, session, result.run_id)
         wrong = differences(ledger, training.params, found)
         _show(console, platform, training, ledger, result, wrong)
+        _show_address(console, platform, result)
         if keep:
-            _show_address(console, platform, result)
             wait_for_the_end(console, platform)
         else:
             _show_how_to_keep(console, directory)
@@ -385,8 +385,10 @@ def _show_address(console: Console, platform: LocalPlatform, result: Result) -> 
 
 
 def _show_how_to_keep(console: Console, directory: Path | None) -> None:
-    told = "\n`adp-async demo --keep` leaves the platform running, to look at the run in MLflow."
+    told = (
+        "The platform stops with this command: `adp-async demo --keep` leaves it running, to look."
+    )
     if directory is not None:
         folder = shlex.quote(str(directory))
-        told = f"\n`adp-async serve --directory {folder}` brings the platform back."
+        told = f"The platform stops now: `adp-async serve --directory {folder}` brings it back."
     console.print(told, style="dim", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final, Literal
 
 from adp_async.collector.ranks import find_rank, find_task
@@ -48,7 +49,7 @@ def attach(
     part = Part(name, takes_texts=texts == "all" or not rank)
     run_id = _run_of(handle, run_id)
     if commit == "task":
-        return _attempt(handle, run_id, part, _task_of(attempt), strict=strict)
+        return _attempt(handle, run_id, part, _task_of(handle, attempt), strict=strict)
     with sessions.lock:  # it is in use from its first moment
         return _worker(session_of(Whose(handle)), run_id, part, strict=strict)
 
@@ -78,12 +79,23 @@ def _attempt(handle: Handle, run_id: str, part: Part, task: str, *, strict: bool
     return LenientAttemptRun(handle, run_id, part, task)
 
 
-def _task_of(attempt: str | None) -> str:
-    task = find_task() if attempt == "auto" else attempt
+def _task_of(handle: Handle, attempt: str | None) -> str:
+    task = _engine_task(handle) if attempt == "auto" else attempt
     if task is None:
         what = "no engine here says which task this is" if attempt else "it is not given"
         raise ValueError(f"attempt: commit='task' needs the name of the task, and {what}")
     return task
+
+
+def _engine_task(handle: Handle) -> str | None:
+    """The engine's name of this task, as long as one collector is there.
+
+    Spark counts its stages from 0 in each application: the next one that logs into the run does
+    other tasks.
+    """
+    task = find_task()
+    share = hashlib.sha256(handle.token.encode()).hexdigest()[:12]
+    return None if task is None else f"{share} {task}"
 
 
 def _run_of(handle: Handle, run_id: str | None) -> str:

@@ -8,6 +8,7 @@ attempts is thrown away.  The first attempt that ends well counts.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -16,10 +17,11 @@ from attrs import define, field
 from adp_async._io.handover import is_safe, take
 from adp_async._io.log import logger
 from adp_async._io.spool_aside import Attempt
-from adp_async._io.spool_file import SpoolError
+from adp_async._io.spool_file import SpoolError, SpoolLimit
 from adp_async._sansio.texts import counted
+from adp_async.collector.ledger import KEPT_TOKENS
 from adp_async.collector.names import ATTEMPT, TASK
-from adp_async.collector.reading import INVALID, Refused
+from adp_async.collector.reading import INVALID, RETRY_AFTER, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 #: Begins the tokens of tasks that are done; a worker's token has no space.
 _DONE: Final = "task "
 _LONGEST_NAME: Final = 500
+#: Seconds after which an attempt that nothing comes of is not continued any more.
+ABANDONED: Final = 7 * 24 * 3600.0
 
 
 @define(eq=False)
@@ -72,6 +76,9 @@ class Attempts:
         keeper = self._keeper()
         try:
             await keeper.doing(keeper.spool.aside.put, attempt, token, handed.records)
+        except SpoolLimit:
+            message = "the collector is full: spool_limit is reached"
+            raise Refused(429, "TooManyRequests", message, retry_after=RETRY_AFTER) from None
         except SpoolError as error:
             logger.warning("what an attempt has logged cannot be held aside: %s", error)
             raise Refused(503, "NotYet", "the collector can write nothing") from None
@@ -85,7 +92,7 @@ class Attempts:
             if token.startswith(_DONE):
                 name, _, rest = token.removeprefix(_DONE).partition(" ")
                 run_id, _, task = rest.partition(" ")
-                self._done[run_id, task] = name
+                self._is_done(run_id, task, name)
 
     async def commit(self, attempt: Attempt, worker: Worker, seconds: float) -> bool:
         """Take in what *attempt* has handed over; False while that is not safe yet.
@@ -126,7 +133,12 @@ class Attempts:
         taken = take(self.engine.delivery, attempt.run_id, records, token)
         self.ledger.count(worker, taken)
         self.ledger.open(token, taken)
-        self._done[attempt.run_id, attempt.task] = attempt.name
+        self._is_done(attempt.run_id, attempt.task, attempt.name)
+
+    def _is_done(self, run_id: str, task: str, name: str) -> None:
+        self._done[run_id, task] = name
+        while len(self._done) > KEPT_TOKENS:
+            del self._done[next(iter(self._done))]
 
     async def abort(self, attempt: Attempt, worker: Worker) -> None:
         """The attempt has failed: throw away what it has handed over."""
@@ -138,6 +150,21 @@ class Attempts:
         count = len(await keeper.doing(keeper.spool.aside.of, attempt))
         await keeper.doing(keeper.spool.aside.drop, [attempt])
         return count
+
+    async def forget_old(self) -> None:
+        """Throw away what was held aside for a collector before this one, and is not continued."""
+        keeper = self.engine.delivery.keeper
+        if keeper is None:
+            return
+        try:
+            since = time.time() - ABANDONED
+            count = await keeper.doing(keeper.spool.aside.forget_before, since)
+        except SpoolError as error:  # a full disk: the next one does it
+            logger.warning("attempts that never ended cannot be dropped: %s", error)
+        else:
+            if count:
+                told = counted(count, "record")
+                logger.warning("dropped: %s of attempts that never ended", told)
 
     async def close(self) -> None:
         """Throw away what is held aside: its attempts were killed, or never ended."""

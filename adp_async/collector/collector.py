@@ -130,8 +130,9 @@ class Collector:
             except TimeoutError:
                 message = "the search for records left behind takes too long for a collector"
                 raise ConfigurationError(message) from None
+        await self.handler.attempts.forget_old()
         if (keeper := engine.delivery.keeper) is not None:
-            tokens = [token for token, _ in keeper.spool.taken()]
+            tokens = [token for token, _ in await keeper.doing(keeper.spool.taken)]
             self.handler.ledger.learn(tokens)
             self.handler.attempts.learn(tokens)
 
@@ -164,20 +165,31 @@ class Collector:
             host = _own_address()
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    async def close(self, lease: float = LEASE, timeout: float | None = None) -> None:
+    async def close(
+        self,
+        lease: float | None = None,
+        timeout: float | None = None,
+        *,
+        is_continued: bool = False,
+    ) -> None:
         """Wait for workers within their ``with`` block, then answer nobody any more.
 
         For at most *timeout* seconds (default: ``close_timeout``); one that was not heard of for
-        *lease* seconds is not waited for.  In the delivery thread.
+        *lease* seconds (default: 30) is not waited for.  *is_continued*: another one will be
+        started for the same workers, whose attempts go on.  In the delivery thread.
         """
         longest = self._engine.settings.close_timeout if timeout is None else timeout
         until = time.monotonic() + longest
         while self._is_open and time.monotonic() < until:
-            if not self.handler.ledger.are_inside(lease):
+            if not self.handler.ledger.are_inside(LEASE if lease is None else lease):
                 break
             await asyncio.sleep(0.02)
         await self.shut()
-        await self.handler.attempts.close()
+        keeper = self._engine.delivery.keeper
+        if not is_continued:
+            await self.handler.attempts.close()
+        elif keeper is not None:
+            keeper.spool.is_continued = True
 
     async def shut(self) -> None:
         """Answer nobody any more."""

@@ -30,7 +30,13 @@ from adp_async._sansio.urls import url_of
 from adp_async.collector.attempts import Attempts
 from adp_async.collector.ledger import Ledger
 from adp_async.collector.permit import find_endpoint
-from adp_async.collector.reading import INVALID, Refused, named_records, read_log_batch
+from adp_async.collector.reading import (
+    INVALID,
+    RETRY_AFTER,
+    Refused,
+    named_records,
+    read_log_batch,
+)
 from adp_async.collector.rejected import to_wire
 from adp_async.errors import (
     AdpError,
@@ -53,8 +59,6 @@ if TYPE_CHECKING:
 LONGEST_WAIT_FOR_ROOM: Final = 1.0
 LONGEST_WAIT: Final = 20.0
 LONGEST_LOOK: Final = 5.0
-#: Seconds until a worker that was refused for want of room asks again.
-RETRY_AFTER: Final = 1.0
 #: Headers of a worker's request that are the service's business.
 PASSED_ON: Final = (
     "accept", "content-type", "opc-request-id", "opc-retry-token", "dh-user-principal",

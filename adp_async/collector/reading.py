@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from adp_async._sansio.records import AnyRecord, BatchLimits, Kind
 
 INVALID: Final = "INVALID_PARAMETER_VALUE"
+#: Seconds until a worker that was refused for want of room asks again.
+RETRY_AFTER: Final = 1.0
 _INT64: Final = 2**63
 _STEP, _TIMESTAMP = attrgetter("step"), attrgetter("timestamp")
 

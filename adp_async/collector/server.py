@@ -71,7 +71,7 @@ class Server:
             await site.start()
         except OSError as error:
             await self.close()
-            message = f"a collector cannot listen at {self._listen}: {error.strerror or error}"
+            message = f"a collector cannot listen on {self._listen}: {error.strerror or error}"
             raise ConfigurationError(message) from error
         except BaseException:
             await self.close()

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from attrs import field, frozen
 
 from adp_async.blocking import Session
 from adp_async.collector import Carrier
+from adp_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from adp_async.collector import Handle
 
 __all__ = ["collector"]
+
+NAME: Final = "adp_async"
 
 
 @frozen
@@ -62,10 +66,10 @@ class _ActorCarrier(Carrier):
 class _Collector:
     """What the actor is; it is made anew, with the same arguments, when it has died."""
 
-    def __init__(self, carrier: Carrier, token: str, knobs: dict[str, Any]) -> None:
-        # A folder of its own: it finds what it had when it is started again.
-        folder = Session(**knobs).spool_folder / f"ray-{carrier.name}"  # type: ignore[attr-defined]
-        self._session = Session(**{**knobs, "spool": folder}).open()
+    def __init__(self, carrier: Carrier, token: str, knobs: dict[str, Any], folder: str) -> None:
+        # In a folder apart: it finds what it had when it is started again.
+        spool = Session(**knobs).spool_folder / f"ray-{folder}"
+        self._session = Session(**{**knobs, "spool": spool}).open()
         self._shared = self._session.shared(carrier=carrier, token=token)
         self._handle = self._shared.open()
 
@@ -91,9 +95,9 @@ class _Collector:
 
 @contextmanager
 def collector(
-    name: str = "adp_async",
+    name: str = NAME,
     *,
-    namespace: str | None = None,
+    namespace: str = "adp_async",
     options: Mapping[str, Any] | None = None,
     **knobs: Any,
 ) -> Iterator[Handle]:
@@ -101,25 +105,31 @@ def collector(
 
     It needs the credentials, tasks and the driver do not.  *handle* is for a whole session:
     ``handle.session()`` starts runs, ``handle.attach(run_id)`` logs into one.  *name* and
-    *namespace* are the actor's; by default the namespace is the job's, so that two jobs of a
-    cluster have a collector each.  *knobs* are those of
-    `adp_async.Session`; *options* are Ray's for the actor, in place of ``num_cpus=0`` and
-    ``max_restarts=-1``: where it runs, for one.  Exiting delivers what is there, for at most
+    *namespace* are the actor's; where another job of the cluster has the default name, it gets one
+    of its own.  *knobs* are those of `adp_async.Session`; *options* are Ray's for the actor, in
+    place of ``num_cpus=0`` and ``max_restarts=-1``: where it runs, for one.  A name of your own
+    that is taken raises `ConfigurationError`.  Exiting delivers what is there, for at most
     ``close_timeout``, and ends the actor; what could not be delivered stays in its spool.
     """
-    if namespace is None:
-        namespace = ray.get_runtime_context().namespace
-    carrier = _ActorCarrier(name, namespace)
     given = {
         "num_cpus": 0,
         "max_restarts": -1,
         "max_concurrency": 1000,
-        "name": name,
         "namespace": namespace,
         **(options or {}),
     }
-    actor: Any = ray.remote(_Collector).options(**given)
-    actor = actor.remote(carrier, secrets.token_urlsafe(32), knobs)
+    token = secrets.token_urlsafe(32)
+
+    def start(called: str) -> Any:
+        making: Any = ray.remote(_Collector).options(**{"name": called, **given})
+        return making.remote(_ActorCarrier(called, namespace), token, knobs, name)
+
+    try:
+        actor = start(name)
+    except ValueError as error:  # it is taken
+        if name != NAME:
+            raise ConfigurationError(f"name: {error}") from None
+        actor = start(f"{name}-{uuid.uuid4().hex[:8]}")
     try:
         handle: Handle = ray.get(actor.handle.remote())
         try:

@@ -25,6 +25,7 @@ from attrs import field, frozen
 
 from adp_async.collector import Carrier
 from adp_async.collector.one_way import hand_over
+from adp_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +59,7 @@ def shared(
     (Nothing is doubled without the latter: Spark itself counts a task once.)  What the collector
     refuses is counted, and told by the owner's ``flush`` and ``finish``.
     """
-    context = getattr(spark, "sparkContext", spark)
+    context = _context_of(spark)
     if not accumulator:
         host = context.getConf().get("spark.driver.host", "127.0.0.1")
         with run.shared(f"0.0.0.0:{port}", advertise=host) as handle:
@@ -70,6 +71,18 @@ def shared(
     with collecting as handle:
         home.collector = collecting
         yield handle
+
+
+def _context_of(spark: Any) -> Any:
+    """The context of a session; `ConfigurationError` where the driver is another process."""
+    context = getattr(spark, "sparkContext", spark)
+    if hasattr(context, "getConf"):
+        return context
+    message = (
+        "spark: it has no context here, as with Spark Connect; name an address by which executors "
+        "reach this process: `run.shared('0.0.0.0', advertise='this.host')`"
+    )
+    raise ConfigurationError(message)
 
 
 class _Home:

@@ -110,6 +110,7 @@ class Injection:
 
     @property
     def is_spent(self) -> bool:
+        """Whether it has hit as many requests as it was to."""
         return self.times is not None and self.hits >= self.times
 
 

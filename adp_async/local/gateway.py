@@ -155,10 +155,12 @@ class Gateway:
 
     @property
     def url(self) -> str:
+        """The base URL that it listens at."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def quota(self) -> Quota | None:
+        """The limit on requests, beyond which it answers 429; None for no limit.  To be set."""
         return self._bucket.quota if self._bucket else None
 
     @quota.setter
@@ -180,6 +182,7 @@ class Gateway:
         return self.faults.inject(fault, times=times, operation=operation)
 
     def clear_faults(self) -> None:
+        """Forget all faults that were injected."""
         self.faults.clear()
 
     def received(self, run_id: str) -> ReceivedRun:
@@ -200,11 +203,13 @@ class Gateway:
         self.reset_counts()
 
     def reset_counts(self) -> None:
+        """Count from zero, and forget what was recorded."""
         self.counts = Counts(concurrent=self.counts.concurrent)
         self.recorded.clear()
 
     @property
     def requests(self) -> int:
+        """How many requests have arrived."""
         return self.counts.requests
 
     @property
@@ -214,10 +219,12 @@ class Gateway:
 
     @property
     def by_operation(self) -> Counter[str]:
+        """How many requests have arrived of each operation, by the API's name."""
         return self.counts.by_operation
 
     @property
     def max_concurrent(self) -> int:
+        """The most requests that were under way at once."""
         return self.counts.max_concurrent
 
     def time(self) -> float:

@@ -234,14 +234,17 @@ class LocalPlatform:
 
     @property
     def endpoint(self) -> str:
+        """The gateway's base URL, for `adp_async.Session`."""
         return self.gateway.url
 
     @property
     def platform_id(self) -> str:
+        """The OCID of the platform, made up."""
         return self._started_identity.platform_id
 
     @property
     def workspace(self) -> str:
+        """The key of its workspace."""
         return self._started_identity.workspace
 
     @property

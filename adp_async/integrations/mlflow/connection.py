@@ -31,6 +31,8 @@ logger = logging.getLogger("adp_async")
 _LOOK: Final = 2.0
 #: Seconds that a search waits for runs of which nothing moves.
 _PATIENCE_OF_A_SEARCH: Final = 3.0
+#: Refusals that are known to have been raised: a session keeps no more by their names.
+_KEPT: Final = 1000
 _GET_RUN: Final = "mlflow/runs/get"
 _SEARCH_RUNS: Final = "mlflow/runs/search"
 _READS: Final = frozenset(path for path, row in BY_PATH.items() if row.method == "GET")
@@ -57,7 +59,7 @@ class Connection:
         self._session: Session | None = None
         self._hooks: list[Callable[[str | None], object]] = []
         #: Refusals that were raised where somebody waited for the record.
-        self._told: set[tuple[object, ...]] = set()
+        self._told: dict[tuple[object, ...], None] = {}
 
     @property
     def session(self) -> Session:
@@ -158,7 +160,9 @@ class Connection:
                 try:
                     receipt.wait(timeout)
                 except DeliveryError as error:
-                    self._told.update(map(_name_of, error.rejections))
+                    self._told.update(dict.fromkeys(map(_name_of, error.rejections)))
+                    while len(self._told) > _KEPT:
+                        self._told.pop(next(iter(self._told)), None)
                     raise
 
     def settle_and_tell(self) -> None:
@@ -212,7 +216,8 @@ class Connection:
         except DeliveryError as error:
             names = {_name_of(rejection): rejection for rejection in error.rejections}
             untold = [names[name] for name in names if name not in self._told]
-            self._told.difference_update(names)
+            for name in names:
+                self._told.pop(name, None)
             if untold:
                 raise refusal(untold) from error
             if not names:
