@@ -314,13 +314,14 @@ async def test_a_disk_that_fails_an_attempt(
 
 
 async def test_what_comes_after_the_end_of_a_task(bench: Bench) -> None:
-    """It is dropped without a word; its attempt hears of it on ending."""
+    """It is dropped, and counted; its attempt hears of it on ending."""
     await hold(bench, 1)
     assert (await end(bench)).status == 200
     assert (await end(bench, "abort")).status == 200, "of the one that counts: too late"
     late = {"x_adp_attempt": "b"}
     assert (await hold(bench, 2, token="t2", **late)).status == 200
     assert told(await end(bench, **late))[:2] == (409, "AlreadyCommitted")
+    assert bench.collector.stats().workers["w1"].dropped == 1
 
     await bench.session.logger.flush()
     assert bench.steps() == [1]
