@@ -574,6 +574,44 @@ async def test_reset_after_the_reply(transport):
         assert server.connections == 2
 
 
+@pytest.mark.parametrize(
+    "unasked",
+    [
+        OK,
+        answer("408 Request Timeout", b"", "connection: close"),
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"\r\n",
+        b"not HTTP at all",
+    ],
+    ids=["200", "408", "100", "blank", "noise"],
+)
+async def test_what_a_server_says_unasked_is_no_answer(transport, unasked):
+    """It comes on a connection that waits to be used again, and the next request has another."""
+
+    async def once_too_often(exchange):
+        number = len(server.exchanges)
+        exchange.writer.write(answer(f"40{number} No", b"%d" % number))
+        await exchange.writer.drain()
+        await asyncio.sleep(0.02)
+        exchange.writer.write(unasked)
+
+    async with serving(once_too_often) as server:
+        for number in range(1, 4):
+            reply = await transport.send(server.request())
+            assert (reply.status, reply.body) == (400 + number, b"%d" % number)
+            await asyncio.sleep(0.05)
+        assert len(server.exchanges) == 3
+
+
+async def test_a_connection_is_used_again(transport):
+    """While the server says no more than it is asked for."""
+    async with serving(good) as server:
+        for _ in range(3):
+            await transport.send(server.request())
+            await asyncio.sleep(0.01)
+        assert server.connections == 1
+
+
 async def test_an_old_connection_closed_just_when_it_is_used(transport):
     """The service closes a kept connection upon the next request: that one may have arrived."""
 
@@ -771,17 +809,17 @@ async def test_a_header_with_a_line_break_is_not_sent(transport):
 async def test_no_thread_outlives_the_pool(ending):
     """The one that looks hosts up ends with it: a notebook opens many sessions."""
 
-    def resolvers() -> int:
-        return sum(each.name == "adp_async resolver" for each in threading.enumerate())
+    def resolvers() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if each.name == "adp_async resolver"}
 
     before = resolvers()
     transport = AiohttpTransport()
     await transport.open()
-    assert resolvers() == before + 1
+    (resolver,) = resolvers() - before
     if ending == "closed":
         await transport.close()
     else:
         transport.abort()
     async with asyncio.timeout(10):
-        while resolvers() > before:  # noqa: ASYNC110 - nobody tells
+        while resolver.is_alive():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.005)

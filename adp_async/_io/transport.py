@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakSet
 
 import aiohttp
 from yarl import URL
@@ -314,13 +315,30 @@ class Journeying(aiohttp.BaseConnector):
     happens to a request, which adds a tenth to the cost of sending one.
     """
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        #: Those that have answered a request.
+        self._used: WeakSet[Any] = WeakSet()
+
     async def connect(self, *arguments: Any, **named: Any) -> Connection:
         journey = _JOURNEY.get()
         journey.connecting = True
         connection = await super().connect(*arguments, **named)
+        while self._has_more_to_say(connection):
+            connection.close()
+            connection = await super().connect(*arguments, **named)
+        self._used.add(connection.protocol)
         journey.connecting = False
         journey.connected = True
         return connection
+
+    def _has_more_to_say(self, connection: Connection) -> bool:
+        """Whether the server sent something since the last answer.
+
+        Nobody had asked for it, and aiohttp takes it for the answer to the next request.
+        """
+        protocol = connection.protocol
+        return protocol is not None and protocol in self._used and protocol.should_close
 
 
 class _Connector(Journeying, aiohttp.TCPConnector):
