@@ -290,6 +290,25 @@ async def test_a_status_that_cannot_be_set_after_the_session_closed(
 # SIGTERM ------------------------------------------------------------------------------------------
 
 
+def test_a_sigterm_at_a_moment_that_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of the log that hangs keeps no process from ending."""
+    happened: list[str] = []
+    ended = threading.Event()
+    monkeypatch.setattr(sigterm, "_MOST_TIMES", 3)
+    monkeypatch.setattr(sigterm, "_times", 0)
+    monkeypatch.setattr(sigterm, "is_any_busy_here", lambda: happened.append("busy") or True)
+    monkeypatch.setattr(sigterm, "terminated", lambda: None)
+    monkeypatch.setattr(sigterm, "end_all", lambda: happened.append("ended"))
+    monkeypatch.setattr(sigterm.signal, "raise_signal", lambda number: ended.set())
+    before = signal.signal(signal.SIGTERM, sigterm._terminated)
+    try:
+        sigterm._terminated(signal.SIGTERM, None)
+        assert ended.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert happened == ["busy"] * 4 + ["ended"]
+
+
 def test_a_sigterm_at_a_bad_moment_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """While this thread holds what the end waits for, the signal comes again a little later."""
     happened: list[str] = []

@@ -16,8 +16,13 @@ from typing import Final
 from adp_async._io.ending import terminated
 from adp_async._io.lifetime import end_all, is_any_busy_here
 
-#: Seconds until a signal that came at a bad moment is raised again.
+#: Seconds until a signal that came at a bad moment is raised again, and how often that is done: a
+#: handler of the log may block for ever, and the process has to end all the same.
 _SOON: Final = 0.01
+_MOST_TIMES: Final = 100
+
+#: How often it was raised again.
+_times = 0
 
 
 def hear_sigterm() -> None:
@@ -29,7 +34,9 @@ def hear_sigterm() -> None:
 
 
 def _terminated(number: int, _frame: object) -> None:
-    if is_any_busy_here():
+    global _times
+    if is_any_busy_here() and _times < _MOST_TIMES:
+        _times += 1
         # This thread was interrupted while it held what the delivery thread needs.
         again = threading.Timer(_SOON, _raise_here, (threading.get_ident(), number))
         again.daemon = True
