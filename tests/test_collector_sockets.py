@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import until
 from test_collector_hop import steps
 
+from adp_async._io.loop_thread import LoopThread
 from adp_async.collector import server as servers
 from adp_async.collector import sockets
 from adp_async.collector.sockets import Listen, listen_at
 from adp_async.errors import Closed, ConfigurationError
-from adp_async.testing import FakeBlockingSession
+from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,6 +168,29 @@ def test_once_only(run: Run) -> None:
     assert not os.path.exists(handle.socket)
     with pytest.raises(Closed, match="makes another handle"):
         shared.open()
+
+
+async def test_one_that_is_cancelled_as_it_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even at the last moment, when it listens already: then nobody is there to close it."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run())
+        thread = session._engine.thread
+        assert thread is not None
+        real = LoopThread.run
+
+        async def cancelled(self: LoopThread, doing: Any) -> Any:
+            await real(self, doing)
+            raise asyncio.CancelledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LoopThread, "run", cancelled)
+            with pytest.raises(asyncio.CancelledError):
+                await run.shared(tmp_path / "s").__aenter__()
+        await until(lambda: not (tmp_path / "s").exists())
+        async with run.shared(tmp_path / "s") as handle, handle.attach() as worker:
+            worker.log_metric("loss", 0.5)
 
 
 def test_shared_within_shared(run: Run) -> None:

@@ -314,13 +314,14 @@ async def test_a_disk_that_fails_an_attempt(
 
 
 async def test_what_comes_after_the_end_of_a_task(bench: Bench) -> None:
-    """It is dropped without a word; its attempt hears of it on ending."""
+    """It is dropped, and counted; its attempt hears of it on ending."""
     await hold(bench, 1)
     assert (await end(bench)).status == 200
     assert (await end(bench, "abort")).status == 200, "of the one that counts: too late"
     late = {"x_adp_attempt": "b"}
     assert (await hold(bench, 2, token="t2", **late)).status == 200
     assert told(await end(bench, **late))[:2] == (409, "AlreadyCommitted")
+    assert bench.collector.stats().workers["w1"].dropped == 1
 
     await bench.session.logger.flush()
     assert bench.steps() == [1]
@@ -415,18 +416,32 @@ def test_a_commit_that_is_refused(fake: FakeBlockingSession) -> None:
 TASK: dict[str, Any] = {"attempt": "part 1", "commit": "task"}
 
 
-def test_a_collector_that_is_started_again_as_an_attempt_ends(
-    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["commit", "flush"])
+def test_a_collector_that_is_away_for_long(
+    fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """That takes as long as it takes: time alone limits how often the worker asks."""
-    quick = evolve(DEFAULTS["retry"], first_backoff=0.001, max_backoff=0.002)
+    """It is asked again until the time is over, however often it does not answer."""
+    quick = evolve(DEFAULTS["retry"], first_backoff=0.001, max_backoff=0.001)
     monkeypatch.setitem(DEFAULTS, "retry", quick)  # type: ignore[misc]
-    road = Road(instead={"commit": [ConnectionFailed("nobody listens")] * 30})
-    with fake.start_run() as run, shared_by(road, run) as handle:
-        with handle.attach(**TASK) as worker:
+    left = [50]
+
+    class Away(Road):
+        async def carry(self, method: str, target: str, *more: Any) -> Any:
+            if target.endswith(what) and left[0]:
+                left[0] -= 1
+                raise ConnectionFailed("nobody listens")
+            return await super().carry(method, target, *more)
+
+    road = Away()
+    how = TASK if what == "commit" else {}
+    with fake.start_run() as run:
+        with shared_by(road, run) as handle, handle.attach(**how) as worker:
             worker.log_metric("loss", 0.5)
-        assert road.instead == {"commit": []}
-    assert len(fake.session.received(run.run_id).metrics) == 1
+            if what == "flush":
+                worker.flush(timeout=30, delivered=True)
+        run.flush()
+        assert not left[0]
+        assert len(fake.session.received(run.run_id).metrics) == 1
 
 
 def test_an_end_that_nobody_hears(

@@ -168,5 +168,7 @@ def show_status(options: Options) -> int:
                 counted(counts["taken"], "record"),
                 counted(counts["batches"], "request"),
             )
-            typer.echo(f"  {name}: {taken} in {batches}, last heard of {counts['seen']:.0f} s ago")
+            rejected = f", {counts['rejected']:,} rejected" if counts["rejected"] else ""
+            seen = f"last heard of {counts['seen']:.0f} s ago"
+            typer.echo(f"  {name}: {taken} in {batches}{rejected}, {seen}")
     return 0

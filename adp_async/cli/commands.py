@@ -393,7 +393,11 @@ def agent_command(
     ] = None,
     idle_timeout: Annotated[
         float | None,
-        typer.Option(min=0.0, metavar="SECONDS", help="End after this long without a client."),
+        typer.Option(
+            min=0.0,
+            metavar="SECONDS",
+            help="End when no client has sent anything for this long: more than one may compute.",
+        ),
     ] = None,
     status: Annotated[
         bool, typer.Option("--status", help="Show what a running agent has taken.")

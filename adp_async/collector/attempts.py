@@ -67,12 +67,13 @@ class Attempts:
             raise Refused(400, "NoSpool", message)
         return keeper
 
-    async def hold(self, attempt: Attempt, handed: Handed, token: str) -> None:
+    async def hold(self, attempt: Attempt, handed: Handed, token: str, worker: Worker) -> None:
         """Hold aside what *attempt* has *handed* over, on disk."""
         if not token:
             raise Refused(400, INVALID, "what an attempt logs needs an opc-retry-token")
         if self._winner(attempt) is not None:
-            return  # it is too late: what it logs is dropped when it ends
+            worker.dropped += len(handed.records)  # it is too late
+            return
         keeper = self._keeper()
         try:
             await keeper.doing(keeper.spool.aside.put, attempt, token, handed.records)

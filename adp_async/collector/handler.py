@@ -164,7 +164,7 @@ class Handler:
             return EMPTY
         await self._until_room()
         if attempt is not None:
-            await self.attempts.hold(attempt, handed, token)
+            await self.attempts.hold(attempt, handed, token, worker)
             return EMPTY
         if token and self.ledger.knows(token):  # sent again while it waited
             return await self._safe(token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from adp_async.errors import Closed
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
     from adp_async._hop import Carrier
@@ -88,8 +89,10 @@ class Shared:
 
     def open(self) -> Handle:
         """Listen, and return the handle; what entering does.  Blocks, as does `close`."""
-        handle = self._thread().wait(self._collector.open())
-        self._hook()
+        thread = self._thread()
+        with self._or_shut(thread):
+            handle = thread.wait(self._collector.open())
+            self._hook()
         return handle
 
     def close(self) -> None:
@@ -114,8 +117,10 @@ class Shared:
         self._close(error)
 
     async def __aenter__(self) -> Handle:
-        handle = await self._thread().run(self._collector.open())
-        self._hook()
+        thread = self._thread()
+        with self._or_shut(thread):
+            handle = await thread.run(self._collector.open())
+            self._hook()
         return handle
 
     async def __aexit__(
@@ -129,6 +134,15 @@ class Shared:
             with anyio.CancelScope(shield=True):
                 await thread.run(self._collector.close(timeout=_patience(error)))
         self._forget()
+
+    @contextmanager
+    def _or_shut(self, thread: LoopThread) -> Iterator[None]:
+        """One that was interrupted or cancelled as it opened is not open, whatever it has done."""
+        try:
+            yield
+        except BaseException:
+            thread.call_soon(partial(_start, thread, self._collector))
+            raise
 
     def _thread(self) -> LoopThread:
         self._engine.lifetime.check()
