@@ -234,7 +234,8 @@ TRAINING = """
             if how == "task":
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
-            await asyncio.sleep(60)
+            while True:
+                await asyncio.sleep(0.01)  # as below
 
     def synchronous():
         if how == "exit":

@@ -343,7 +343,8 @@ TERMINATED = f"""
         run.log_metric("loss", 0.5, step=step)
     print(run.run_id, flush=True)
     {{body}}
-    time.sleep(60)
+    while True:
+        time.sleep(0.05)  # a longer one may overlook the signal
 """
 
 
@@ -378,7 +379,8 @@ ASYNCHRONOUS_TERMINATED = f"""
                 for step in range(1000):
                     run.log_metric("loss", 0.5, step=step)
                 print(run.run_id, flush=True)
-                await asyncio.sleep(60)
+                while True:  # (a longer one may overlook the signal)
+                    await asyncio.sleep(0.05)
 
     asyncio.run(main())
 """
@@ -460,8 +462,8 @@ async def test_terminated_children(
     """A forked child inherits the handler and none of the runs, which go on."""
     body = """
     child = os.fork()
-    if not child:
-        time.sleep(60)
+    while not child:
+        time.sleep(0.05)
     time.sleep(0.2)
     os.kill(child, signal.SIGTERM)
     print(os.waitpid(child, 0)[1], flush=True)
