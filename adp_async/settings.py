@@ -234,8 +234,7 @@ class Settings:
         given = {name: value for name, value in (arguments or {}).items() if value is not None}
         environ = os.environ if environ is None else environ
         knobs = attrs.fields_dict(cls)
-        if unknown := [name for name in given if name not in knobs]:
-            raise TypeError(_unknown(unknown, knobs))
+        check_names(arguments or {})  # None, too, under a name that nobody knows
         given = through_agent(given, environ)
         values: dict[str, Any] = {"auth": auth_from(given.pop("auth", None), environ)}
         for name, each in knobs.items():
@@ -279,7 +278,7 @@ class Settings:
         return self.workspace
 
 
-def check_names(given: Iterable[str], others: Iterable[str]) -> None:
+def check_names(given: Iterable[str], others: Iterable[str] = ()) -> None:
     """TypeError for a name that is not a setting's; one of *others* may have been meant, too."""
     knobs = attrs.fields_dict(Settings)
     if unknown := [name for name in given if name not in knobs]:

@@ -164,7 +164,7 @@ class Play:
             self.throttle.refused(departed=departed, now=self.now, jitter=self._draw())
         else:
             error = self.answers(batch, self.now)
-            self.throttle.succeeded(self.now)
+            self.throttle.succeeded(departed=departed, now=self.now)
         self.posts.append(Post(departed, self.now, batch.run_id, len(batch.records), error))
         if error is None:
             self.arrived.setdefault(batch.run_id, []).extend(batch.records)

@@ -351,3 +351,12 @@ def test_one_that_is_not_there_holds(file: Path) -> None:
     session = blocking.Session(agent=file, call_timeout=0.5, close_timeout=0.2)
     with session, pytest.raises(AdpError, match="no connection"):
         session.runs.get("r")
+
+
+def test_a_key_in_place_of_a_path() -> None:
+    """What somebody has put into the wrong variable is not shown in the error."""
+    key = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\n-----END PRIVATE KEY-----"
+    for arguments, environ in (({"agent": key}, {}), ({}, {"ADP_ASYNC_AGENT": key})):
+        with pytest.raises(ConfigurationError, match=r"^agent: .* cannot be read") as caught:
+            Settings.resolve(arguments, environ)
+        assert "MIIEvQIBADANBg" not in str(caught.value)

@@ -250,6 +250,24 @@ def test_a_lenient_run_is_the_parent_s_to_end(caplog: pytest.LogCaptureFixture) 
         assert started.status == "FINISHED"
 
 
+@needs_fork
+def test_an_asynchronous_run_in_a_forked_child() -> None:
+    """Its block is exited there, which ends nothing; used again, it has a session of its own."""
+    with FakeBlockingSession() as session:
+        started = session.call(awaited_value(session.session.start_run()))
+
+        async def use() -> None:
+            async with started:
+                pass
+            assert started._is_inherited
+            await started.flush()
+            assert started._is_parents
+
+        in_child(lambda: asyncio.run(use()))
+        assert started.status is None
+        session.call(started.finish())
+
+
 async def awaited_value(run: Any) -> Any:
     return await run
 

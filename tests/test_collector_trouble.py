@@ -371,6 +371,8 @@ class Road(Carrier):
 
     async def carry(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Any:
         answer = self.instead.get(target.rpartition("/")[2])
+        if isinstance(answer, list):
+            answer = answer.pop() if answer else None
         if isinstance(answer, Exception):
             raise answer
         return answer or await self.shared.answer(method, target, headers, body)

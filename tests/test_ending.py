@@ -291,7 +291,7 @@ def test_close_hooks_of_a_session_that_another_loop_cannot_close() -> None:
     session.on_close(heard.append)
 
     async def close() -> None:
-        with pytest.raises(Closed, match="belong to the event loop it was opened in"):
+        with pytest.raises(Closed, match="in the event loop it was opened in"):
             await session.close()
 
     with asyncio.Runner() as runner:
@@ -379,6 +379,43 @@ async def test_a_session_that_is_stuck(bare_platform: LocalPlatform, tmp_path: P
     child = await start(bare_platform, tmp_path, STUCK)
     code, out, errors = await child.ends(20.0)
     assert (code, out) == (-signal.SIGTERM, "closes KILLED\n"), errors
+
+
+WHILE_IT_LOGS = """
+    import logging, os, signal, time
+    from adp_async.testing import FakeBlockingSession
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            if record.name == "the program":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+
+    logging.basicConfig(level=logging.DEBUG, handlers=[Handler()])
+    session = FakeBlockingSession(exit_timeout=2.0).open()
+    run = session.start_run("digits")
+    send = session.session.service.send
+
+    async def tell(request, **options):
+        print(request.operation, (request.body or b"").decode(), flush=True)
+        return await send(request, **options)
+
+    session.session.service.send = tell
+    run.log_metric("loss", 0.5)
+    logging.getLogger("the program").warning("a line")
+    time.sleep(60)
+"""
+
+
+async def test_a_sigterm_while_the_program_logs(
+    bare_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """The delivery logs through the same handler, which the interrupted thread is in."""
+    child = await start(bare_platform, tmp_path, WHILE_IT_LOGS)
+    code, out, errors = await child.ends(20.0)
+    assert code == -signal.SIGTERM, errors
+    assert "log_experiment_run_batch" in out
+    assert '"status":"KILLED"' in out
 
 
 AT_ONCE = """

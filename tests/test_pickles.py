@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -222,6 +223,17 @@ def test_fifty_tasks_share_a_session(signer: Any, monkeypatch: pytest.MonkeyPatc
     assert len(opened) == 1
     assert {each.run_id for each in [*arrived, again]} == {run.run_id}
     opened[0].close()
+
+
+def test_signers_that_were_pickled_are_not_kept() -> None:
+    """A driver pickles a signer for each of its jobs, and lives longer than they do."""
+    before = len(adp_async.auth._base._known)
+    for _ in range(10):
+        signer = CustomSigner(Plain())
+        assert pickle.loads(pickle.dumps(signer)) is signer
+        del signer
+    gc.collect()
+    assert len(adp_async.auth._base._known) <= before
 
 
 def test_two_signers_have_two_sessions() -> None:

@@ -165,7 +165,7 @@ class Stage:
                 departed=departed, now=now(), jitter=0.5, retry_after=error.retry_after
             )
         elif error is None:
-            self.throttle.succeeded(now())
+            self.throttle.succeeded(departed=departed, now=now())
         if error is not None:
             raise error
 

@@ -506,9 +506,10 @@ def test_unknown_settings():
 
 
 def test_unknown_setting():
-    """A misspelt keyword is a TypeError, as for any call."""
-    with pytest.raises(TypeError, match=r"^unknown setting 'lingr'; did you mean 'linger'\?$"):
-        resolve(lingr=1)
+    """A misspelt keyword is a TypeError, as for any call, whatever its value."""
+    for value in (1, None):
+        with pytest.raises(TypeError, match=r"^unknown setting 'lingr'; did you mean 'linger'\?$"):
+            resolve(lingr=value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from adp_async._sansio.dispatch import Dispatcher
 from adp_async._sansio.messages import Reply
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.auth import CustomSigner
-from adp_async.errors import Closed, ConnectionLost, DeliveryError
+from adp_async.errors import Closed, ConnectionLost, DeliveryError, UploadError
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -205,6 +205,36 @@ async def test_a_run_in_trouble_whose_attempt_is_cancelled() -> None:
             assert await cancel_all(session, "batch in trouble") == 1
             while not in_trouble.stats().delivered:
                 await healthy.log_metric("loss", 0.5)
+
+
+async def test_uploads_when_all_tasks_are_cancelled() -> None:
+    """Those under way, and those that have not begun, are uploaded; of one name the last."""
+    async with FakeSession() as session:
+        run = session.attach_run(session.add_run())
+        send, is_slow = session.service.send, True
+
+        async def answer(request: Request, *, timeout: float | None = None) -> Reply:
+            if request.operation == "put_object" and is_slow:
+                await asyncio.sleep(60)
+            return await send(request, timeout=timeout)
+
+        session.service.send = answer  # type: ignore[method-assign]
+        uploads = [run.log_text(f"{number}", f"{number}.txt") for number in range(6)]
+        earlier = run.log_text("earlier", "same.txt")
+        later = run.log_text("later", "same.txt")
+        for _ in range(3):
+            await cancel_all(session)
+            await asyncio.sleep(0.003)
+        is_slow = False
+        await cancel_all(session)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*uploads, later)
+            with pytest.raises(UploadError, match="a later one has its name"):
+                await earlier
+            with pytest.raises(UploadError):
+                await run.finish()
+        artifacts = session.received(run.run_id).artifacts
+        assert artifacts == {f"{n}.txt": b"%d" % n for n in range(6)} | {"same.txt": b"later"}
 
 
 async def test_a_run_that_is_not_created_when_all_tasks_are_cancelled() -> None:

@@ -22,6 +22,7 @@ from adp_async._sansio.throttle import (
     PLATEAU_REQUESTS,
     Throttle,
 )
+from adp_async._sansio.timetable import PERIOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ def throttle_at(limit: int, policy: RetryPolicy | None = None) -> Throttle:
 
 def get_through(throttle: Throttle, count: int, now: float) -> None:
     for _ in range(count):
-        throttle.succeeded(now)
+        throttle.succeeded(departed=now, now=now)
 
 
 # The hold
@@ -58,7 +59,7 @@ def test_nothing_is_paced_before_the_first_429() -> None:
     throttle = Throttle()
     for _ in range(100):
         throttle.depart(now=1.0)
-        throttle.succeeded(now=1.0)
+        throttle.succeeded(departed=1.0, now=1.0)
 
     assert throttle.delay(now=1.0) == 0.0
     assert throttle.rate(now=1.0) is None
@@ -101,13 +102,13 @@ def test_a_later_hold_lasts_one_turn_and_a_part_of_one() -> None:
 def test_429s_in_a_row_hold_longer() -> None:
     """Each doubles the hold, up to a few seconds; a request that gets through ends that."""
     throttle = throttle_at(10)
-    throttle.succeeded(RESUMED + 1.0)
+    get_through(throttle, 98, now=RESUMED + 1.0)
     now, holds = RESUMED + 1.0, []
     for _ in range(9):
         refuse(throttle, now, jitter=0.0)
         holds.append(throttle.held_until - now)
         now = throttle.held_until
-    throttle.succeeded(now)
+    throttle.succeeded(departed=now, now=now)
     refuse(throttle, now, jitter=0.0)
     turn = throttle.held_until - now
 
@@ -120,6 +121,7 @@ def test_429s_in_a_row_hold_longer() -> None:
 def test_requests_under_way_tell_nothing_new() -> None:
     """429s to requests that left before the hold count as one, but for what they ask."""
     throttle = throttle_at(10)
+    get_through(throttle, 98, now=RESUMED + 0.9)
     refuse(throttle, now=RESUMED + 1.0)
     rate, held_until = throttle.rate(throttle.held_until), throttle.held_until
 
@@ -150,8 +152,8 @@ def test_answers_under_way_end_no_row_of_429s() -> None:
 def test_the_rate_does_not_grow_while_holding() -> None:
     """Growth counts from the end of the hold, however long that is."""
     throttle = Throttle()
-    throttle.succeeded(0.0)
-    throttle.succeeded(0.0)
+    throttle.succeeded(departed=0.0, now=0.0)
+    throttle.succeeded(departed=0.0, now=0.0)
     refuse(throttle, now=0.0, retry_after=600.0)
 
     assert throttle.rate(now=0.0) == throttle.rate(now=600.0)
@@ -186,12 +188,12 @@ def test_the_first_limit_is_what_got_through_within_a_second() -> None:
 def test_a_search_doubles_with_every_request_that_gets_through() -> None:
     """A strict service lets one request through at first; the rate doubles until the next 429."""
     throttle = Throttle()
-    throttle.succeeded(0.0)
+    throttle.succeeded(departed=0.0, now=0.0)
     refuse(throttle, now=0.0)
     now, pauses = throttle.held_until, []
     for _ in range(5):
         throttle.depart(now)
-        throttle.succeeded(now)
+        throttle.succeeded(departed=now, now=now)
         pauses.append(throttle.delay(now))
         now += throttle.delay(now)
 
@@ -201,7 +203,7 @@ def test_a_search_doubles_with_every_request_that_gets_through() -> None:
     refuse(throttle, now)
 
     assert throttle._limit == 8.0, "a sixteenth of a second is too short, and an eighth was not"
-    throttle.succeeded(throttle.held_until)
+    throttle.succeeded(departed=throttle.held_until, now=throttle.held_until)
     assert throttle._limit == 8.0, "the search is over"
 
 
@@ -215,7 +217,7 @@ def test_a_search_halves_with_every_request_that_does_not_get_through() -> None:
 
     assert limits == [1.0, 0.5, 0.25, 0.125, LOWEST, LOWEST]
 
-    throttle.succeeded(throttle.held_until)
+    throttle.succeeded(departed=throttle.held_until, now=throttle.held_until)
     assert throttle._limit == 2 * LOWEST, "it goes on searching"
 
 
@@ -261,7 +263,7 @@ def test_a_search_that_meets_no_limit_ends() -> None:
     get_through(throttle, 9, now=throttle.held_until)
     assert throttle.is_paced
 
-    throttle.succeeded(throttle.held_until)
+    throttle.succeeded(departed=throttle.held_until, now=throttle.held_until)
 
     assert throttle.rate(throttle.held_until) is None
     assert not throttle.is_paced
@@ -329,7 +331,7 @@ def test_a_low_limit_is_not_kept_to_for_minutes() -> None:
     throttle = Throttle()
     for _ in range(3):
         refuse(throttle, now=throttle.held_until)
-    throttle.succeeded(throttle.held_until)
+    throttle.succeeded(departed=throttle.held_until, now=throttle.held_until)
     refuse(throttle, now=throttle.held_until)
 
     assert throttle._limit == 0.125
@@ -376,13 +378,103 @@ def test_429s_in_a_row_each_count() -> None:
 def test_the_rate_never_reaches_zero() -> None:
     """A service that refuses everything for a day is still asked now and then."""
     throttle = throttle_at(10)
-    for _ in range(2000):
+    get_through(throttle, 98, now=RESUMED)
+    for _ in range(10_000):
         refuse(throttle, now=throttle.held_until)
 
     assert throttle._limit == LOWEST
     last = throttle.held_until
     refuse(throttle, now=last, jitter=0.0)
     assert throttle.held_until - last == pytest.approx(10.0), "one turn"
+
+
+# Sharing
+
+
+def test_frequent_429s_mean_that_others_share_the_quota() -> None:
+    """Requests that get through then have a turn of their own, every ten seconds."""
+    throttle = throttle_at(10)
+    get_through(throttle, 2, now=RESUMED + 1.0)
+    refuse(throttle, now=RESUMED + 1.0)
+    now = throttle.held_until + throttle.delay(throttle.held_until)
+    throttle.depart(now)
+    throttle.succeeded(departed=now, now=now + 0.1)
+
+    later = now + 9.9
+    while (turn := later + throttle.delay(later)) < now + 10.0:
+        throttle.depart(turn)
+        refuse(throttle, turn)
+        later = max(turn, throttle.held_until)
+
+    assert turn == pytest.approx(now + 10.0, abs=1.0)
+
+
+def test_a_429_now_and_then_does_not() -> None:
+    """One short time between two 429s is chance, a few in a row are not."""
+    throttle = throttle_at(100)
+    now, shared = RESUMED, []
+    for _ in range(8):
+        get_through(throttle, 3, now=now)
+        refuse(throttle, now=now)
+        now = throttle.held_until
+        shared.append(throttle._timetable is not None)
+
+    assert shared == [False] * 6 + [True] * 2
+
+
+def sharing_throttle(turns: int) -> tuple[Throttle, float]:
+    """A throttle whose timetable has *turns* turns, at the end of its first period."""
+    throttle = throttle_at(10)
+    refuse(throttle, now=RESUMED)
+    timetable = throttle._timetable
+    assert timetable is not None
+    now = throttle.held_until
+    for n in range(turns):
+        timetable.succeeded(departed=now + n / 10.0, now=now + n / 10.0)
+    return throttle, timetable.began_at + PERIOD
+
+
+def test_a_turn_that_is_given_up_holds_nothing() -> None:
+    """The others are undisputed.  Several in a row hold as ever, and `Retry-After` is kept."""
+    throttle, now = sharing_throttle(5)
+    throttle.succeeded(departed=now, now=now)
+    holds = []
+    for asked in (None, None, None, 7.0):
+        refuse(throttle, now, retry_after=asked, jitter=0.0)
+        holds.append(throttle.held_until - now)
+        now = throttle.held_until
+
+    assert holds == [0.0, 1.0, 2.0, 7.0]
+    assert throttle.is_paced
+
+
+def test_room_for_more_ends_the_sharing() -> None:
+    """When the others are gone each trial gets through, and the pace is the rate again."""
+    throttle, now = sharing_throttle(2)
+    trials = 0
+    while throttle._timetable is not None and trials < 40:
+        now += throttle.delay(now)
+        throttle.depart(now)
+        throttle.succeeded(departed=now, now=now)
+        trials += 1
+
+    assert throttle._timetable is None
+    assert (throttle.rate(now) or 0.0) > 0.5
+    assert throttle.delay(now + 60.0) == 0.0
+
+
+def test_nobody_but_trials_refused_ends_the_sharing() -> None:
+    """Turns that get through period after period are one's own quota: its limit is looked for."""
+    throttle, now = sharing_throttle(5)
+    timetable = throttle._timetable
+    assert timetable is not None
+    for _ in range(3):
+        now += 11.0
+        throttle.refused(departed=now, now=now, jitter=0.5)
+        throttle.succeeded(departed=timetable._turns[0] - PERIOD, now=throttle.held_until)
+
+    assert throttle._timetable is None
+    assert throttle.rate(throttle.held_until) == pytest.approx(0.5, rel=0.1)
 
 
 # Patience
@@ -409,7 +501,7 @@ def test_records_wait_the_longer_the_more_requests_are_refused(
 def test_nothing_waits_longer_before_the_first_429() -> None:
     """There are no turns."""
     throttle = Throttle()
-    throttle.succeeded(1.0)
+    throttle.succeeded(departed=1.0, now=1.0)
 
     assert throttle.patience(1.0) == 0.0
 
@@ -581,7 +673,7 @@ class Simulation:
             return
         client.under_way -= 1
         if what == "taken":
-            client.throttle.succeeded(now)
+            client.throttle.succeeded(departed=departed, now=now)
             client.most = min(client.most + 1, self.in_flight)
             return
         jitter = self.chance.random()

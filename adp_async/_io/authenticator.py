@@ -292,7 +292,7 @@ def _after_fork_in_child() -> None:
     _signing = _Signing()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=lambda: _signing.before_fork(),
         after_in_parent=lambda: _signing.after_fork(),

@@ -80,6 +80,11 @@ class SharedThrottle(Throttle):
 
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
 
+    @property
+    def is_locked_here(self) -> bool:
+        """Whether this thread holds the lock."""
+        return self._lock._is_owned()  # type: ignore[attr-defined, no-any-return]
+
     def take_turn(self, now: float) -> float:
         """Leave now, or in how many seconds to ask again."""
         with self._lock:
@@ -96,9 +101,9 @@ class SharedThrottle(Throttle):
         with self._lock:
             return Throttle.patience(self, now)
 
-    def succeeded(self, now: float) -> None:
+    def succeeded(self, *, departed: float, now: float) -> None:
         with self._lock:
-            Throttle.succeeded(self, now)
+            Throttle.succeeded(self, departed=departed, now=now)
 
     def refused(
         self, *, departed: float, now: float, jitter: float, retry_after: float | None = None
@@ -292,7 +297,7 @@ class Caller:
         except NotAuthenticated as error:
             error.server_date = reply.headers.get("date")
             raise
-        throttle.succeeded(time.monotonic())
+        throttle.succeeded(departed=departed, now=time.monotonic())
         return reply
 
     async def _signed_and_sent(self, request: Request) -> Reply:

@@ -123,8 +123,10 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recovering: asyncio.Task[None] | None = None
         self._opened: SessionOpened | None = None
-        intake = self.delivery.intake
-        self._living = Living(self._forked, self._interpreter_ends, lambda: intake.is_locked_here)
+        locks = self.delivery.intake, self._throttle
+        self._living = Living(
+            self._forked, self._interpreter_ends, lambda: any(lock.is_locked_here for lock in locks)
+        )
 
     def _caller(self, transport: Transport, throttle: SharedThrottle | None = None) -> Caller:
         throttle = throttle or self._throttle

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from attrs import frozen
 
-from adp_async._io.log import logger
+from adp_async._io.log import is_locked_here, logger
 from adp_async.errors import Closed
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _after_fork_in_child() -> None:
 
 def is_any_busy_here() -> bool:
     """Whether this thread holds anything that the end of a session would wait for."""
-    return any(each.is_busy_here() for each in _all_living())
+    return is_locked_here() or any(each.is_busy_here() for each in _all_living())
 
 
 def end_all() -> None:

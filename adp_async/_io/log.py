@@ -57,3 +57,22 @@ class _Undisturbed(_Adapter):
 
 logger = _Undisturbed(logging.getLogger("adp_async"), {})
 logger.logger.addFilter(_Fields())
+
+
+def is_locked_here() -> bool:
+    """Whether this thread is in the middle of a handler that lines of this log go through.
+
+    A signal's handler that waits for the delivery thread then waits for itself: that thread can
+    log nothing meanwhile.
+    """
+    at: logging.Logger | None = logger.logger
+    while at is not None:
+        if any(_owns(handler.lock) for handler in at.handlers):
+            return True
+        at = at.parent if at.propagate else None
+    return False
+
+
+def _owns(lock: Any) -> bool:
+    is_owned = getattr(lock, "_is_owned", None)  # a handler may have none, or one of its own kind
+    return is_owned is not None and bool(is_owned())

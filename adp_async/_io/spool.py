@@ -340,7 +340,7 @@ def _after_fork_in_child() -> None:
     _open_spools.clear()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork,
         after_in_parent=_after_fork_in_parent,

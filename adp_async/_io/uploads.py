@@ -271,12 +271,18 @@ class Uploader:
             task = loop.create_task(self._do(job, self._last.get(key)), name="adp_async upload")
             self._last[key] = task
             self._tasks.add(task)
-            task.add_done_callback(partial(self._ended, key))
+            task.add_done_callback(partial(self._ended, job))
 
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
+        key = job.run_id, job.name
         self._tasks.discard(task)
-        if self._last.get(key) is task:
+        if is_last := self._last.get(key) is task:
             del self._last[key]
+        if task.cancelled() and not self._is_closed:  # not by us: somebody cancels all tasks
+            if is_last:
+                self._start([job])
+            else:
+                self._settle(job, AdpError("it was cancelled, and a later one has its name"))
 
     async def _do(self, job: Job, previous: asyncio.Task[None] | None) -> None:
         error: AdpError | None
@@ -290,9 +296,6 @@ class Uploader:
             error = None
         except AdpError as failure:
             error = failure
-        except asyncio.CancelledError:
-            self._settle(job, AdpError(TOO_LATE))
-            raise
         except Exception as unexpected:
             where = "".join(traceback.format_tb(unexpected.__traceback__))
             logger.debug("an upload: unexpected %s:\n%s", type_name(unexpected), where)

@@ -40,9 +40,8 @@ class Moment:
 
     def has_come(self) -> None:
         """Wake everybody who waits for it now."""
-        futures, self._futures = self._futures, set()
-        for future in futures:
-            _resolve(future)
+        while self._futures:
+            _resolve(self._futures.pop())
 
 
 class _Flush:

@@ -122,6 +122,7 @@ The modules
 `outward`               errors on their way out, without our inner frames
 `names`                 which experiment has a name, for as long as that is believed
 `retry`, `throttle`     when one request may be tried again; when any request may leave
+`timetable`             when requests leave that share a quota with those of other clients
 `rules`                 what a setting may be, and how a value is shown in a message
 `service_address`       what may be set as platform, workspace, region and URL
 ======================  ============================================================================

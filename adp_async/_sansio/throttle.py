@@ -17,12 +17,18 @@ doubles with each that gets through, and is halved by each that does not, until 
 After that a plateau is a tenth as long, since a search may end by chance.  Before the first 429
 there is no rate and nothing is paced.
 
+When 429s stay frequent for all that, others use the same quota: then a `Timetable` says when
+requests leave, until there is room for more than its turns.
+
 A hold lasts for one turn, or as long as the service asks, and a random part of a turn on top, so
 that throttled clients don't come back as one herd.  Where a turn is not used, for want of records,
 nothing is learned: the rate does not grow in that time (as in RFC 7661).
 
 Why CUBIC's curve with the fifth power: it stays near the limit for as long as with the third, and
 leaves it behind in two thirds of the time when the quota was lifted.
+
+Why no look for a lifted quota sooner: each look may be answered by a 429, so that their number is
+bounded by the share of requests that may be refused, and they are the rarer the lower the rate.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from typing import Final
 from attrs import define, field
 
 from adp_async._sansio.retry import RetryPolicy
+from adp_async._sansio.timetable import Timetable
 
 #: Requests that a plateau lasts, which bounds the share that is refused, and the most seconds: a
 #: low rate is often a share of a quota, and should not wait for minutes to get more.
@@ -50,6 +57,10 @@ DIP: Final = 0.05
 POWER: Final = 5
 #: The longest hold, in seconds, that 429s in a row double a turn to; a turn may be longer.
 LONGEST_DOUBLED: Final = 4.0
+#: When usually fewer requests get through between two 429s, others use the quota as well.
+SHARED: Final = 20.0
+#: The weight of the last time in what is usual.
+LAST_TIME: Final = 0.25
 #: A rate this many times what it began with bounds nothing any more.
 LIFTED: Final = 1000.0
 #: The lowest rate, as a share of the one that a search begins with.
@@ -91,12 +102,17 @@ class Throttle:
     _refused_at: float = field(default=0.0, init=False)
     _in_a_row: int = field(default=0, init=False)
     _succeeded: int = field(default=0, init=False)
+    #: How many requests get through between two 429s usually: a moving average.
+    _usual: float = field(default=0.0, init=False)
+    #: The turns in a quota that others use as well.
+    _timetable: Timetable | None = field(default=None, init=False)
     #: When the last requests got through.
     _recent: deque[float] = field(factory=lambda: deque(maxlen=1024), init=False)
 
     def delay(self, now: float) -> float:
         """Seconds until a request may leave; 0 when one may leave now."""
-        return max(0.0, self.held_until - now, self._next_turn - now)
+        turn = self._next_turn if self._timetable is None else self._timetable.next_turn
+        return max(0.0, self.held_until - now, turn - now)
 
     def depart(self, now: float) -> None:
         """A request leaves now; the next one has its turn one interval later.
@@ -104,6 +120,9 @@ class Throttle:
         One that leaves a little late (a timer, a busy loop) is made up for; more than that would
         be refused by a strict service.
         """
+        if self._timetable is not None:
+            self._timetable.depart(now)
+            return
         rate = self.rate(now)
         if rate is None:
             self._next_turn = 0.0
@@ -116,6 +135,8 @@ class Throttle:
 
     def rate(self, now: float) -> float | None:
         """Requests a second that may leave; None while nothing bounds it."""
+        if self._timetable is not None:
+            return self._timetable.rate(now)
         limit = self._limit
         if limit is None:
             return None
@@ -150,15 +171,19 @@ class Throttle:
         plateaus = max(0.0, now - self._resumed_at) / self._plateau
         return exp(DIP * min(plateaus - 1.0, 4.0) ** POWER)
 
-    def succeeded(self, now: float) -> None:
-        """A reply came that was not a 429."""
+    def succeeded(self, *, departed: float, now: float) -> None:
+        """A reply that was not a 429 came to a request that left at *departed*."""
         self._recent.append(now)
         if now < self.held_until:
             return  # it left before the 429 came
         if self._in_a_row:
             self._in_a_row = self._succeeded = 0
         self._succeeded += TRIAL_WEIGHT if self._tries else 1
-        if self._searches and self._limit is not None:
+        if self._timetable is not None:
+            self._timetable.succeeded(departed, now)
+            if self._timetable.has_room:
+                self._leave(self._timetable, now)
+        elif self._searches and self._limit is not None:
             self._limit *= 2.0
 
     def refused(
@@ -169,23 +194,66 @@ class Throttle:
         asked = retry_after or 0.0
         if departed < self.held_until:
             # It was under way when the last 429 came: the same news, but for what it asks.
-            self.held_until = self._resumed_at = max(self.held_until, now + asked)
+            if asked:
+                self.held_until = self._resumed_at = max(self.held_until, now + asked)
             return
+        if self._timetable is not None and not self._timetable.is_filling(now):
+            self._give_up_turn(self._timetable, departed, now, asked, jitter)
+        else:
+            self._learn(departed, now, asked, jitter)
+
+    def _give_up_turn(
+        self, timetable: Timetable, departed: float, now: float, asked: float, jitter: float
+    ) -> None:
+        timetable.refused(departed, now, jitter)
+        # The other turns are as good as they were, unless several are refused in a row.
+        hold = self._backed_off(1.0 / self._first_rate, self._in_a_row) if self._in_a_row else 0.0
+        self._in_a_row += 1
+        self._hold(now, asked, hold, jitter)
+        timetable.skip(self.held_until)
+        if timetable.is_undisputed:
+            self._leave(timetable, self.held_until)
+
+    def _learn(self, departed: float, now: float, asked: float, jitter: float) -> None:
         rate, searched = self.rate(departed), self._searches
         self._in_a_row += 1
         limit = self._first_limit(now) if rate is None else self._learned(rate)
         self._limit = max(LOWEST * self._first_rate, limit)
         turn = 1.0 / (self._first_rate if rate is None else self._limit)
-        self._tries = searched and rate is not None and not self._searches
-        requests = PLATEAU_REQUESTS / (TRIAL_WEIGHT if self._tries else 1)
-        self._plateau = max(min(requests / self._limit, LONGEST_PLATEAU), requests * HOLDS * asked)
-        hold = turn if self._searches else self._backed_off(turn)
-        self.held_until = self._resumed_at = now + max(asked, hold) + jitter * hold
-        self._refused_at, self._next_turn = now, 0.0
+        self._begin_plateau(tries=searched and rate is not None and not self._searches, asked=asked)
+        hold = turn if self._searches else self._backed_off(turn, self._in_a_row)
+        self._hold(now, asked, hold, jitter)
+        self._resumed_at, self._next_turn = self.held_until, 0.0
+        if rate is not None and not searched:
+            if self._in_a_row == 1:
+                self._usual += LAST_TIME * (self._succeeded - self._usual)
+            if self._timetable is None and self._usual < SHARED:
+                self._timetable = Timetable(now)
+        if self._timetable is not None:
+            first = max(self.held_until, now + jitter / self._limit)
+            self._timetable.fill(self._limit, first)
+
+    def _leave(self, timetable: Timetable, now: float) -> None:
+        """Do without *timetable* from *now* on: the rate goes on from what it came to."""
+        self._limit, self._timetable = timetable.rate(now), None
+        self._resumed_at = self._next_turn = now
+        self._usual = 2.0 * SHARED
+        self._begin_plateau(tries=False)
+
+    def _begin_plateau(self, *, tries: bool, asked: float = 0.0) -> None:
+        """A new plateau begins; *tries*: the limit was found by a search."""
+        limit = self._limit or self._first_rate
+        self._tries = tries
+        requests = PLATEAU_REQUESTS / (TRIAL_WEIGHT if tries else 1)
+        self._plateau = max(min(requests / limit, LONGEST_PLATEAU), requests * HOLDS * asked)
+
+    def _hold(self, now: float, asked: float, seconds: float, jitter: float) -> None:
+        self.held_until = now + max(asked, seconds) + jitter * seconds
+        self._refused_at = now
 
     def _first_limit(self, now: float) -> float:
         burst = sum(time > now - 1.0 for time in self._recent)
-        self._in_a_row, self._succeeded = 1, burst
+        self._in_a_row, self._succeeded, self._usual = 1, burst, float(burst)
         self._searches = burst < 2
         return max(self._first_rate, float(burst))
 
@@ -200,6 +268,6 @@ class Throttle:
         refused = rate if self._in_a_row == 1 else self._limit or rate
         return refused * answers / (answers + 1)
 
-    def _backed_off(self, turn: float) -> float:
-        doubled = turn * 2.0 ** min(self._in_a_row - 1, 32)
+    def _backed_off(self, turn: float, in_a_row: int) -> float:
+        doubled = turn * 2.0 ** min(in_a_row - 1, 32)
         return min(doubled, max(turn, min(LONGEST_DOUBLED, self.policy.max_backoff)))

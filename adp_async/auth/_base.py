@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any, ClassVar, Final, Protocol, Self, SupportsIndex
+from weakref import WeakValueDictionary
 
 from attrs import field, frozen
 
@@ -107,7 +108,7 @@ class CustomSigner(Auth):
 
 
 #: Those that were pickled here or have arrived here, by the id made when they were pickled first.
-_known: Final[dict[str, CustomSigner]] = {}
+_known: Final[WeakValueDictionary[str, CustomSigner]] = WeakValueDictionary()
 
 
 def _arrived(origin: str, signer: Signer) -> CustomSigner:

@@ -183,5 +183,5 @@ def _after_fork_in_child() -> None:
     _open_servers.clear()
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
