@@ -15,7 +15,7 @@ from test_collector_hop import steps
 
 from adp_async.collector import presence
 from adp_async.collector.session import DEFAULTS, sessions
-from adp_async.errors import AdpError, DeliveryError, Forbidden, ServiceFault, UploadError
+from adp_async.errors import AdpError, Closed, DeliveryError, Forbidden, ServiceFault, UploadError
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
@@ -143,6 +143,55 @@ async def test_signs_of_life_end_with_the_block(monkeypatch: pytest.MonkeyPatch)
             before = answered[200]
             await asyncio.sleep(0.05)
             assert answered[200] == before
+
+
+def test_a_session_that_closes_within_a_block(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a process that ends there: signs of life do not hold it up."""
+    monkeypatch.setattr("adp_async.collector.collector.LEASE", 0.1)
+    with run.shared() as handle:
+        manager = handle.attach()
+        worker = manager.__enter__()
+        worker.log_metric("loss", 0.5)
+        began = time.monotonic()
+        handle.session().close()
+        assert time.monotonic() - began < 0.4
+        with pytest.raises(Closed):
+            manager.__exit__(None, None, None)
+
+
+async def test_signs_of_life_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is entered as the last one says that it is there: there is one timer for all."""
+    monkeypatch.setattr(presence, "RENEW_EVERY", 30.0)
+    async with FakeSession() as session, session.start_run() as run, run.shared() as handle:
+        worker = handle.session()
+        thread = worker._thread
+        assert thread is not None
+        loop: Any = thread.loop
+
+        async def overlap() -> int:
+            here = worker.presence
+            await here.enter("a", run.run_id)
+            renewing = asyncio.create_task(here._renew())
+            await here.leave("a", run.run_id)
+            await here.enter("b", run.run_id)
+            await renewing
+            timers = [each for each in loop._scheduled if "_renew_now" in repr(each)]
+            await here.leave("b", run.run_id)
+            return sum(not each.cancelled() for each in timers)
+
+        assert await thread.run(overlap()) == 0, "and it was stopped"
+        assert worker.presence._next is None
+
+        async def entered() -> int:
+            here = worker.presence
+            await here.enter("a", run.run_id)
+            here._renew_later()
+            timers = [each for each in loop._scheduled if "_renew_now" in repr(each)]
+            count = sum(not each.cancelled() for each in timers)
+            await here.leave("a", run.run_id)
+            return count
+
+        assert await thread.run(entered()) == 1
 
 
 # ------------------------------------------------------------------ forked and pickled

@@ -33,6 +33,8 @@ class Presence:
 
     session: Session
     _inside: set[str] = field(factory=set, init=False)
+    #: The next sign of life: a timer, since a task would hold up a session that closes within.
+    _next: asyncio.TimerHandle | None = field(default=None, init=False)
     _renewing: asyncio.Task[None] | None = field(default=None, init=False)
 
     async def enter(self, name: str, run_id: str) -> None:
@@ -45,29 +47,37 @@ class Presence:
             message = "run %s: the collector does not answer; what is logged waits for it: %s"
             logger.warning(message, run_id, error, extra={"run_id": run_id})
         self._inside.add(name)
-        if self._renewing is None:
-            self._renewing = asyncio.create_task(self._renew(), name="adp_async presence")
+        if self._next is None:
+            self._renew_later()
 
     async def leave(self, name: str, run_id: str) -> None:
         """The block *name* is exited."""
         self._inside.discard(name)
-        if not self._inside and self._renewing is not None:
-            self._renewing.cancel()
-            self._renewing = None
+        if not self._inside and self._next is not None:
+            self._next.cancel()
+            self._next = None
         try:
             await self._say(LEAVE, name)
         except AdpError as error:
             message = "run %s: the collector did not hear of the end: %s"
             logger.debug(message, run_id, error, extra={"run_id": run_id})
 
+    def _renew_later(self) -> None:
+        if self._next is not None:  # of another block, which was entered meanwhile
+            self._next.cancel()
+        self._next = asyncio.get_running_loop().call_later(RENEW_EVERY, self._renew_now)
+
+    def _renew_now(self) -> None:
+        self._renewing = asyncio.create_task(self._renew(), name="adp_async presence")
+
     async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_EVERY)
-            for name in list(self._inside):
-                with suppress(AdpError):  # what is logged meets the same, and tells of it
-                    await self._say(ENTER, name)
-                if name not in self._inside:  # exited meanwhile, and perhaps heard of before
-                    await self.leave(name, "")
+        for name in list(self._inside):
+            with suppress(AdpError):  # what is logged meets the same, and tells of it
+                await self._say(ENTER, name)
+            if name not in self._inside:  # exited meanwhile, and perhaps heard of before
+                await self.leave(name, "")
+        if self._inside:
+            self._renew_later()
 
     async def _say(self, endpoint: Endpoint, name: str) -> Any:
         return await self.session.call(endpoint, body={"id": name}, timeout=GREETING)
