@@ -331,6 +331,8 @@ async def test_a_collector_that_dies_at_a_commit(
     (tmp_path / "agent.py").write_text(textwrap.dedent(AGENT))
     run_id = bare_platform.gateway.add_run()
 
+    started: list[asyncio.subprocess.Process] = []
+
     async def start(where: str) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, str(tmp_path / "agent.py"), where),
@@ -338,23 +340,23 @@ async def test_a_collector_that_dies_at_a_commit(
             env=environment(bare_platform, linger=0.02),
             stdout=asyncio.subprocess.PIPE,
         )
+        started.append(process)
         assert process.stdout is not None
         await process.stdout.readline()
         return process
 
-    dying = await start(where)
-    handle = Handle.from_file(tmp_path / "agent" / FILE)
-
-    async def work() -> None:
+    async def work(handle: Handle) -> None:
         async with handle.attach(run_id, **TASK) as worker:
             for step in range(2500):
                 worker.log_metric("loss", 0.5, step)
 
-    working = asyncio.create_task(work())
-    assert await asyncio.wait_for(dying.wait(), 30) == -signal.SIGKILL
     received = bare_platform.gateway.received(run_id)
-    again = await start("nowhere")
     try:
+        dying = await start(where)
+        handle = Handle.from_file(tmp_path / "agent" / FILE)
+        working = asyncio.create_task(work(handle))
+        assert await asyncio.wait_for(dying.wait(), 30) == -signal.SIGKILL
+        again = await start("nowhere")
         await asyncio.wait_for(working, 30)
         await until(lambda: len({each.step for each in received.metrics}) == 2500, 30)
         # One more attempt, after all of it: the task is known to be done.
@@ -363,8 +365,9 @@ async def test_a_collector_that_dies_at_a_commit(
         again.terminate()
         assert await asyncio.wait_for(again.wait(), 30) == 0
     finally:
-        if again.returncode is None:
-            again.kill()
+        for process in started:
+            if process.returncode is None:
+                process.kill()
     assert Counter(each.step for each in received.metrics) == Counter(range(2500))
 
 
