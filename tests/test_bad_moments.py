@@ -90,6 +90,25 @@ async def test_receipts_that_are_waited_for_while_the_session_closes(
             await asyncio.wait_for(waiting, 10)
 
 
+async def test_receipts_of_a_session_that_has_closed(tmp_path: Path) -> None:
+    """What was delivered stays so; of the rest the error says that the next session has it."""
+    session = await FakeSession(close_timeout=0.2, spool=tmp_path / "spool").open()
+    run = session.attach_run(session.add_run())
+    delivered = run.log_metric("loss", 0.5)
+    await delivered
+    session.answer(LOG_BATCH, status=503)
+    left = run.log_metric("acc", 0.5)
+    await session.close()
+
+    await delivered
+    delivered.wait(0)
+    with pytest.raises(DeliveryError) as caught:
+        await left
+    assert caught.value.__notes__ == ["left in the spool, for the next session"]
+    with pytest.raises(DeliveryError):
+        await asyncio.to_thread(left.wait, 10)
+
+
 async def awaited(receipt: Any) -> None:
     await receipt
 
