@@ -39,7 +39,7 @@ class Moment:
             self._futures.discard(future)
 
     def has_come(self) -> None:
-        """Wake everybody who waits for it now."""
+        """Wake all tasks that wait for it now."""
         while self._futures:
             _resolve(self._futures.pop())
 

@@ -6,8 +6,8 @@ period later, as in Reservation ALOHA (Crowther and others, 1973): what fitted b
 of the others once fits again.  A request that is refused gives up its turn, and another moment is
 tried.  After some periods most requests have a turn that nobody disputes.
 
-*Trials* are requests without a turn.  In the first period, which is filled at a given rate, there
-are no others.  Later they are rare, and look for room: each that gets through about halves
+*Trials* are requests without a turn.  In the first period, which is filled at a given rate, all
+requests are trials.  Later they are rare, and look for room: each that gets through about halves
 the pause before the next, and a 429 makes it the longest again.  When trials get through as fast as
 turns come there is room for more than turns, and the timetable has done its work.
 """
@@ -30,7 +30,7 @@ LONGEST_WITHOUT_TURN: Final = 20.0
 #: By how much one that gets through shortens the pause.  Not by half, since pauses that are whole
 #: periods would bring each trial to the turn of the last one.
 SHORTENED: Final = 0.47
-#: When so many trials in a row are refused and no turn is lost, there are no others.
+#: When so many trials in a row are refused and no turn is lost, nobody else seems to be there.
 UNDISPUTED: Final = 3
 
 

@@ -119,7 +119,7 @@ class WorkerWriter(RunWriter):
 
 
 def _pairs(mapping: object) -> list[tuple[Any, Any]] | None:
-    """Its items; None when it is no mapping, which the run itself has something to say about."""
+    """Its items; None if it is not a mapping, which the run itself reports."""
     try:
         return pairs_of(mapping, "")
     except TypeError:
