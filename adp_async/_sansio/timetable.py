@@ -9,7 +9,8 @@ tried.  After some periods most requests have a turn that nobody disputes.
 *Trials* are requests without a turn.  In the first period, which is filled at a given rate, all
 requests are trials.  Later they are rare, and look for room: each that gets through about halves
 the pause before the next, and a 429 makes it the longest again.  When trials get through as fast as
-turns come there is room for more than turns, and the timetable has done its work.
+turns come, there is room for more than turns; when trials alone are refused for long, there are no
+other clients.  In both cases the timetable has done its work.
 """
 
 from __future__ import annotations
