@@ -107,7 +107,13 @@ class LoopThread:
         Raises `Closed` where the loop cannot be waited for: in its own thread, in a forked child,
         and when it has ended.
         """
-        return result_of(self.begin(doing), timeout)
+        future = self.begin(doing)
+        try:
+            return result_of(future, timeout)
+        except AdpError as error:  # one frame of ours less in front of the caller
+            raise error.with_traceback(None) from error.__cause__
+        finally:
+            del future  # it holds the error, which holds this frame
 
     def begin(self, doing: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Begin *doing* there, for `result_of`.  Raises `Closed` as `wait` does."""
