@@ -94,7 +94,8 @@ class Cluster:
 
     async def start(self, script: str, *arguments: object) -> asyncio.subprocess.Process:
         path = self.folder / ("agent.py" if script is AGENT else "worker.py")
-        path.write_text(textwrap.dedent(script))
+        if not path.exists():  # one that starts may be reading it
+            path.write_text(textwrap.dedent(script))
         return await asyncio.create_subprocess_exec(
             *(sys.executable, str(path), *map(str, arguments)),
             env=environment(self.platform, spool_interval=0.2, linger=0.02),
