@@ -188,6 +188,8 @@ KILLED = """
     import os, signal, sys, time
     from adp_async import blocking
 
+    if sys.argv[2] != "SIGKILL":  # those who run the tests under nohup ignore SIGHUP
+        signal.signal(getattr(signal, sys.argv[2]), signal.SIG_DFL)
     run = blocking.Session(linger=60.0).open().attach_run(sys.argv[1])
     for step in range(100):
         run.log_metric("loss", 0.5, step=step)

@@ -425,6 +425,7 @@ def test_a_429_now_and_then_does_not() -> None:
 def sharing_throttle(turns: int) -> tuple[Throttle, float]:
     """A throttle whose timetable has *turns* turns, at the end of its first period."""
     throttle = throttle_at(10)
+    get_through(throttle, 1, now=RESUMED)
     refuse(throttle, now=RESUMED)
     timetable = throttle._timetable
     assert timetable is not None

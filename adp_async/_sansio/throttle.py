@@ -253,7 +253,7 @@ class Throttle:
 
     def _first_limit(self, now: float) -> float:
         burst = sum(time > now - 1.0 for time in self._recent)
-        self._in_a_row, self._succeeded, self._usual = 1, burst, float(burst)
+        self._in_a_row, self._succeeded, self._usual = 1, burst, max(SHARED, burst)
         self._searches = burst < 2
         return max(self._first_rate, float(burst))
 
