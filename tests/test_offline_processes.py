@@ -338,7 +338,7 @@ TERMINATED = f"""
     from adp_async import RetryPolicy, blocking
 
     {{before}}
-    run = blocking.start_run("digits", linger=60.0, exit_timeout=1.0, {SETTINGS})
+    run = blocking.start_run("digits", linger=60.0, exit_timeout={{seconds}}, {SETTINGS})
     for step in range(1000):
         run.log_metric("loss", 0.5, step=step)
     print(run.run_id, flush=True)
@@ -349,9 +349,10 @@ TERMINATED = f"""
 
 
 async def terminated(
-    platform: LocalPlatform, folder: Path, before: str = "", body: str = ""
+    platform: LocalPlatform, folder: Path, before: str = "", body: str = "", seconds: float = 1.0
 ) -> tuple[Child, str]:
-    child = await start(platform, folder, TERMINATED.format(before=before, body=body))
+    script = TERMINATED.format(before=before, body=body, seconds=seconds)
+    child = await start(platform, folder, script)
     assert child.process.stdout is not None
     run_id = (await child.process.stdout.readline()).decode().strip()
     assert run_id, await child.errors()
@@ -421,7 +422,7 @@ async def test_terminated_twice(
     bare_platform: LocalPlatform, gateway: Gateway, tmp_path: Path
 ) -> None:
     """The second signal ends it at once; what was journaled is not lost."""
-    child, run_id = await terminated(bare_platform, tmp_path)
+    child, run_id = await terminated(bare_platform, tmp_path, seconds=10.0)
     hanging = gateway.inject(Fault.hang(), times=None)
     child.process.terminate()
     await until(lambda: hanging.hits > 0)
@@ -429,7 +430,7 @@ async def test_terminated_twice(
     child.process.terminate()
     code, _, _ = await child.ends(15.0)
     assert code == -signal.SIGTERM
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 5.0
     gateway.clear_faults()
     await by_a_session(bare_platform)
     assert gateway.received(run_id).info["status"] == "KILLED"
