@@ -501,12 +501,13 @@ async def test_stats_while_things_are_under_way() -> None:
         other.log_param("lr", 0.1)  # first, so that it is no longer in the inbox below
         for step in range(1200):
             run.log_metric("loss", 0.5, step=step)
-        await eventually(lambda: run.stats().in_flight == 1000)
+        # A batch is in flight from when it is cut, its request is counted when it leaves.
+        await eventually(lambda: session.logger.stats().requests == 1)
         assert (run.stats().waiting, run.stats().accepted) == (200, 1200)
         assert (other.stats().waiting, other.stats().in_flight) == (1, 0)
         stats = session.logger.stats()
         assert (stats.waiting, stats.in_flight, stats.requests) == (201, 1000, 1)
-        assert 0.0 < stats.oldest < 1.0
+        assert 0.0 < stats.oldest < 30.0
         assert "2 runs | 201 waiting | 1 batches in flight" in repr(session.logger)
         gate.set()
         await session.logger.flush()
