@@ -81,7 +81,7 @@ async def test_a_session_that_ends_while_object_storage_is_looked_for() -> None:
     run = await session.start_run()
 
     def slow() -> str:
-        time.sleep(1.0)
+        time.sleep(2.0)
         return "http://localhost"
 
     run._uploader.find_endpoint = slow
@@ -89,7 +89,7 @@ async def test_a_session_that_ends_while_object_storage_is_looked_for() -> None:
     began = time.monotonic()
     with pytest.raises(UploadError, match=r"'notes\.txt'.*session is closed"):
         await session.close()
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 1.7
     with pytest.raises(UploadError, match="closed before that"):
         await upload
 

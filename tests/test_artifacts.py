@@ -461,17 +461,17 @@ async def test_a_login_page_is_no_success(run: Run, gateway: Gateway) -> None:
 async def test_retry_after_is_kept(run: Run, gateway: Gateway) -> None:
     """Object Storage has a throttle of its own: metrics go on meanwhile."""
     gateway.inject(
-        Fault.reply(429, "TooManyRequests", headers={"retry-after": "1"}), operation="put_object"
+        Fault.reply(429, "TooManyRequests", headers={"retry-after": "2"}), operation="put_object"
     )
     began = time.monotonic()
     upload = run.log_text("text", "notes.txt")
     await until(lambda: gateway.by_operation["put_object"] == 1)
     run.log_metric("loss", 0.5)
     await run.flush()
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 1.9
     await upload
 
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - began >= 2.0
 
 
 async def test_a_line_that_stands_still(bare_platform: LocalPlatform, tmp_path: Path) -> None:
@@ -617,11 +617,11 @@ async def test_the_end_waits_so_long_only(how: str, bare_platform: LocalPlatform
     with pytest.raises(UploadError, match=r"'slow\.txt'.*session keeps trying") as caught:
         await leave
     assert caught.value.artifacts == ("slow.txt",)
-    assert 0.7 <= time.monotonic() - began < 1.5
+    assert 0.7 <= time.monotonic() - began < 5.0
     with pytest.raises(UploadError, match=r"'slow\.txt'.*session is closed"):
         await session.close()
 
-    assert time.monotonic() - began < 3.5
+    assert time.monotonic() - began < 10.0
     with pytest.raises(UploadError, match="closed before"):
         await upload
     assert upload.done
@@ -693,7 +693,7 @@ async def test_closing_with_both_left(bare_platform: LocalPlatform) -> None:
     with pytest.raises(DeliveryError, match="1 record") as caught:
         await session.close()
 
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 10.0
     assert any("notes.txt" in note for note in caught.value.__notes__)
 
 

@@ -167,7 +167,7 @@ def test_waiting_for_a_receipt(session: FakeBlockingSession) -> None:
     both = run.log_metrics({"loss": 0.3, "accuracy": 0.9})
     with pytest.raises(TimeoutError):
         both.wait(timeout=0.05)
-    assert 0.09 < time.monotonic() - began < 1.0
+    assert 0.09 < time.monotonic() - began < 5.0
     script.left = 0
     stuck.wait(5)
     both.wait(5)

@@ -154,7 +154,7 @@ def test_a_session_that_closes_within_a_block(run: Run, monkeypatch: pytest.Monk
         worker.log_metric("loss", 0.5)
         began = time.monotonic()
         handle.session().close()
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 3.0
         with pytest.raises(Closed):
             manager.__exit__(None, None, None)
 

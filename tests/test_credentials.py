@@ -241,7 +241,7 @@ async def test_the_loop_goes_on_during_a_refresh(
     bare_platform: LocalPlatform, gateway: Gateway, signer: ResourcePrincipal
 ) -> None:
     """A refresh that takes its time holds the requests back, not the event loop."""
-    signer.seconds = 0.4
+    signer.seconds = 1.2
     async with bare_platform.session(**KNOBS, auth=CustomSigner(signer)) as session:
         run = session.attach_run(gateway.add_run())
         signer.expire()
@@ -251,7 +251,7 @@ async def test_the_loop_goes_on_during_a_refresh(
             await asyncio.sleep(0.001)
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         await flush
-    assert longest < 0.3
+    assert longest < 1.0
     assert signer.refreshes == 1
 
 

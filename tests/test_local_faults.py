@@ -172,7 +172,7 @@ async def test_hang_does_not_outlive_the_platform(
     began = time.monotonic()
     await bare_platform.close()
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     with pytest.raises(LOST):
         await call
 

@@ -246,7 +246,7 @@ async def test_a_direct_call(mistake: Mistake, road: Road, what: str) -> None:
             asking = session.start_run("e", offline=False)
         with pytest.raises(ConnectionFailed, match=mistake.told) as raised:
             await asking
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 10.0
 
     assert raised.value.retriable is mistake.passes
     assert not raised.value.maybe_applied
@@ -267,7 +267,7 @@ async def test_a_run_starts(mistake: Mistake, road: Road, caplog: pytest.LogCapt
                 await session.start_run("e")
             return
         run = await session.start_run("e")
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 10.0
         assert run.run_id is None
         (line,) = [each for each in caplog.messages if "starts offline" in each]
         assert re.search(mistake.told, line)
@@ -324,7 +324,7 @@ async def test_with_the_usual_policy(road: Road) -> None:
         began = time.monotonic()
         with pytest.raises(ConnectionFailed, match="no address"):
             await session.runs.get("r")
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 8.0
 
 
 @pytest.mark.parametrize("road", ["proxy says 502", "no such host"], indirect=True)

@@ -171,7 +171,7 @@ async def test_what_waits_is_on_disk_within_the_interval(folder: Path) -> None:
             run.log_metrics({f"m{number}": 1.0 for number in range(10)})
             begin = time.monotonic()
             await until(lambda: on_disk(session) == count)  # noqa: B023
-            assert time.monotonic() - begin < 1.0
+            assert time.monotonic() - begin < 5.0
 
 
 async def test_code_that_never_awaits_is_written_too(folder: Path) -> None:
@@ -919,7 +919,7 @@ async def test_a_search_that_hangs(
                 await run.flush()
             assert session.received("run").tags == [("state", "new")]
             begin = time.monotonic()
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - begin < 5.0
     finally:
         released.set()
     assert len([each for each in warnings(caplog) if "takes long" in each]) == 1

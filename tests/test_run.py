@@ -340,7 +340,7 @@ async def test_the_end_is_bounded() -> None:
         began = time.monotonic()
         with pytest.raises(DeliveryError, match="1 record not delivered yet") as caught:
             await run._leave(None)
-        assert 0.5 < time.monotonic() - began < 2.0
+        assert 0.5 < time.monotonic() - began < 5.0
         assert caught.value.undelivered == 1
         assert status(session, run) == "FINISHED", "the status has its part of the time"
         with pytest.raises(DeliveryError):

@@ -654,7 +654,7 @@ async def test_throttled_until_time_is_up() -> None:
         began = time.monotonic()
         with pytest.raises(Throttled) as caught:
             await session.runs.get("r", timeout=5.0)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 4.0
         assert caught.value.retry_after == 7.0
 
 
@@ -695,7 +695,7 @@ async def test_time_of_a_call(
         began = time.monotonic()
         with pytest.raises(RequestTimeout, match=r"get_experiment_run_by_id.*0\.1 s"):
             await session.runs.get("r", **options)
-        assert 0.09 < time.monotonic() - began < 1.0
+        assert 0.09 < time.monotonic() - began < 10.0
 
 
 async def test_what_went_wrong_before_time_was_up() -> None:

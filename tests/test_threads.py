@@ -127,7 +127,7 @@ def test_threads_do_not_wait_for_ever() -> None:
             began = time.monotonic()
             with pytest.raises(BufferFull, match="drain"):
                 run.log_metric("loss", 0.5, step=10)
-            assert 0.04 < time.monotonic() - began < 1.0
+            assert 0.04 < time.monotonic() - began < 5.0
         assert session.session.logger.stats().accepted == 10
         script.left = 0
         run.flush()
@@ -326,7 +326,7 @@ def test_a_finalizer_in_the_middle_of_making_room() -> None:
         with intake.lock:
             run.log_metric("late", 0.5, step=0)
             run.log_metric("late", 0.5, step=1)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 4.0
         script.left = 0
         run.flush(timeout=5.0)
         assert len(session.session.received(run.run_id).metrics) == 12
