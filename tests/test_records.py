@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -153,3 +154,7 @@ def test_memory_is_counted() -> None:
     """A metric costs the same whatever it says; a text costs its length besides."""
     assert cost_of(Metric("k" * 200, 0.5, 1, 2)) == METRIC_COST
     assert cost_of(RunTag("note", "x" * 1000)) == METRIC_COST + 1004
+    for text in ("x" * 1000, "é" * 1000, "音" * 1000, "🎵" * 1000):
+        cost = cost_of(Param("note", text)) - METRIC_COST - len("note")
+        assert len(text.encode()) <= cost
+        assert sys.getsizeof(text) - sys.getsizeof("") <= cost + 100

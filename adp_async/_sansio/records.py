@@ -137,7 +137,12 @@ def cost_of(record: AnyRecord) -> int:
     """About how many bytes of memory *record* takes while it waits."""
     if type(record) is Metric:
         return METRIC_COST
-    return METRIC_COST + len(record.key) + len(record.value)  # type: ignore[arg-type]
+    return METRIC_COST + _size_of(record.key) + _size_of(record.value)  # type: ignore[arg-type]
+
+
+def _size_of(text: str) -> int:
+    # A character of text that is not ASCII takes 1, 2 or 4 bytes (PEP 393), and 4 at most in UTF-8.
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 class Verdict:
