@@ -145,6 +145,32 @@ async def test_signs_of_life_end_with_the_block(monkeypatch: pytest.MonkeyPatch)
             assert answered[200] == before
 
 
+async def test_a_goodbye_comes_after_the_sign_of_life_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The collector would take one that comes after it for a block that is entered again."""
+    monkeypatch.setattr(presence, "RENEW_EVERY", 0.0)
+    said: list[str] = []
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        async def call(self, endpoint: Any, **_: Any) -> None:
+            if said:  # entering is answered at once
+                asked.set()
+                await answered.wait()
+            said.append(endpoint.path)
+
+    here = presence.Presence(Slow())  # type: ignore[arg-type]
+    await here.enter("a", "run")
+    here._inside.add("b")
+    await asyncio.wait_for(asked.wait(), 5.0)
+    leaving = asyncio.gather(here.leave("a", "run"), here.leave("b", "run"))
+    await asyncio.sleep(0.01)
+    answered.set()
+    await leaving
+    assert said == ["collector/enter"] * 2 + ["collector/leave"] * 2
+
+
 def test_a_session_that_closes_within_a_block(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a process that ends there: signs of life do not hold it up."""
     monkeypatch.setattr("adp_async.collector.collector.LEASE", 0.1)

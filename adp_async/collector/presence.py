@@ -56,6 +56,8 @@ class Presence:
         if not self._inside and self._next is not None:
             self._next.cancel()
             self._next = None
+        if self._renewing is not None:  # a sign of life must not come after the goodbye
+            await asyncio.wait([self._renewing], timeout=GREETING)
         try:
             await self._say(LEAVE, name)
         except AdpError as error:
@@ -72,10 +74,9 @@ class Presence:
 
     async def _renew(self) -> None:
         for name in list(self._inside):
-            with suppress(AdpError):  # what is logged meets the same, and tells of it
-                await self._say(ENTER, name)
-            if name not in self._inside:  # exited meanwhile, and perhaps heard of before
-                await self.leave(name, "")
+            if name in self._inside:  # not exited meanwhile
+                with suppress(AdpError):  # what is logged meets the same, and tells of it
+                    await self._say(ENTER, name)
         if self._inside:
             self._renew_later()
 
