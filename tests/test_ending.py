@@ -403,7 +403,7 @@ WHILE_IT_LOGS = """
     session.session.service.send = tell
     run.log_metric("loss", 0.5)
     logging.getLogger("the program").warning("a line")
-    time.sleep(600)
+    time.sleep(60)
 """
 
 
