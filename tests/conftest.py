@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 from attrs import define, field, frozen
+from hypothesis import HealthCheck, settings
 from yarl import URL
 
 from adp_async.local import LocalPlatform
@@ -35,6 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # How long it takes to make or try an input depends on what else the machine does.
+    calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("calm", calm)
+    settings.load_profile("calm")
     # A shell that starts the tests in the background has them ignore SIGINT, and all they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -189,8 +189,7 @@ async def _by_proxy(
             fork.port = unused.getsockname()[1]
 
         async def mend() -> None:
-            listener = await asyncio.start_server(fork._connected, "127.0.0.1", fork.port)
-            stack.callback(listener.close)
+            await stack.enter_async_context(listening(fork._connected, port=fork.port))
 
         monkeypatch.setenv("HTTPS_PROXY", f"{CREDENTIALS}@127.0.0.1:{fork.port}")
         return Road(platform, f"https://{HOST}:7777", mend)
