@@ -7,10 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import hypothesis
 import msgspec
 import pytest
 from attrs import define, field, frozen
 from yarl import URL
+
+from adp_async._io import delivery
 
 from adp_async.local import LocalPlatform
 from adp_async.local.identity import generate_key
@@ -38,6 +41,10 @@ def pytest_configure() -> None:
     # A shell that starts the tests in the background has them ignore SIGINT, and all they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A busy machine takes its time for an example, and for making it.
+    too_slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=too_slow)
+    hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +59,12 @@ def _outside_of_all_blocks() -> Iterator[None]:
     yield
     if (sessions := sys.modules.get("adp_async.collector.session")) is not None:
         sessions._entered.clear()
+
+
+@pytest.fixture
+def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the time for closing is, the disk gets more than a busy machine takes."""
+    monkeypatch.setattr(delivery, "SHORTEST_COMMIT", 20.0)
 
 
 @pytest.fixture(scope="session")
