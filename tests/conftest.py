@@ -14,7 +14,6 @@ from attrs import define, field, frozen
 from yarl import URL
 
 from adp_async._io import delivery
-
 from adp_async.local import LocalPlatform
 from adp_async.local.identity import generate_key
 
