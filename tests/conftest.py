@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import hypothesis
 import msgspec
 import pytest
 from attrs import define, field, frozen
+from hypothesis import HealthCheck, settings
 from yarl import URL
 
 from adp_async._io import delivery
@@ -37,13 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    # How long it takes to make or try an input depends on what else the machine does.
+    calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("calm", calm)
+    settings.load_profile("calm")
     # A shell that starts the tests in the background has them ignore SIGINT, and all they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A busy machine takes its time for an example, and for making it.
-    too_slow = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=too_slow)
-    hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True)

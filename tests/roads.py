@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 import ssl
 import warnings
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 from cryptography import x509
@@ -129,27 +130,52 @@ def server_context(file: Path, *, only: ssl.TLSVersion | None = None) -> ssl.SSL
 async def listening(
     connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
     context: ssl.SSLContext | None = None,
+    *,
+    port: int = 0,
 ) -> AsyncIterator[int]:
-    """The port at which *connected* is given each connection; none is left behind."""
-    tasks: set[Any] = set()
+    """The port at which *connected* is given each connection; none is left behind.
 
-    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
-        try:
-            # The streams of 3.11 complain of a task that was cancelled.
-            with suppress(asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
+    Those of `asyncio.start_server` are nobody's until their handshake is over.  In the end this
+    raises what *connected* raised, unless a connection broke.
+    """
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(connection: socket.socket) -> None:
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        with connection, suppress(asyncio.IncompleteReadError, OSError):
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=context
+            )
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            try:
                 await connected(reader, writer)
-        finally:
-            writer.transport.abort() if writer.transport.is_closing() else writer.close()
+                writer.close()
+                await writer.wait_closed()
+            finally:
+                transport.abort()
+                await asyncio.sleep(0)  # it is closed then
 
-    listener = await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=context)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def accept() -> None:
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            tasks.add(loop.create_task(serve(connection)))
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.setblocking(False)
+        accepting = loop.create_task(accept())
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            accepting.cancel()
+            await asyncio.sleep(0)  # so that each task has begun
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(accepting, *tasks, return_exceptions=True)
+            for end in ends:
+                if isinstance(end, Exception):
+                    raise end
 
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:

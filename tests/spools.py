@@ -21,6 +21,7 @@ from adp_async.testing import PLATFORM_ID, WORKSPACE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from adp_async import Session
     from adp_async._sansio.records import AnyRecord
 
 #: Where a `FakeSession` believes to be.
@@ -61,6 +62,20 @@ def journaled(folder: Path) -> int:
         copied = Path(shutil.copytree(folder, Path(copies, "spool")))
         return sum(look_at(path).records for path in find_spools(copied))
     return 0
+
+
+def all_written(session: Session) -> bool:
+    """Whether all that an open session has accepted is in its spool.  From another thread."""
+    delivery, thread = session._delivery, session._engine.thread
+    assert delivery.keeper is not None
+    assert thread is not None
+    keeper = delivery.keeper
+
+    async def look() -> bool:
+        is_busy = keeper._under_way is not None or keeper.journal.has_unwritten
+        return not (delivery.intake.inbox or is_busy)
+
+    return thread.wait(look())
 
 
 def old_orphan(folder: Path, rows: Sequence[tuple[str, int, Sequence[AnyRecord]]]) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from children import until
 
 from adp_async._io import spool
 from adp_async._sansio.retry import RetryPolicy
@@ -88,12 +89,14 @@ async def test_who_waits_for_delivery() -> None:
 
 async def test_waits_that_time_out_in_an_outage_leave_nothing_behind() -> None:
     """A loop that waits for room, or for anything to be settled, a moment at a time."""
-    async with FakeSession(buffer_limit=160 * 100, close_timeout=0.1) as session:
+    once = RetryPolicy(first_backoff=60.0)  # so that nothing is in flight in the end
+    async with FakeSession(buffer_limit=160 * 100, close_timeout=0.1, retry=once) as session:
         run, delivery = attach(session), session._delivery
-        session.answer(LOG_BATCH, status=503)
+        script = session.answer(LOG_BATCH, status=503)
         for step in range(100):
             run.log_metric("loss", 0.5, step=step)
         assert session._engine.thread is not None
+        await until(lambda: script.given > 0 and run.stats().in_flight == 0)
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.002):

@@ -184,13 +184,14 @@ async def _by_proxy(
     proxy = await stack.enter_async_context(ConnectProxy(good_port, ANSWERS.get(name)).open())
     fork = Fork(proxy.port)
     if name == "proxy is not there":
-        unused = stack.enter_context(socket.socket())  # bound, and nobody listens
+        # Bound, so that nobody else gets the port, and nobody listens.
+        unused = stack.enter_context(socket.socket())
+        unused.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         unused.bind(("127.0.0.1", 0))
         fork.port = unused.getsockname()[1]
 
         async def mend() -> None:
-            listener = await asyncio.start_server(fork._connected, sock=unused)
-            stack.callback(listener.close)
+            await stack.enter_async_context(listening(fork._connected, port=fork.port))
 
         monkeypatch.setenv("HTTPS_PROXY", f"{CREDENTIALS}@127.0.0.1:{fork.port}")
         return Road(platform, f"https://{HOST}:7777", mend)

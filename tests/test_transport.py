@@ -17,7 +17,7 @@ import pytest
 from attrs import define, field
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from roads import Authority
+from roads import Authority, listening
 
 import adp_async
 from adp_async._io.transport import AiohttpTransport
@@ -84,29 +84,6 @@ class Server:
     def request(self, method: str = "POST", path: str = "/a") -> Request:
         body = b"{}" if method == "POST" else None
         return Request(method, f"{self.url}{path}", body=body, operation="update_run")
-
-
-@asynccontextmanager
-async def listening(connected, context=None):
-    """Accept connections, hand them to *connected*, and in the end leave none behind."""
-    tasks = set()
-
-    async def accepted(reader, writer):
-        tasks.add(asyncio.current_task())
-        try:
-            with suppress(asyncio.IncompleteReadError, ConnectionError):
-                await connected(reader, writer)
-        finally:
-            writer.transport.abort() if asyncio.current_task().cancelling() else writer.close()
-
-    listener = await asyncio.start_server(accepted, "127.0.0.1", 0, ssl=context)
-    try:
-        yield listener.sockets[0].getsockname()[1]
-    finally:
-        listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -127,10 +127,12 @@ def test_what_a_killed_process_leaves_is_delivered(bare: LocalPlatform, tmp_path
     run_id = bare.gateway.add_run()
     killed = f"""
         import os, time
+        from spools import all_written
         session = adp_async.blocking.Session(linger=60).open()
         for step in range(500):
             session.logger.log_metric("{run_id}", "loss", 1.0, step=step)
-        time.sleep(1)  # more than spool_interval
+        while not all_written(session.session):
+            time.sleep(0.01)
         os._exit(7)
     """
     on_windows(killed, bare, tmp_path, ends_with=7)
