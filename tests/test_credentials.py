@@ -134,6 +134,7 @@ async def test_a_token_file_that_is_gone_for_a_while(
         await holds_and_resumes(run, gateway, spoil=spoil, mend=profile.renew)
 
 
+@pytest.mark.usefixtures("patient_end")
 async def test_left_with_an_expired_token(
     bare_platform: LocalPlatform, gateway: Gateway, profile: SessionProfile
 ) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from adp_async.local import LocalPlatform
 
+pytestmark = pytest.mark.usefixtures("patient_end")
+
 LOG_BATCH = "log_experiment_run_batch"
 PAGE = 4096
 WAL_HEADER, FRAME = 32, 24 + PAGE
@@ -429,7 +431,9 @@ OUTAGE = """
     import asyncio, json, resource, sys, time
     import adp_async, cryptography.hazmat.primitives.serialization
     from adp_async import RetryPolicy, Session, blocking
+    from adp_async._io import intake
 
+    intake.LONGEST_PAUSE = 10.0  # of a busy machine's disk
     run_id, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     knobs = dict(retry=RetryPolicy(first_backoff=0.05, max_backoff=0.2), buffer_limit=4 * 2**20)
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from adp_async.local import Gateway
     from adp_async.local.stand_in import ReceivedRun
 
+pytestmark = pytest.mark.usefixtures("patient_end", "patient_loop")
+
 CREATE, BY_NAME = "create_experiment_run", "get_experiment_by_name"
 SEARCH, UPDATE = "list_experiment_runs", "update_experiment_run"
 DAY = 86_400.0

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from adp_async.local import LocalPlatform
     from adp_async.local.stand_in import StandIn
 
+pytestmark = pytest.mark.usefixtures("patient_end", "patient_loop")
+
 LOG_BATCH = "log_experiment_run_batch"
 DOWN = ConnectionLost("the line is cut")
 

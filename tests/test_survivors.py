@@ -530,6 +530,7 @@ async def test_the_disk_makes_room_for_who_waits_for_it(tmp_path: Path) -> None:
         session.logger.discard(run.run_id)
 
 
+@pytest.mark.usefixtures("patient_loop")
 async def test_runs_are_read_back_in_turns(tmp_path: Path) -> None:
     """With memory for one at a time, a run does not wait until all of another was delivered."""
     knobs: dict[str, Any] = {"spool": tmp_path / "spool", "spool_interval": 0.01}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("patient_end", "patient_loop")
+
 LOG_BATCH = "log_experiment_run_batch"
 BACK_OFF = RetryPolicy(first_backoff=0.01, max_backoff=0.6)
 

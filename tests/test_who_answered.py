@@ -275,6 +275,7 @@ async def test_the_logger_over_the_wire(
     assert gateway.by_operation[LOG_BATCH] == 3
 
 
+@pytest.mark.usefixtures("patient_end")
 async def test_what_still_waits_is_kept(bare_platform: LocalPlatform) -> None:
     """A session that ends under a login page leaves its records in the spool; the next delivers."""
     gateway = bare_platform.gateway
