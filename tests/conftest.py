@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 from hypothesis import HealthCheck, settings
 from yarl import URL
 
+from adp_async._io import delivery
 from adp_async.local import LocalPlatform
 from adp_async.local.identity import generate_key
 
@@ -57,6 +58,12 @@ def _outside_of_all_blocks() -> Iterator[None]:
     yield
     if (sessions := sys.modules.get("adp_async.collector.session")) is not None:
         sessions._entered.clear()
+
+
+@pytest.fixture
+def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short the time for closing is, the disk gets more than a busy machine takes."""
+    monkeypatch.setattr(delivery, "SHORTEST_COMMIT", 20.0)
 
 
 @pytest.fixture(scope="session")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
-from contextlib import closing
+import tempfile
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adp_async._io.spool import Spool
-from adp_async._io.spool_file import Identity
+from adp_async._io.spool_file import Identity, find_spools
 from adp_async._io.spool_schema import APPLICATION_ID
 from adp_async._sansio.journal import Changes, Chunk, Sealed, Settled
 from adp_async._sansio.packing import pack
 from adp_async._sansio.records import Metric, Param, RunTag
+from adp_async.cli.spools import look_at
 from adp_async.testing import PLATFORM_ID, WORKSPACE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from adp_async import Session
     from adp_async._sansio.records import AnyRecord
 
 #: Where a `FakeSession` believes to be.
@@ -49,6 +53,29 @@ def orphan(folder: Path, *changes: Changes, identity: Identity = FAKE, error: st
         spool.commit(each, error)
     spool.release()
     return spool.path
+
+
+def journaled(folder: Path) -> int:
+    """How many records the spools there hold, by copies, as a process has them open."""
+    # (What is copied while it is written may be torn: the next copy is whole.)
+    with tempfile.TemporaryDirectory() as copies, suppress(OSError):
+        copied = Path(shutil.copytree(folder, Path(copies, "spool")))
+        return sum(look_at(path).records for path in find_spools(copied))
+    return 0
+
+
+def all_written(session: Session) -> bool:
+    """Whether all that an open session has accepted is in its spool.  From another thread."""
+    delivery, thread = session._delivery, session._engine.thread
+    assert delivery.keeper is not None
+    assert thread is not None
+    keeper = delivery.keeper
+
+    async def look() -> bool:
+        is_busy = keeper._under_way is not None or keeper.journal.has_unwritten
+        return not (delivery.intake.inbox or is_busy)
+
+    return thread.wait(look())
 
 
 def old_orphan(folder: Path, rows: Sequence[tuple[str, int, Sequence[AnyRecord]]]) -> Path:

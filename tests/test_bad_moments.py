@@ -90,6 +90,7 @@ async def test_receipts_that_are_waited_for_while_the_session_closes(
             await asyncio.wait_for(waiting, 10)
 
 
+@pytest.mark.usefixtures("patient_end")
 async def test_receipts_of_a_session_that_has_closed(tmp_path: Path) -> None:
     """What was delivered stays so; of the rest the error says that the next session has it."""
     session = await FakeSession(close_timeout=0.2, spool=tmp_path / "spool").open()
@@ -331,8 +332,12 @@ def test_a_sigterm_at_a_moment_that_does_not_pass(monkeypatch: pytest.MonkeyPatc
 def test_a_sigterm_at_a_bad_moment_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """While this thread holds what the end waits for, the signal comes again a little later."""
     happened: list[str] = []
-    busy = iter([True, True, False])
-    ended = threading.Event()
+    asked: list[bool] = []
+    may_end, ended = threading.Event(), threading.Event()
+
+    def is_busy() -> bool:
+        asked.append(True)
+        return not (may_end.is_set() and len(asked) > 2)
 
     def end_all() -> None:
         happened.append("ended")
@@ -341,7 +346,9 @@ def test_a_sigterm_at_a_bad_moment_is_raised_again(monkeypatch: pytest.MonkeyPat
         happened.append(f"raised {number}")
         ended.set()
 
-    monkeypatch.setattr(sigterm, "is_any_busy_here", lambda: next(busy))
+    monkeypatch.setattr(sigterm, "_MOST_TIMES", 10_000)
+    monkeypatch.setattr(sigterm, "_times", 0)
+    monkeypatch.setattr(sigterm, "is_any_busy_here", is_busy)
     monkeypatch.setattr(sigterm, "terminated", lambda: happened.append("told"))
     monkeypatch.setattr(sigterm, "end_all", end_all)
     monkeypatch.setattr(sigterm.signal, "raise_signal", raised)
@@ -349,6 +356,7 @@ def test_a_sigterm_at_a_bad_moment_is_raised_again(monkeypatch: pytest.MonkeyPat
     try:
         sigterm._terminated(signal.SIGTERM, None)
         assert happened == []
+        may_end.set()
         assert ended.wait(10)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:

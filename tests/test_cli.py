@@ -6,11 +6,13 @@ import asyncio
 import io
 import logging
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -238,7 +240,7 @@ def test_serve_prints_what_works_and_ends_cleanly(
         exec("".join(printed[start : start + 3]), {})
         process.send_signal(number)
         rest = process.stdout.read()
-        code = process.wait(10)
+        code = process.wait(60)
 
     config = re.search(r"OCI_CONFIG_FILE=(\S+)", text)
     assert (rest, code) == (f"{told}\n", 0)
@@ -249,8 +251,6 @@ def test_serve_prints_what_works_and_ends_cleanly(
 
 def test_serve_keeps_its_address_in_a_directory(tmp_path: Path) -> None:
     """What a second start prints is what the first has printed, the port included."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     command = [
         *COMMAND,
         "serve",
@@ -258,11 +258,19 @@ def test_serve_keeps_its_address_in_a_directory(tmp_path: Path) -> None:
         "--directory",
         str(tmp_path / "kept"),
         "--port",
-        port,
+        str(_free_port()),
     ]
 
     assert _exports(command) == _exports(command)
     assert (tmp_path / "kept" / "oci_config").exists()
+
+
+def _free_port() -> int:
+    """None of those that the system gives to others, as it likes, in the meantime."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def _exports(command: list[str]) -> list[str]:
@@ -275,7 +283,7 @@ def _exports(command: list[str]) -> list[str]:
         while (line := process.stdout.readline()) and not line.startswith("Press Ctrl-C"):
             exports += [line] if line.startswith("export ") else []
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(60)
     assert len(exports) == 5
     return exports
 
@@ -518,7 +526,8 @@ def test_doctor_compares_the_clocks(at_bare: LocalPlatform) -> None:
     result = run("doctor")
 
     assert states(result)["clock"] == "warn"
-    assert re.search(r"1,(199|200|201) s behind the service's", result.output)
+    # (A busy machine looks a little later.)
+    assert re.search(r"1,(19\d|20[01]) s behind the service's", result.output)
     assert result.exit_code == 0
 
 
@@ -526,7 +535,7 @@ def test_doctor_says_that_it_is_throttled(
     at_bare: LocalPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 429 is not a fault of the settings."""
-    monkeypatch.setattr("adp_async.cli.service_checks.CALL_TIMEOUT", 0.5)
+    monkeypatch.setattr("adp_async.cli.service_checks.CALL_TIMEOUT", 2.0)
     at_bare.gateway.inject(Fault.reply(429), times=None)
 
     result = run("doctor")

@@ -168,6 +168,7 @@ async def test_without_disk_and_service_the_worker_keeps_it(
     async with opened(spool=False) as bench:
         script = bench.session.answer("log_experiment_run_batch", status=503)
         assert told(await bench.log(metric(step=1), token="t1"))[:2] == (503, "NotYet")
+        monkeypatch.setattr("adp_async.collector.handler.LONGEST_WAIT", 20.0)
         script.left = script.given
         assert (await bench.log(metric(step=1), token="t1")).status == 200
         assert bench.steps() == [1]

@@ -84,7 +84,7 @@ def steps(fake: FakeBlockingSession, run_id: str) -> dict[str, list[int]]:
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_a_pool_logs_into_one_run(bare: LocalPlatform, listen: str | None, method: str) -> None:
     """Every point of every task once, in few requests; the tasks have handed all of it over."""
-    with session_of(bare) as session, session.start_run() as run:
+    with session_of(bare, linger=60.0) as session, session.start_run() as run:
         shared = run.shared(listen)
         with shared as handle:
             with multiprocessing.get_context(method).Pool(2) as pool:
@@ -172,7 +172,7 @@ def test_killed_workers_are_not_waited_for_long(bare: LocalPlatform) -> None:
             process.kill()
             process.join()
             began = time.monotonic()
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 15.0  # a living one is waited for twice as long
     assert sorted(points(bare.gateway, run.run_id)["w0"]) == list(range(100))
 
 
@@ -209,12 +209,12 @@ def test_a_flush_waits_for_the_collector_or_for_the_service(
     script = fake.session.answer("log_experiment_run_batch", status=503)
     with run.shared(listen) as handle, handle.attach() as worker:
         worker.log_metric("loss", 0.5)
-        worker.flush(timeout=10)
+        worker.flush(timeout=30)
         with pytest.raises(TimeoutError):
             worker.flush(timeout=0.1, delivered=True)
         assert steps(fake, run.run_id) == {}
         script.left = script.given
-        worker.flush(timeout=10, delivered=True)
+        worker.flush(timeout=30, delivered=True)
         assert steps(fake, run.run_id) == {"loss": [0]}
 
 
@@ -254,7 +254,7 @@ def test_one_session_for_all_tasks_of_a_process(fake: FakeBlockingSession) -> No
                 worker.log_metric("loss", 0.5)
         names = {thread.name for thread in threading.enumerate()}
         with handle.attach():
-            assert {thread.name for thread in threading.enumerate()} == names
+            assert {thread.name for thread in threading.enumerate()} <= names
     run.flush()
     assert steps(fake, run.run_id) == {"loss": [0], "b/loss": [0]}
 
@@ -283,7 +283,7 @@ def test_a_forked_child_does_not_hold_the_parent_s_sockets(
         else:
             host, _, port = handle.address.removeprefix("https://").rpartition(":")
             with pytest.raises(ConnectionRefusedError):
-                socket.create_connection((host, int(port)), timeout=5).close()
+                socket.create_connection((host, int(port)), timeout=20).close()
     finally:
         stop.set()
         child.join()
@@ -306,7 +306,7 @@ def test_leaving_waits_for_workers(fake: FakeBlockingSession) -> None:
     with run.shared() as handle:
         thread = threading.Thread(target=work, args=(handle,))
         thread.start()
-        entered.wait(10)
+        assert entered.wait(30)
     thread.join()
     run.flush()
     assert steps(fake, run.run_id) == {"late": [0]}
@@ -352,7 +352,7 @@ def test_a_run_that_starts_offline_is_shared_as_well(fake: FakeBlockingSession) 
             with handle.attach() as worker:
                 for step in range(10):
                     worker.log_metric("loss", 0.5, step)
-                worker.flush(timeout=10)
+                worker.flush(timeout=30)
         assert run.stats().undelivered == 10
         script.left = script.given
         fake.session.service._scripts.clear()
@@ -393,7 +393,7 @@ def test_ranks(fake: FakeBlockingSession, how: dict[str, Any], key: str, texts: 
         receipts += [*worker.log_params({"p": 1}), *worker.set_tags({"c": "d"})]
         worker.flush(delivered=True)
         for receipt in receipts:
-            receipt.wait(5)
+            receipt.wait(20)
             assert receipt.done
             assert receipt.delivered is texts
         stats = worker.stats()
@@ -541,7 +541,7 @@ def test_plain_http_to_a_tls_collector(fake: FakeBlockingSession) -> None:
         host, _, port = handle.address.removeprefix("https://").rpartition(":")
         with socket.create_connection((host, int(port))) as plain:
             plain.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
-            plain.settimeout(10)
+            plain.settimeout(30)
             assert b"HTTP/1.1 200" not in plain.recv(1000)
         assert shared._collector.handler.by_status == {}
 
@@ -576,7 +576,7 @@ def test_a_carrier_in_place_of_a_socket(fake: FakeBlockingSession) -> None:
         assert pickle.loads(pickle.dumps(handle)) == handle
         worker = handle.attach()
         worker.log_metric("loss", 0.5)
-        worker.flush(timeout=10, delivered=True)
+        worker.flush(timeout=30, delivered=True)
         with pytest.raises(NotAuthenticated):
             attrs.evolve(handle, token="guess").attach().__enter__()
     assert steps(fake, run.run_id) == {"loss": [0]}
@@ -598,7 +598,7 @@ def test_a_carrier_that_is_slow(fake: FakeBlockingSession) -> None:
         patch.setitem(sessions.DEFAULTS, "timeout", 0.2)  # type: ignore[misc]
         worker = handle.attach()
         worker.log_metric("loss", 0.5)
-        worker.flush(timeout=10)
+        worker.flush(timeout=30)
     run.flush()
     assert steps(fake, run.run_id) == {"loss": [0]}
 

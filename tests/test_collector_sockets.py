@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,7 @@ def test_another_one_s_socket_stays(run: Run, tmp_path: Path) -> None:
         shared.close()
         with handle.attach() as worker:
             worker.log_metric("loss", 0.5)
-            worker.flush(timeout=5)
+            worker.flush(timeout=20)
     assert not (tmp_path / "s").exists()
 
 
@@ -212,7 +213,7 @@ def test_shared_within_shared(run: Run) -> None:
 
 def connected(handle: Handle) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(5)
+    client.settimeout(20)
     client.connect(handle.socket)
     return client
 
@@ -223,21 +224,22 @@ def test_a_silent_connection(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with run.shared() as handle:
         for said in (b"", b"POST /x HTTP/1.1\r\nhost: "):
             with connected(handle) as client:
-                client.sendall(said)
+                with suppress(BrokenPipeError):  # on a busy machine it is closed by then
+                    client.sendall(said)
                 assert client.recv(1) == b""
 
 
 def test_a_connection_that_has_brought_something(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a worker's, and stays."""
-    monkeypatch.setattr(servers, "LONGEST_HEAD", 0.1)
+    monkeypatch.setattr(servers, "LONGEST_HEAD", 2.0)
     with run.shared() as handle, connected(handle) as client:
         request = f"POST /x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {handle.token}\r\n\r\n"
-        for pause in (0.0, 0.3):
-            client.settimeout(pause or 5)
+        for pause in (0.0, 2.3):
+            client.settimeout(pause or 20)
             if pause:
                 with pytest.raises(TimeoutError):
                     client.recv(1)
-                client.settimeout(5)
+                client.settimeout(20)
             client.sendall(request.encode())
             assert client.recv(65536).startswith(b"HTTP/1.1 404 ")
 

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import environment, points, start, until
+from spools import journaled
 
-from adp_async._io.spool_file import find_spools
 from adp_async._sansio.records import METRIC_COST
-from adp_async.cli.spools import look_at
 from adp_async.errors import BufferFull, Closed, DeliveryError
 from adp_async.local import Fault
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from adp_async.local import LocalPlatform
     from adp_async.run import Run
@@ -40,44 +36,34 @@ def steps(session: FakeSession, run: Any) -> list[int]:
 # A loop that is busy ------------------------------------------------------------------------------
 
 
-class Watch:
-    """Looks every few milliseconds, from a thread, how many points are there."""
-
-    def __init__(self, count: Callable[[], int]) -> None:
-        self.seen: list[tuple[float, int]] = []
-        self._count = count
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def _look(self) -> None:
-        while not self._over.wait(0.005):
-            self.seen.append((time.monotonic(), self._count()))
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+def until_blocking(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait, and let no event loop of this thread come around."""
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
 
 
 async def test_a_loop_that_sleeps() -> None:
     """While `time.sleep` blocks the caller's loop, points arrive at most two lingers later."""
-    linger = 0.1
+    linger, logged = 0.1, list[float]()
+    in_time: set[int] = set()
+    seen: set[int] = set()
     async with FakeSession(linger=linger) as session:
         run = session.attach_run(session.add_run())
-        logged: list[float] = []
-        with Watch(lambda: len(session.received(run.run_id).metrics)) as watch:
-            for step in range(40):
-                logged.append(time.monotonic())
-                run.log_metric("loss", 0.5, step=step)
-                time.sleep(0.02)  # noqa: ASYNC251 - the loop is blocked on purpose
-        for at, count in watch.seen:
-            # (A machine that is busy with other things may be late by itself.)
-            due = sum(each < at - 2 * linger - 0.15 for each in logged)
-            assert count >= due
-        assert max(count for _, count in watch.seen) > 20
+
+        def log_and_look() -> bool:
+            logged.append(time.monotonic())
+            run.log_metric("loss", 0.5, step=len(logged) - 1)
+            time.sleep(0.01)
+            arrived = set(steps(session, run)) - seen
+            now = time.monotonic()
+            seen.update(arrived)
+            in_time.update(step for step in arrived if now - logged[step] < 2 * linger + 0.05)
+            # (A machine that is busy with other things may be late by itself, now and then.)
+            return len(in_time) > 20
+
+        until_blocking(log_and_look)
 
 
 async def test_a_loop_that_is_blocked_outright() -> None:
@@ -87,8 +73,8 @@ async def test_a_loop_that_is_blocked_outright() -> None:
         run.log_metrics({f"m{number}": 1.0 for number in range(200)})
         run.log_params({"lr": 0.1, "depth": 3})
         run.set_tags({"stage": "train"})
-        time.sleep(0.5)  # noqa: ASYNC251 - the loop is blocked on purpose
         received = session.received(run.run_id)
+        until_blocking(lambda: len(received.tags) == 1 and len(received.metrics) == 200)
         assert len(received.metrics) == 200
         assert dict(received.params) == {"lr": "0.1", "depth": "3"}
         assert received.tags == [("stage", "train")]
@@ -101,14 +87,14 @@ async def test_a_blocked_loop_is_blocked_for_itself_alone() -> None:
         done: list[str] = []
 
         def work() -> None:
-            run.log_metric("loss", 0.5).wait(5.0)
+            run.log_metric("loss", 0.5).wait(20.0)
             done.append("receipt")
             asyncio.run(run.flush())
             done.append("flush")
 
         thread = threading.Thread(target=work)
         thread.start()
-        thread.join(10.0)  # the loop is blocked on purpose
+        thread.join(30.0)  # the loop is blocked on purpose
         assert done == ["receipt", "flush"]
 
 
@@ -120,9 +106,10 @@ await session.open()
 run = session.attach_run({run_id!r})
 """
 CELL_TRAIN = """
+import os
 began = time.monotonic()
 step = 0
-while time.monotonic() < began + {seconds}:
+while not os.path.exists({enough!r}) and time.monotonic() < began + {seconds}:
     run.log_metric("loss", 0.5, step=step)
     step += 1
     time.sleep(0.01)
@@ -133,14 +120,12 @@ print("logged", step)
 """
 
 
-async def test_a_notebook_cell_that_trains(
-    bare_platform: LocalPlatform, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_notebook_cell_that_trains(bare_platform: LocalPlatform, tmp_path: Path) -> None:
     """Points are at the service while a cell computes without awaiting, in a real kernel."""
     pytest.importorskip("ipykernel", reason="needs a kernel to run cells in")
     jupyter = pytest.importorskip("jupyter_client", reason="needs what drives a kernel")
-    gateway, linger, seconds = bare_platform.gateway, 0.2, 3.0
-    run_id = gateway.add_run()
+    gateway, linger, seconds = bare_platform.gateway, 0.2, 25.0
+    run_id, enough = gateway.add_run(), tmp_path / "enough"
     manager = jupyter.manager.AsyncKernelManager(kernel_name="python3")
     manager.kernel_spec.argv[0] = sys.executable
     await manager.start_kernel(env=environment(bare_platform, linger=linger))
@@ -155,30 +140,29 @@ async def test_a_notebook_cell_that_trains(
             def hear(message: Any) -> None:
                 said.append(str(message["content"].get("text", "")))
 
-            reply = await client.execute_interactive(code, timeout=30, output_hook=hear)
+            reply = await client.execute_interactive(code, timeout=90, output_hook=hear)
             assert reply["content"]["status"] == "ok", reply["content"]
             return "".join(said)
 
         await run(CELL_OPEN.format(run_id=run_id))
-        cell = asyncio.create_task(run(CELL_TRAIN.format(seconds=seconds)))
-        seen: list[tuple[float, int, int]] = []
-        while not cell.done():
+        train = CELL_TRAIN.format(seconds=seconds, enough=str(enough))
+        cell = asyncio.create_task(run(train))
+        in_time = 0
+        # (On a busy machine they may be late by themselves, now and then.)
+        while not cell.done() and in_time < 100:
             await asyncio.sleep(0.02)
-            metrics = gateway.received(run_id).metrics
-            if metrics:
+            if metrics := gateway.received(run_id).metrics:
                 newest = max(metric.timestamp for metric in metrics)
-                seen.append((time.time(), len(metrics), newest))
+                in_time += time.time() - newest / 1000 < 2 * linger + 0.2
+        enough.touch()
         await cell
         output = await run(CELL_CLOSE)
     finally:
         client.stop_channels()
         await manager.shutdown_kernel(now=True)
     logged = int(output.split()[-1])
-    assert points(gateway, run_id)["loss"] == list(range(logged))
-    assert len(seen) > 50
-    behind = [at - newest / 1000 for at, _, newest in seen]
-    assert sorted(behind)[int(0.95 * len(behind))] < 2 * linger + 0.2
-    assert seen[-1][1] > 0.8 * logged
+    assert sorted(points(gateway, run_id)["loss"]) == list(range(logged))
+    assert in_time == 100
 
 
 # Any thread, any loop -----------------------------------------------------------------------------
@@ -201,7 +185,7 @@ async def use_everything(run: Run, session: FakeSession, name: str) -> None:
     assert session.logger.stats(run.run_id).accepted >= 4
     assert repr(session)
     other = session.logger.log_metric(session.add_run(), "loss", 1.0)
-    await asyncio.wait_for(other, 5.0)
+    await asyncio.wait_for(other, 20.0)
 
 
 def in_a_thread(work: Callable[[], object]) -> None:
@@ -216,7 +200,7 @@ def in_a_thread(work: Callable[[], object]) -> None:
 
     thread = threading.Thread(target=guarded)
     thread.start()
-    thread.join(10.0)
+    thread.join(60.0)
     assert not thread.is_alive()
     if raised:
         raise raised[0]
@@ -295,7 +279,7 @@ async def test_waiters_on_many_loops_hear_of_the_end() -> None:
         await receipt
 
     def blocked() -> None:
-        receipt.wait(10.0)
+        receipt.wait(30.0)
 
     works: list[Callable[[], object]] = [
         blocked,
@@ -312,11 +296,12 @@ async def test_waiters_on_many_loops_hear_of_the_end() -> None:
     threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
-    await asyncio.sleep(0.03)
+    waiters = session._delivery.state.waiters
+    await until(lambda: sum(map(len, waiters._receipts.values())) == 2 and bool(waiters._flushes))
     with pytest.raises(DeliveryError):
         await session.close()
     for thread in threads:
-        await asyncio.to_thread(thread.join, 5.0)
+        await asyncio.to_thread(thread.join, 20.0)
     assert [type(error) for error in raised] == [DeliveryError] * 3
 
 
@@ -345,7 +330,7 @@ def test_threads_are_served_in_the_order_they_came() -> None:
     """The thread that has waited longest for memory gets it first."""
     limit = 10 * METRIC_COST
     order: list[int] = []
-    with FakeBlockingSession(buffer_limit=limit, max_block=20.0, linger=0.0) as session:
+    with FakeBlockingSession(buffer_limit=limit, max_block=60.0, linger=0.0) as session:
         run = session.start_run()
         script = session.session.answer(LOG_BATCH, status=503)
         for step in range(10):
@@ -363,7 +348,7 @@ def test_threads_are_served_in_the_order_they_came() -> None:
             time.sleep(0.001)
         script.left = 0
         for thread in threads:
-            thread.join(10.0)
+            thread.join(30.0)
         run.flush()
     assert sorted(order) == list(range(30))
     assert tickets.served == tickets.came
@@ -372,7 +357,7 @@ def test_threads_are_served_in_the_order_they_came() -> None:
 def test_a_large_call_is_not_overtaken_for_ever() -> None:
     """Small calls that come later don't keep one from its room that needs much of it."""
     limit = 100 * METRIC_COST
-    with FakeBlockingSession(buffer_limit=limit, max_block=10.0, linger=0.0) as session:
+    with FakeBlockingSession(buffer_limit=limit, max_block=30.0, linger=0.0) as session:
         run = session.start_run()
         over = threading.Event()
 
@@ -395,7 +380,7 @@ def test_a_large_call_is_not_overtaken_for_ever() -> None:
 def test_closed_while_a_thread_gets_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that was given room just before the session closed isn't told that it is taken."""
     session = FakeBlockingSession(
-        buffer_limit=10 * METRIC_COST, max_block=20.0, linger=0.0, close_timeout=0.05
+        buffer_limit=10 * METRIC_COST, max_block=60.0, linger=0.0, close_timeout=20.0
     ).open()
     run = session.start_run()
     script = session.session.answer(LOG_BATCH, status=503)
@@ -418,7 +403,7 @@ def test_closed_while_a_thread_gets_its_room(monkeypatch: pytest.MonkeyPatch) ->
             def wait(self, seconds: float) -> bool:
                 answer = wait(seconds)
                 has_room.set()
-                may_go_on.wait(5.0)
+                may_go_on.wait(30.0)
                 return bool(answer)
 
             set = ticket.is_over.set
@@ -433,14 +418,12 @@ def test_closed_while_a_thread_gets_its_room(monkeypatch: pytest.MonkeyPatch) ->
     intake._tickets = Tickets()
     thread = threading.Thread(target=work)
     thread.start()
-    deadline = time.monotonic() + 5.0
-    while not intake._tickets and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until_blocking(lambda: bool(intake._tickets))
     script.left = 0
-    assert has_room.wait(5.0)
+    assert has_room.wait(20.0)
     session.close()
     may_go_on.set()
-    thread.join(5.0)
+    thread.join(20.0)
     assert [type(error) for error in raised] == [Closed]
     stats = session.session.logger.stats()
     assert (stats.accepted, stats.waiting) == (stats.delivered + stats.dropped, 0)
@@ -495,13 +478,13 @@ async def test_the_disk_takes_what_a_loop_logs(tmp_path: Path) -> None:
 async def test_copies_are_the_same_handle() -> None:
     """A run that is copied or deep-copied, alone or inside of something, is the same run."""
     before = threading.active_count()
-    async with FakeSession() as session:
+    async with FakeSession(progress=False) as session:
         opened = threading.active_count()
         async with session.start_run() as run:
             assert copy.copy(run) is run
             assert copy.deepcopy(run) is run
             assert copy.deepcopy({"run": [run]})["run"][0] is run
-        assert threading.active_count() == opened
+        assert threading.active_count() <= opened  # of earlier tests, one may end meanwhile
     assert threading.active_count() <= before + 1
 
 
@@ -542,15 +525,6 @@ BLOCKED = """
     else:
         train(blocking.attach_run(run_id))
 """
-
-
-def journaled(folder: Path) -> int:
-    """How many records the spools there hold, by copies, as a process has them open."""
-    # (What is copied while it is written may be torn: the next copy is whole.)
-    with tempfile.TemporaryDirectory() as copies, suppress(shutil.Error):
-        copied = Path(shutil.copytree(folder, Path(copies, "spool")))
-        return sum(look_at(path).records for path in find_spools(copied))
-    return 0
 
 
 @pytest.mark.parametrize("face", ["async", "blocking"])
@@ -611,7 +585,8 @@ async def test_forgotten_with_every_kind_of_record(
     """Metrics, params and tags arrive by the interpreter's end, tags in their order."""
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
-    knobs = {"linger": 60.0, **({} if spool else {"spool": "off"})}
+    # (A busy machine may take so long that the progress is shown.)
+    knobs = {"linger": 60.0, "progress": "off", **({} if spool else {"spool": "off"})}
     child = await start(bare_platform, tmp_path, FORGOTTEN, run_id, how, **knobs)
     assert await child.ends_well() == ""
     received = gateway.received(run_id)
@@ -629,14 +604,16 @@ async def test_the_end_is_bounded(
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
     gateway.inject(Fault.hang(), times=None)
-    knobs = {"exit_timeout": 0.5, **({} if spool else {"spool": "off"})}
-    script = FORGOTTEN + "\n    print('the last line', flush=True)\n"
+    knobs = {"exit_timeout": 0.5, "progress": "off", **({} if spool else {"spool": "off"})}
+    # (A busy machine gets its time for the disk.)
+    patient = "\n    adp_async._io.delivery.SHORTEST_COMMIT = 20.0"
+    script = f"{FORGOTTEN}{patient}\n    print('the last line', flush=True)\n"
     child = await start(bare_platform, tmp_path, script, run_id, how, **knobs)
     await child.says("the last line")
     began = time.monotonic()
-    code, _, errors = await child.ends(15.0)
+    code, _, errors = await child.ends()
     assert code == 0
-    assert time.monotonic() - began < 0.5 + 8.0  # an interpreter ends, too
+    assert time.monotonic() - began < 0.5 + 20.0  # an interpreter ends, too
     (line,) = errors.splitlines()
     assert "3,153 records" in line
     assert ("the next session delivers them" in line) == spool
@@ -678,7 +655,7 @@ async def test_a_training_thread_that_outlives_the_main_one(
     knobs = {} if spool else {"spool": "off"}
     child = await start(bare_platform, tmp_path, TRAINING_THREAD, run_id, face, **knobs)
     assert await child.ends_well() == ""
-    assert points(gateway, run_id) == {"loss": list(range(40))}
+    assert sorted(points(gateway, run_id)["loss"]) == list(range(40))
     assert gateway.received(run_id).tags == [("state", "done")]
 
 
@@ -720,7 +697,7 @@ async def test_opened_in_an_atexit_handler(
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
     child = await start(bare_platform, tmp_path, AT_EXIT, run_id, face, when)
-    code, output, errors = await child.ends(10.0)
+    code, output, errors = await child.ends()
     assert (code, errors) == (0, "")
     assert output.strip() in ("works", "Closed")
     assert len(points(gateway, run_id).get("loss", [])) == (output.strip() == "works")
@@ -742,7 +719,7 @@ async def test_a_handler_of_the_end_that_logs(bare_platform: LocalPlatform, tmp_
     run_id = gateway.add_run()
     child = await start(bare_platform, tmp_path, LAST_WORDS, run_id)
     assert await child.ends_well() == ""
-    assert points(gateway, run_id) == {"loss": [0, 1]}
+    assert sorted(points(gateway, run_id)["loss"]) == [0, 1]
 
 
 DAEMON = """
@@ -752,9 +729,11 @@ DAEMON = """
     # Before the session's: it is called after that has closed itself.
     said = []
     def last():
-        before = run.stats()
-        time.sleep(0.1)
-        after = run.stats()
+        before = after = run.stats()
+        ends_at = time.monotonic() + 20.0
+        while after.dropped <= before.dropped and time.monotonic() < ends_at:
+            time.sleep(0.01)
+            after = run.stats()
         print("dropped", after.dropped > before.dropped, raised)
         print("adds up", after.accepted == after.delivered + after.dropped)
     atexit.register(last)
@@ -789,7 +768,7 @@ async def test_a_daemon_thread_that_logs_after_the_end(
     gateway = bare_platform.gateway
     run_id = gateway.add_run()
     child = await start(bare_platform, tmp_path, DAEMON, run_id)
-    code, output, errors = await child.ends(10.0)
+    code, output, errors = await child.ends()
     assert code == 0
     assert output.splitlines() == ["dropped True []", "adds up True"]
     (line,) = errors.splitlines()

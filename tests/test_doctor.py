@@ -206,7 +206,7 @@ def test_a_session_that_an_agent_signs_for(
         found = findings()
         shown = CliRunner().invoke(app, ["show", at_bare.gateway.add_run()])
         agent.terminate()
-        agent.wait(20)
+        agent.wait(60)
 
     assert list(found) == ["version", "agent", "platform_id", "workspace", "service"]
     assert file in found["agent"]["message"]

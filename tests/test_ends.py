@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import points, start, until
+from spools import journaled
 
 from adp_async._sansio.retry import RetryPolicy
 from adp_async.errors import DeliveryError
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 COUNT = 50
 #: Far more than any of these ends should take.
 LONG = 60.0
+#: What a busy machine may add to the time of an end, at most.
+BUSY = 15.0
+#: Of a session that closes while the service does not answer.
 KNOBS: dict[str, Any] = {
     "linger": 0.01,
     "close_timeout": 0.2,
@@ -46,6 +50,8 @@ SERVICES: dict[str, Fault | None] = {
     "401 for ever": Fault.reply(401),
     "a byte a minute": Fault.drip(60.0),
 }
+
+pytestmark = pytest.mark.usefixtures("patient_end")
 
 
 class Mistake(Exception):
@@ -69,7 +75,7 @@ async def next_session_delivers(platform: LocalPlatform, run_id: str, count: int
     """The service works again: the abandoned records arrive, once, and no spool remains."""
     platform.gateway.clear_faults()
     await platform.gateway.up()
-    async with platform.session(**KNOBS) as session:
+    async with platform.session(**(KNOBS | {"close_timeout": LONG})) as session:
         await until(lambda: len(platform.gateway.received(run_id).metrics) >= count)
         await until(
             lambda: session._engine.recoveries is not None and session._engine.recoveries.is_done
@@ -99,10 +105,12 @@ async def body(platform: LocalPlatform, run_id: str, service: str, end: str, kno
 
 async def ended(platform: LocalPlatform, run_id: str, service: str, end: str, knobs: Any) -> Any:
     """What comes out of a session that is left like that, in time."""
+    if service == "well":
+        knobs = knobs | {"close_timeout": LONG}
     began = time.monotonic()
     task = asyncio.create_task(body(platform, run_id, service, end, knobs))
     (result,) = await asyncio.gather(task, return_exceptions=True)
-    assert time.monotonic() - began < KNOBS["close_timeout"] + 2.0
+    assert time.monotonic() - began < KNOBS["close_timeout"] + BUSY
     return result
 
 
@@ -160,7 +168,7 @@ async def test_the_counts_after_the_end(tmp_path: Path, is_spooled: bool, what: 
     session = FakeSession(spool=spool, close_timeout=0.05)
     await session.open()
     runs = [session.attach_run(session.add_run()) for _ in range(2)]
-    session.answer("log_experiment_run_batch", status=503, times=1000)
+    session.answer("log_experiment_run_batch", status=503)
     for number, run in enumerate(runs):
         for step in range(1200 + number):
             run.log_metric("loss", 0.5, step=step)
@@ -186,7 +194,7 @@ async def test_a_run_within_a_session(bare_platform: LocalPlatform, gateway: Gat
 
     with pytest.raises(DeliveryError, match="not delivered yet") as caught:
         await train()
-    assert time.monotonic() - began[0] < 2 * KNOBS["close_timeout"] + 1.0
+    assert time.monotonic() - began[0] < 2 * KNOBS["close_timeout"] + BUSY
     assert caught.value.undelivered == COUNT
     assert "status could not be set" in " ".join(caught.value.__notes__)
     assert caught.value.run_id is not None
@@ -215,8 +223,11 @@ async def test_who_waits_at_the_end(bare_platform: LocalPlatform, gateway: Gatew
 
 TRAINING = """
     import asyncio, signal, sys, time
-    import adp_async
+    import adp_async, adp_async._io.delivery
     from adp_async import blocking
+
+    # However short the time for closing is, the disk gets more than a busy machine takes.
+    adp_async._io.delivery.SHORTEST_COMMIT = 20.0
 
     def log(run):
         for step in range(50):
@@ -230,10 +241,10 @@ TRAINING = """
         async with adp_async.Session() as session:
             session.on_close(leaving)
             run = session.attach_run(run_id)
-            log(run)
             if how == "task":
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+            log(run)
             while True:
                 await asyncio.sleep(0.01)  # as below
 
@@ -264,16 +275,17 @@ async def test_ctrl_c(
     """Ctrl-C once: the session is left as it should be, within its time."""
     await turn(gateway, service)
     run_id = gateway.add_run()
-    child = await start(bare_platform, tmp_path, TRAINING, run_id, kind, "-", close_timeout=0.5)
+    knobs = {"close_timeout": LONG if service == "well" else 0.5}
+    child = await start(bare_platform, tmp_path, TRAINING, run_id, kind, "-", **knobs)
     await child.says("logged")
     child.process.send_signal(signal.SIGINT)
     began = time.monotonic()
     code, _, errors = await child.ends()
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 0.5 + BUSY
     assert code == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
     if service == "well":
-        assert points(gateway, run_id) == {"loss": list(range(COUNT))}
+        assert sorted(points(gateway, run_id)["loss"]) == list(range(COUNT))
     else:
         assert f"{COUNT} records not delivered yet; the next session" in errors
     await next_session_delivers(bare_platform, run_id)
@@ -294,7 +306,7 @@ async def test_ctrl_c_twice(
     child.process.send_signal(signal.SIGINT)
     began = time.monotonic()
     code, _, errors = await child.ends()
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < BUSY
     assert code == -signal.SIGINT, errors
     await next_session_delivers(bare_platform, run_id)
 
@@ -322,12 +334,15 @@ async def test_sigterm(
     knobs = {"spool_interval": 0.01, "linger": LONG if how == "-" else 0.01}
     child = await start(bare_platform, tmp_path, TRAINING, run_id, kind, how, **knobs)
     await child.says("logged")
-    await asyncio.sleep(0.2)  # twenty times the spool's interval
+    if how == "-":
+        assert bare_platform.directory is not None
+        folder = bare_platform.directory / "spool"
+        await until(lambda: journaled(folder) == COUNT)
     child.process.send_signal(signal.SIGTERM)
     code, _, errors = await child.ends()
     assert code == expected, errors
     if how != "-":
-        assert points(gateway, run_id) == {"loss": list(range(COUNT))}
+        assert sorted(points(gateway, run_id)["loss"]) == list(range(COUNT))
     await next_session_delivers(bare_platform, run_id)
 
 
@@ -335,8 +350,11 @@ async def test_sigterm(
 
 LEFT_OPEN = """
     import asyncio, sys, threading
-    import adp_async
+    import adp_async, adp_async._io.delivery
     from adp_async import blocking
+
+    # However short the time for closing is, the disk gets more than a busy machine takes.
+    adp_async._io.delivery.SHORTEST_COMMIT = 20.0
 
     def log(run):
         for step in range(50):
@@ -375,11 +393,13 @@ async def test_a_session_nobody_leaves(
 ) -> None:
     """Its loop ends, and the interpreter: what waits is delivered then, with or without a spool."""
     run_id = gateway.add_run()
-    knobs = {"linger": LONG, "spool_interval": LONG} | ({} if spool else {"spool": "off"})
+    # (A busy machine may take so long that the progress is shown.)
+    knobs = {"linger": LONG, "spool_interval": LONG, "progress": "off"}
+    knobs |= {} if spool else {"spool": "off"}
     child = await start(bare_platform, tmp_path, LEFT_OPEN, run_id, how, **knobs)
     code, _, errors = await child.ends()
     assert (code, errors) == (0, "")
-    assert points(gateway, run_id) == {"loss": list(range(COUNT))}
+    assert sorted(points(gateway, run_id)["loss"]) == list(range(COUNT))
 
 
 @pytest.mark.parametrize(
@@ -399,12 +419,13 @@ async def test_a_blocking_session_nobody_leaves(
     """It closes itself when the interpreter ends, with or without a loop of the program's own."""
     run_id = gateway.add_run()
     await turn(gateway, service)
-    child = await start(bare_platform, tmp_path, LEFT_OPEN, run_id, how, close_timeout=0.3)
+    knobs = {"close_timeout": LONG if service == "well" else 0.3}
+    child = await start(bare_platform, tmp_path, LEFT_OPEN, run_id, how, **knobs)
     code, _, errors = await child.ends()
     assert code == 0, errors
     if service == "well":
         assert errors == ""
-        assert points(gateway, run_id) == {"loss": list(range(COUNT))}
+        assert sorted(points(gateway, run_id)["loss"]) == list(range(COUNT))
     else:
         assert f"{COUNT} records not delivered yet; the next session" in errors
         assert "Traceback" not in errors
@@ -424,5 +445,5 @@ async def test_a_spool_is_delivered_by_the_next_session_alone(
     await asyncio.gather(*(session.open() for session in sessions))
     await until(lambda: len(gateway.received(run_id).metrics) >= COUNT)
     await asyncio.gather(*(session.close() for session in sessions))
-    assert points(gateway, run_id) == {"loss": list(range(COUNT))}
+    assert sorted(points(gateway, run_id)["loss"]) == list(range(COUNT))
     assert sum(f"{COUNT} records left behind by 1" in message for message in caplog.messages) == 1

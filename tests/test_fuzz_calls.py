@@ -219,7 +219,7 @@ def fuzz(request: pytest.FixtureRequest, *strategies: SearchStrategy[Any]) -> An
     def run(test: Callable[..., None]) -> None:
         settings(
             max_examples=request.config.getoption("inputs"),
-            deadline=datetime.timedelta(seconds=10),
+            deadline=datetime.timedelta(seconds=30),
             suppress_health_check=list(HealthCheck),
             database=None,
             phases=(Phase.generate,),
@@ -257,7 +257,7 @@ def test_what_is_logged(request: pytest.FixtureRequest, runner: asyncio.Runner) 
 async def log(calls: list[tuple[Odd, bool, tuple[str, tuple[Odd, ...]]]]) -> None:
     accepted: dict[str, list[Any]] = collections.defaultdict(list)
     handles: list[Any] = []  # of which one has to live for its run to be counted
-    async with FakeSession() as session, asyncio.timeout(10.0):
+    async with FakeSession() as session, asyncio.timeout(30.0):
         session.answer(LOG_BATCH)
         for run, by_handle, (name, recipes) in calls:
             run_id = run.made()
@@ -356,7 +356,7 @@ def test_calls_of_unknown_operations(
 
 
 async def ask(operation: str, call: Callable[[FakeSession], Any]) -> None:
-    async with FakeSession() as session, asyncio.timeout(10.0):
+    async with FakeSession() as session, asyncio.timeout(30.0):
         session.answer(operation, {"code": "Refused", "message": "no"}, status=400)
         try:
             calling = call(session)

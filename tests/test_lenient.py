@@ -190,6 +190,7 @@ def test_a_service_that_is_down(
         assert any("not delivered yet" in each for each in warnings(caplog))
         assert any(re.search("status could not|update_exp", each) for each in warnings(caplog))
         script.left = 0
+        session.logger.flush(timeout=20)
 
 
 def test_once_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
@@ -214,7 +215,7 @@ def test_once_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_full_buffer(caplog: pytest.LogCaptureFixture) -> None:
     """What finds no room is skipped, and its receipt says so."""
-    session = FakeBlockingSession(buffer_limit=2000, max_block=0.0, close_timeout=0.2, spool=False)
+    session = FakeBlockingSession(buffer_limit=2000, max_block=0.0, spool=False)
     with session:
         run = session.start_run(strict=False)
         script = session.session.answer(LOG_BATCH, status=503)
@@ -222,6 +223,7 @@ def test_a_full_buffer(caplog: pytest.LogCaptureFixture) -> None:
         assert any(receipt.done for receipt in receipts)
         assert any("buffer full" in each for each in warnings(caplog))
         script.left = 0
+        session.logger.flush(timeout=20)
 
 
 def test_the_bodys_own_error(caplog: pytest.LogCaptureFixture) -> None:

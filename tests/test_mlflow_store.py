@@ -544,7 +544,7 @@ def test_an_end_is_bounded(
     ) as caught:
         mlflow.end_run()
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
     assert len(mlflow.search_runs(experiment_names=[experiment])) == 1  # without waiting for ever
     gateway.clear_faults()
@@ -845,7 +845,7 @@ def test_processes_log_into_one_run(experiment: str, method: str) -> None:
         for child in children:
             child.start()
         for child in children:
-            child.join(60)
+            child.join(120)
         assert [child.exitcode for child in children] == [0, 0]
         assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
         mlflow.log_metric("parent", 1.0, step=1)
@@ -894,10 +894,13 @@ def test_nothing_is_lost_by_sigkill(variables: dict[str, str], tmp_path: Path) -
     script = """
     import os, signal, time
     import mlflow
+    from adp_async.integrations.mlflow.connection import connection_of
+    from tests.spools import all_written
     with mlflow.start_run() as run:
         for step in range(3000):
             mlflow.log_metric("loss", step / 2, step=step)
-        time.sleep(0.1)  # the journal is written every 0.02 s
+        while not all_written(connection_of("aidp://")._session.session):
+            time.sleep(0.01)
         print(run.info.run_id, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """

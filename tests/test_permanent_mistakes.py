@@ -184,9 +184,11 @@ async def _by_proxy(
     proxy = await stack.enter_async_context(ConnectProxy(good_port, ANSWERS.get(name)).open())
     fork = Fork(proxy.port)
     if name == "proxy is not there":
-        with socket.socket() as unused:  # bound, and nobody listens
-            unused.bind(("127.0.0.1", 0))
-            fork.port = unused.getsockname()[1]
+        # Bound, so that nobody else gets the port, and nobody listens.
+        unused = stack.enter_context(socket.socket())
+        unused.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        unused.bind(("127.0.0.1", 0))
+        fork.port = unused.getsockname()[1]
 
         async def mend() -> None:
             await stack.enter_async_context(listening(fork._connected, port=fork.port))
@@ -245,7 +247,7 @@ async def test_a_direct_call(mistake: Mistake, road: Road, what: str) -> None:
             asking = session.start_run("e", offline=False)
         with pytest.raises(ConnectionFailed, match=mistake.told) as raised:
             await asking
-        assert time.monotonic() - began < 10.0
+        assert time.monotonic() - began < 20.0
 
     assert raised.value.retriable is mistake.passes
     assert not raised.value.maybe_applied
@@ -266,7 +268,7 @@ async def test_a_run_starts(mistake: Mistake, road: Road, caplog: pytest.LogCapt
                 await session.start_run("e")
             return
         run = await session.start_run("e")
-        assert time.monotonic() - began < 10.0
+        assert time.monotonic() - began < 20.0
         assert run.run_id is None
         (line,) = [each for each in caplog.messages if "starts offline" in each]
         assert re.search(mistake.told, line)
@@ -274,7 +276,7 @@ async def test_a_run_starts(mistake: Mistake, road: Road, caplog: pytest.LogCapt
         mending = road.mend()
         if mending is not None:
             await mending
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await run.created() in road.platform.gateway._stand_in().runs
         await run.finish()
 
@@ -292,14 +294,14 @@ async def test_the_logger(mistake: Mistake, road: Road, caplog: pytest.LogCaptur
         run = session.attach_run(run_id)
         for step in range(5):
             run.log_metric("loss", step / 2, step)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not caplog.records:  # noqa: ASYNC110 - a log line is no event
                 await asyncio.sleep(0.005)
         assert run.stats().undelivered == 5
         mending = road.mend()
         if mending is not None:
             await mending
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await run.flush()
         stats = run.stats()
 
@@ -323,7 +325,7 @@ async def test_with_the_usual_policy(road: Road) -> None:
         began = time.monotonic()
         with pytest.raises(ConnectionFailed, match="no address"):
             await session.runs.get("r")
-        assert time.monotonic() - began < 8.0
+        assert time.monotonic() - began < 20.0
 
 
 @pytest.mark.parametrize("road", ["proxy says 502", "no such host"], indirect=True)
@@ -611,7 +613,7 @@ async def test_a_bundle_that_cannot_be_used(
     if source != "argument":
         monkeypatch.setenv(source, named)
     session = bare_platform.session(**({"ca_bundle": named} if source == "argument" else {}))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(ConfigurationError, match=rf"^ca_bundle: .*{variable}.*PEM") as raised:
             await session.open()
     assert raised.value.__context__ is None

@@ -133,7 +133,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[list[tuple[str, str]]]:
 
 
 async def until(seen: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not seen():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
 
@@ -147,13 +147,16 @@ async def test_a_flush_that_waits(said: list[tuple[str, str]]) -> None:
         )
         run = await session.start_run()
         run.log_metrics({"loss": 0.5, "acc": 0.5})
+        await until(lambda: session.health().status == "failing")
         flush = asyncio.create_task(run.flush())
         await until(lambda: any(level == "WARNING" for level, _ in said))
         assert said[0][0] == "INFO"
         name = run.run_name or run.run_id
-        assert said[0][1].startswith(f"run {name}: 0 of 2 records delivered | 0 s | ServiceFault: ")
+        begin = rf"run {re.escape(name)}: 0 of 2 records delivered \| \d s \| ServiceFault: "
+        assert re.match(begin, said[0][1])
         outage.left = 0
         await flush
+        await until(lambda: " | in " in said[-1][1])
         assert said[-1][0] == "INFO"
         assert said[-1][1].startswith(f"run {name}: 2 of 2 records delivered | in ")
 
@@ -177,7 +180,7 @@ async def test_only_one_wait_is_shown(said: list[tuple[str, str]]) -> None:
     async with FakeSession(linger=0.0) as session:
         await finished_after_an_outage(session, "by hand", lambda: len(said) > 2)
         assert {text.partition(":")[0] for _, text in said} == {"run by hand"}
-        assert not _progress._turn.locked()
+        await until(lambda: not _progress._turn.locked())
 
 
 @pytest.mark.usefixtures("soon")
@@ -240,15 +243,23 @@ async def test_it_can_be_switched_off(
     assert said == []
 
 
-async def test_a_short_wait_says_nothing(said: list[tuple[str, str]]) -> None:
+async def test_a_short_wait_says_nothing(
+    said: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor is there a thread for it."""
+    monkeypatch.setattr(_progress, "AFTER", 20.0)  # short, that is for a busy machine as well
+    before = set(progress_threads())
     async with FakeSession() as session:
         run = await session.start_run()
         run.log_metric("loss", 0.5)
         await run.flush()
         await run.finish()
-        assert not [each for each in threading.enumerate() if "progress" in each.name]
+        assert not set(progress_threads()) - before
     assert said == []
+
+
+def progress_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if "progress" in each.name]
 
 
 @pytest.mark.usefixtures("soon")
@@ -262,11 +273,11 @@ def test_blocking_code_in_any_thread(said: list[tuple[str, str]]) -> None:
         run.log_metric("loss", 0.5)
         waiting = threading.Thread(target=run.flush)
         waiting.start()
-        ends_at = time.monotonic() + 10
+        ends_at = time.monotonic() + 20
         while len(said) < 2 and time.monotonic() < ends_at:
             time.sleep(0.01)
         outage.left = 0
-        waiting.join(10)
+        waiting.join(20)
         run.finish()
     assert len(said) >= 2
 
@@ -292,7 +303,7 @@ async def test_what_fails_while_showing_disturbs_nobody(monkeypatch: pytest.Monk
         outage.left = 0
         await flush
         assert run.stats().delivered == 1
-    assert not _progress._turn.locked()
+    await until(lambda: not _progress._turn.locked())
 
 
 @pytest.mark.usefixtures("soon")
@@ -326,7 +337,9 @@ async def test_no_thread_can_be_started(
 
 PROGRAM = """
 import sys, time
+from adp_async import _progress
 from adp_async.testing import FakeBlockingSession
+_progress.AFTER = 0.5  # which leaves a busy machine time for some updates
 with FakeBlockingSession(linger=0.0) as session:
     outage = session.session.answer(
         "log_experiment_run_batch", status=503, headers={"retry-after": "0"}
@@ -348,7 +361,7 @@ def in_terminal(code: str, **environment: str) -> str:
         [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=variables
     ) as program:
         os.close(theirs)
-        written, ends_at = b"", time.monotonic() + 60
+        written, ends_at = b"", time.monotonic() + 120
         while time.monotonic() < ends_at:
             if select.select([ours], [], [], 0.1)[0]:
                 try:
@@ -392,15 +405,17 @@ session.attach_run(session.session.add_run("7")).log_metric("loss", 0.5)
 
 def test_the_end_of_a_program() -> None:
     """Nobody has closed the session: after two seconds there is one line, in a terminal."""
-    told = (
-        "the end of the program: 0 of 1 record delivered | 2 s of at most 3 s | ServiceFault: 503"
+    # (On a busy machine a little later.)
+    told = re.compile(
+        r"the end of the program: 0 of 1 record delivered \| [2-9] s of at most 3 s "
+        r"\| ServiceFault: 503"
     )
 
     off = {"ADP_ASYNC_PROGRESS": "off"}
     with ThreadPoolExecutor() as pool:  # each takes its three seconds
         shown, hidden = pool.map(lambda more: in_terminal(EXIT, TERM="xterm", **more), ({}, off))
-    assert shown.count(told) == 1
-    assert told not in hidden
+    assert len(told.findall(shown)) == 1
+    assert not told.search(hidden)
 
 
 # ------------------------------------------------------------------ a notebook
@@ -433,8 +448,9 @@ async def test_a_notebook_has_a_display(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(_progress._Notebook, "every", 0.02)
     async with FakeSession(linger=0.0) as session:
         await finished_after_an_outage(session, "<b>", lambda: len(shown) > 2)
+        await until(lambda: not _progress._turn.locked())
     assert [first for first, _ in shown] == [0] + [1] * (len(shown) - 1)
     assert "<svg" in shown[0][1]["text/html"]
     assert "<b>" not in shown[0][1]["text/html"]
-    assert shown[-1][1]["text/plain"].startswith("run <b>: 1 of 1 record delivered | in 0 s")
+    assert shown[-1][1]["text/plain"].startswith("run <b>: 1 of 1 record delivered | in ")
     assert "<svg" not in shown[-1][1]["text/html"]

@@ -114,7 +114,7 @@ async def test_a_spool_of_a_session_that_is_cancelled_while_it_opens(
     def slow(*arguments: Any, **knobs: Any) -> Spool:
         made.append(create(*arguments, **knobs))
         begun.set()
-        go_on.wait(10)
+        go_on.wait(30)
         return made[0]
 
     def fail_to_close(spool: Spool) -> None:
@@ -125,7 +125,7 @@ async def test_a_spool_of_a_session_that_is_cancelled_while_it_opens(
     monkeypatch.setattr(Spool, "close", fail_to_close)
     session = FakeSession(spool=folder)
     opening = asyncio.create_task(session.open())
-    assert await asyncio.to_thread(begun.wait, 10)
+    assert await asyncio.to_thread(begun.wait, 20)
     opening.cancel()
     asyncio.get_running_loop().call_later(0.05, go_on.set)
     with pytest.raises(asyncio.CancelledError):

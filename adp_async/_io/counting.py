@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 def examined(delivery: Delivery) -> Health:
     """How delivery fares as of now.  From any thread."""
-    now = time.monotonic()
+    now, date = time.monotonic(), datetime.now(UTC)
     with delivery.intake.lock:
         status, since = _status(delivery, now)
         waiting = _of_all(delivery).undelivered
     return Health(
         status,
-        datetime.now(UTC) - timedelta(seconds=max(0.0, now - since)),
+        date - timedelta(seconds=max(0.0, now - since)),
         delivery.crash or delivery.starts.trouble or delivery.state.dispatcher.last_error,
         waiting,
     )
