@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
+import socket
 import sys
 import textwrap
 from contextlib import contextmanager
@@ -46,7 +48,7 @@ class Child:
         assert self.process.stderr is not None
         return (await self.process.stderr.read()).decode()
 
-    async def ends(self, seconds: float = 30.0) -> tuple[int, str, str]:
+    async def ends(self, seconds: float = 60.0) -> tuple[int, str, str]:
         """Its return code, and the rest of its output and errors."""
         try:
             async with asyncio.timeout(seconds):
@@ -59,7 +61,7 @@ class Child:
         assert self.process.returncode is not None
         return self.process.returncode, out.decode(), errors.decode()
 
-    async def ends_well(self, seconds: float = 30.0) -> str:
+    async def ends_well(self, seconds: float = 60.0) -> str:
         """Its output, if it said nothing else and succeeded."""
         code, out, errors = await self.ends(seconds)
         if code or errors:
@@ -120,10 +122,25 @@ def environment(platform: LocalPlatform, **knobs: object) -> dict[str, str]:
     }
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the other side is a process, not an event
             await asyncio.sleep(0.005)
+
+
+def free_port() -> int:
+    """A port for a server that can't choose one itself.
+
+    Below those that the system gives to connections: none gets it before the server has it.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("of a hundred ports none is free")
 
 
 def points(gateway: Gateway, run_id: str) -> dict[str, list[int]]:

@@ -46,7 +46,7 @@ LOG_BATCH = "log_experiment_run_batch"
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what is waited for is no event
             await asyncio.sleep(0.002)
 
@@ -156,7 +156,7 @@ async def test_a_signer_and_a_direct_call(
 
     async with FakeSession(auth=Quick(Mendable(sign))) as session:
         with pytest.raises(NotAuthenticated, match=rf"the signer \(custom.*{told}") as raised:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await session.runs.get("r")
         assert session.requests == []
     assert raised.value.code == "CannotSign"
@@ -175,7 +175,7 @@ async def test_a_signer_and_the_logger(name: str, caplog: pytest.LogCaptureFixtu
         await until(lambda: "held back" in caplog.text)
         assert run.stats().undelivered == 3
         signer.is_mended = True
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await run.flush()
         received = session.received(run.run_id).metrics
     assert [(point.step, point.value) for point in received] == [(0, 0.0), (1, 0.5), (2, 1.0)]
@@ -227,7 +227,7 @@ async def test_a_renewal_that_fails_oddly(
     async with FakeSession(auth=CustomSigner(Signer())) as session:
         session.answer(GET_RUN, status=401, times=1)
         with pytest.raises(NotAuthenticated, match=f"failed with {type(error).__name__}") as raised:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await session.runs.get("r")
     assert raised.value.__cause__ is None
     assert SECRET not in "".join(traceback.format_exception(raised.value)) + caplog.text
@@ -245,7 +245,7 @@ async def test_credentials_that_do_not_load(error: BaseException) -> None:
 
     session = FakeSession(auth=Odd())
     with pytest.raises(ConfigurationError, match=rf"auth: .*\(odd\).*{type(error).__name__}"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await session.open()
 
 
@@ -354,7 +354,7 @@ async def test_odd_dates(date: str) -> None:
         assert session._engine.auth.skew == 0.0
         run = session.attach_run(run_id)
         run.log_metric("loss", 0.5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await session.runs.get(run_id)
             await run.flush()
 
@@ -400,7 +400,7 @@ async def test_a_correction_that_helped_stays() -> None:
         service.refuse(1, ahead=7200)
         with pytest.raises(NotAuthenticated):
             await session.runs.get(run_id)
-        assert session._engine.auth.skew == pytest.approx(7200, abs=2)
+        assert session._engine.auth.skew == pytest.approx(7200, abs=30)
 
 
 async def test_an_answer_to_an_old_signature_confirms_nothing() -> None:
@@ -410,7 +410,7 @@ async def test_an_answer_to_an_old_signature_confirms_nothing() -> None:
         auth._correct_clock(http_date(time.time() + 7200))
         auth.accepted(0.0)
         auth.refused(0.0)
-        assert auth.skew == pytest.approx(7200, abs=2)
+        assert auth.skew == pytest.approx(7200, abs=30)
         auth.refused(auth.skew)
         assert auth.skew == 0.0
 
@@ -431,7 +431,7 @@ async def test_clock_and_token_wrong_at_once() -> None:
         run_id = session.add_run()
         Doubtful(session).refuse(2, ahead=3600)
         await session.runs.get(run_id)
-        assert session._engine.auth.skew == pytest.approx(3600, abs=2)
+        assert session._engine.auth.skew == pytest.approx(3600, abs=30)
         assert [each.headers["authorization"] for each in session.requests] == [
             "token 0",
             "token 0",
@@ -507,7 +507,7 @@ async def test_an_error_that_nobody_thought_of(
         with pytest.raises(AdpError, match=f"failed with {type(error).__name__}") as raised:
             await session.runs.get(run.run_id)
         run.log_metric("loss", 0.5)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await run.flush()
         assert run.stats().delivered == 1
     check_nothing_secret(raised.value, caplog)
@@ -628,7 +628,7 @@ async def test_a_long_back_off(caplog: pytest.LogCaptureFixture) -> None:
         assert not call.done()
         call.cancel()
     (said,) = warnings(caplog)
-    assert re.match(rf"{GET_RUN}: still failing after \d s; retrying for up to \d+ s more", said)
+    assert re.match(rf"{GET_RUN}: still failing after \d+ s; retrying for up to \d+ s more", said)
     assert "at most 7 times" in said
     assert "503" in said
 

@@ -26,7 +26,7 @@ from adp_async.errors import AdpError, BadRequest
 from adp_async.testing import FakeBlockingSession, FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from adp_async.local import LocalPlatform
@@ -44,6 +44,13 @@ def log(run: Any, count: int = 5) -> None:
     for step in range(count):
         run.log_metric("loss", 0.5, step)
     run.set_tag("stage", "done")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.005)
 
 
 def fail(handle: Any) -> None:
@@ -251,13 +258,13 @@ def test_a_spool_at_its_limit(fake: FakeBlockingSession, monkeypatch: pytest.Mon
     run = fake.attach_run(fake.session.add_run())
     with run.shared() as handle, handle.attach(**TASK) as worker:
         worker.log_metric("loss", 0.5, 1)
-        worker.flush(timeout=10)
+        worker.flush(timeout=30)
         with monkeypatch.context() as patch:
             patch.setattr(keeper.spool.aside, "_limit", 1)
             worker.log_metric("loss", 0.5, 2)
             with pytest.raises(TimeoutError):
-                worker.flush(timeout=0.5)
-            assert worker.stats().throttled >= 1
+                worker.flush(timeout=0.1)
+            wait_until(lambda: worker.stats().throttled >= 1)
     run.flush()
     assert steps(fake, run.run_id) == {"loss": [1, 2]}
 
@@ -355,15 +362,15 @@ async def test_a_collector_that_dies_at_a_commit(
         dying = await start(where)
         handle = Handle.from_file(tmp_path / "agent" / FILE)
         working = asyncio.create_task(work(handle))
-        assert await asyncio.wait_for(dying.wait(), 30) == -signal.SIGKILL
+        assert await asyncio.wait_for(dying.wait(), 60) == -signal.SIGKILL
         again = await start("nowhere")
-        await asyncio.wait_for(working, 30)
-        await until(lambda: len({each.step for each in received.metrics}) == 2500, 30)
+        await asyncio.wait_for(working, 60)
+        await until(lambda: len({each.step for each in received.metrics}) == 2500)
         # One more attempt, after all of it: the task is known to be done.
         async with handle.attach(run_id, **TASK) as late:
             late.log_metric("loss", 0.5, 9999)
         again.terminate()
-        assert await asyncio.wait_for(again.wait(), 30) == 0
+        assert await asyncio.wait_for(again.wait(), 60) == 0
     finally:
         for process in started:
             if process.returncode is None:
@@ -375,17 +382,19 @@ def test_a_commit_that_fails_does_not_win(
     fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk cannot be read as the attempt ends: the next attempt of the task counts."""
-    monkeypatch.setitem(DEFAULTS, "call_timeout", 0.5)  # type: ignore[misc]
-    monkeypatch.setattr("adp_async.collector.attempt_run.GREETING", 0.5)
     run = fake.attach_run(fake.session.add_run())
 
     def unreadable(self: Aside, attempt: Attempt) -> list[Any]:
         raise SpoolError("the disk is gone")
 
     def fail_to_commit(handle: Any) -> None:
-        with monkeypatch.context() as patch, handle.attach(**TASK) as worker:
-            log(worker)
-            patch.setattr(Aside, "of", unreadable)
+        with monkeypatch.context() as patch:
+            patch.setitem(DEFAULTS, "call_timeout", 1.5)  # type: ignore[misc]
+            patch.setattr("adp_async.collector.attempt_run.GREETING", 0.5)
+            with handle.attach(**TASK) as worker:
+                log(worker)
+                worker.flush()
+                patch.setattr(Aside, "of", unreadable)
 
     with run.shared() as handle:
         with pytest.raises(AdpError, match="can read nothing"):

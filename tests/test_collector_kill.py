@@ -190,14 +190,14 @@ async def test_nothing_is_lost_and_nothing_doubled(
             await cluster.kill_agent()
             await cluster.start_agent(dies_after=chance.randint(1, 5))
             assert cluster.agent is not None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 assert await cluster.agent.wait() == -signal.SIGKILL
             await cluster.start_agent()
     handed = await cluster.stop()
 
     received = cluster.platform.gateway.received(cluster.run_id)
     expected = {(name, step) for name, most in handed.items() for step in range(1, most + 1)}
-    await until(lambda: expected <= {(each.key, each.step) for each in received.metrics}, 60)
+    await until(lambda: expected <= {(each.key, each.step) for each in received.metrics})
     await cluster.end_agent()
     assert sum(handed.values()) > 20
     counts = Counter((each.key, each.step) for each in received.metrics)
@@ -212,13 +212,13 @@ async def test_a_reply_that_was_lost_is_given_again(cluster: Cluster) -> None:
     await cluster.start_agent(dies_after=1)
     await cluster.start_worker()
     assert cluster.agent is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await cluster.agent.wait() == -signal.SIGKILL
     assert cluster.told_by("w1") == 0, "its flush has not returned"
     await cluster.start_agent()
-    await until(lambda: cluster.told_by("w1") >= 20, 30)
+    await until(lambda: cluster.told_by("w1") >= 20)
     handed = await cluster.stop()
     received = cluster.platform.gateway.received(cluster.run_id)
-    await until(lambda: len({each.step for each in received.metrics}) >= handed["w1"], 30)
+    await until(lambda: len({each.step for each in received.metrics}) >= handed["w1"])
     await cluster.end_agent()
     assert sorted(each.step for each in received.metrics) == list(range(1, handed["w1"] + 1))

@@ -203,7 +203,7 @@ def test_a_flush_asks_until_the_service_has_it(fake: FakeBlockingSession) -> Non
             assert not deadline.wait(0.01)
             assert flushing.is_alive(), "it is not delivered"
         script.left = script.given
-        flushing.join(20)
+        flushing.join(30)
         assert not flushing.is_alive()
     assert [each.step for each in fake.session.received(run.run_id).metrics] == [0]
 
@@ -448,7 +448,7 @@ def test_an_end_that_nobody_hears(
     fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The body's own error comes out, with a note of it; nothing of the attempt counts."""
-    monkeypatch.setattr("adp_async.collector.attempt_run.GREETING", 0.1)
+    monkeypatch.setattr("adp_async.collector.attempt_run.GREETING", 1.0)
     road = Road(instead={"abort": ConnectionLost("cut")})
 
     def fail(handle: Any) -> None:

@@ -184,7 +184,7 @@ CHILDREN = """
         for how in ("return", "raise", "exit"):
             child = context.Process(target=work, args=(queue, how))
             child.start()
-            print(queue.get(timeout=30), flush=True)
+            print(queue.get(timeout=60), flush=True)
             child.join()
         if parents:
             parents.log_metric("loss", 0.5)
@@ -199,7 +199,7 @@ async def test_runs_of_children(
 ) -> None:
     """A child of `multiprocessing` ends its own runs, as it ends, and none of its parent's."""
     child = await start(bare_platform, tmp_path, CHILDREN, method, parent)
-    code, out, errors = await child.ends(60.0)
+    code, out, errors = await child.ends()
     assert code == 0, errors
     statuses = [gateway.received(run_id).info["status"] for run_id in out.split()]
     assert statuses == ["FINISHED", "FAILED", "FAILED", *["FINISHED"][: parent == "parent"]]
@@ -223,7 +223,7 @@ async def test_after_a_failed_statement(bare_platform: LocalPlatform, gateway: G
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, errors = await asyncio.wait_for(child.communicate(INTERACTIVE.encode()), 30)
+    out, errors = await asyncio.wait_for(child.communicate(INTERACTIVE.encode()), 60)
     assert b"ZeroDivisionError" in errors
     run_id, *rest = out.decode().split("\n")
     assert rest[0] == "goes on"
@@ -258,7 +258,7 @@ async def test_a_service_that_is_gone_by_then(
                         exit_timeout=1.0)  # fmt: skip
     await child.says("")
     await bare_platform.gateway.close()
-    code, _, errors = await child.ends(15.0)
+    code, _, errors = await child.ends()
     assert code == 1  # there is no input
     assert "could not be ended FAILED in time" in errors
     assert "the next session delivers them" in errors
@@ -377,7 +377,7 @@ STUCK = """
 async def test_a_session_that_is_stuck(bare_platform: LocalPlatform, tmp_path: Path) -> None:
     """A SIGTERM ends its process and the other sessions, even in a loop that catches all errors."""
     child = await start(bare_platform, tmp_path, STUCK)
-    code, out, errors = await child.ends(20.0)
+    code, out, errors = await child.ends()
     assert (code, out) == (-signal.SIGTERM, "closes KILLED\n"), errors
 
 
@@ -392,7 +392,7 @@ WHILE_IT_LOGS = """
                 time.sleep(0.1)
 
     logging.basicConfig(level=logging.DEBUG, handlers=[Handler()])
-    session = FakeBlockingSession(exit_timeout=2.0).open()
+    session = FakeBlockingSession(exit_timeout=20.0, close_timeout=20.0).open()
     run = session.start_run("digits")
     send = session.session.service.send
 
@@ -412,7 +412,7 @@ async def test_a_sigterm_while_the_program_logs(
 ) -> None:
     """The delivery logs through the same handler, which the interrupted thread is in."""
     child = await start(bare_platform, tmp_path, WHILE_IT_LOGS)
-    code, out, errors = await child.ends(20.0)
+    code, out, errors = await child.ends()
     assert code == -signal.SIGTERM, errors
     assert "log_experiment_run_batch" in out
     assert '"status":"KILLED"' in out
@@ -422,7 +422,7 @@ AT_ONCE = """
     from adp_async.errors import ConnectionLost
     from adp_async.testing import FakeBlockingSession
 
-    for _ in range(5):
+    for _ in range(15):
         session = FakeBlockingSession(exit_timeout=1.0).open()
         session.session.answer("log_experiment_run_batch", ConnectionLost("the line is cut"))
         session.start_run("digits").log_metric("loss", 0.5)
@@ -438,9 +438,9 @@ async def test_all_sessions_end_at_the_same_time(
     await child.says("ends")
     began = asyncio.get_running_loop().time()
     code, _, errors = await child.ends()
-    assert asyncio.get_running_loop().time() - began < 3.5
+    assert asyncio.get_running_loop().time() - began < 10.0
     assert code == 0
-    assert errors.count("1 record") >= 5
+    assert errors.count("1 record") >= 15
 
 
 def test_an_end_that_fails_is_one_session_s(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -265,6 +266,7 @@ async def test_what_records_wait_for_is_a_cause_without_frames() -> None:
     session = await FakeSession(linger=0.0, close_timeout=0.3, spool=False).open()
     session.answer("log_experiment_run_batch", REFUSAL, status=503)
     session.attach_run(session.add_run()).log_metric("loss", 0.5)
+    await until(lambda: session.health().status == "failing")
     with pytest.raises(AdpError) as caught:
         await session.close()
 

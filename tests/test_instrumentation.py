@@ -80,7 +80,7 @@ def notes() -> Iterator[Notes]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - facts come from another thread
             await asyncio.sleep(0.002)
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 CREATE, UPDATE = "create_experiment_run", "update_experiment_run"
 SOON: dict[str, Any] = {
     "linger": 0.01,
-    "close_timeout": 2.0,
+    "close_timeout": 20.0,
     "retry": RetryPolicy(first_backoff=0.01, max_backoff=0.05),
 }
 
@@ -68,7 +68,7 @@ async def by_a_blocking_session(platform: LocalPlatform) -> None:
 
     def deliver() -> None:
         with blocking.Session(**knobs):
-            ends_at = time.monotonic() + 20.0
+            ends_at = time.monotonic() + 60.0
             while spool.exists() and time.monotonic() < ends_at:
                 time.sleep(0.01)
 
@@ -102,6 +102,8 @@ DELIVERERS = [by_a_session, by_a_blocking_session, by_sync]
 
 # Killed while the service is down -----------------------------------------------------------------
 
+#: Of the session of an `engine`; what is on disk survives a SIGKILL.
+ON_DISK = "assert engine.thread.wait(engine.delivery.keeper.journaled()) is None"
 SETTINGS = "spool_interval=0.01, retry=RetryPolicy(first_backoff=0.01, max_backoff=0.05)"
 
 BLOCKING = f"""
@@ -112,7 +114,8 @@ BLOCKING = f"""
     for step in range(1000):
         run.log_metric("loss", 0.5, step=step)
     run.set_tag("state", "late")
-    time.sleep(0.3)
+    engine = run._session.session._engine
+    {ON_DISK}
     print("logged", run.run_id, flush=True)
     sys.stdin.read()
     time.sleep(60)
@@ -128,7 +131,8 @@ ASYNCHRONOUS = f"""
                 for step in range(1000):
                     run.log_metric("loss", 0.5, step=step)
                 run.set_tag("state", "late")
-                await asyncio.sleep(0.3)
+                engine = session._engine
+                {ON_DISK}
                 print("logged", run.run_id, flush=True)
                 await asyncio.sleep(60)
 
@@ -220,7 +224,8 @@ STARTED = f"""
             run.log_metric("loss", 0.5, step=step)
     resumed.finish()
     again = session.attach_run(resumed.run_id, resume=True)
-    time.sleep(0.3)
+    engine = session.session._engine
+    {ON_DISK}
     print(ended.run_id, left.run_id, resumed.run_id, flush=True)
     time.sleep(60)
 """
@@ -273,7 +278,8 @@ async def test_a_run_that_is_open_here_goes_on(
         from adp_async import RetryPolicy, blocking
         run = blocking.start_run("digits", linger=60.0, {SETTINGS})
         run.log_metric("loss", 0.5, step=7)
-        time.sleep(0.2)
+        engine = run._session.session._engine
+        {ON_DISK}
         print(run.run_id, flush=True)
         time.sleep(60)
     """
@@ -300,8 +306,7 @@ ENDS = f"""
     import sys
     from adp_async import RetryPolicy, blocking
 
-    run = blocking.start_run("digits", offline={{offline}}, start_timeout=0.1, exit_timeout=0.5,
-                             {SETTINGS})
+    run = blocking.start_run("digits", offline={{offline}}, exit_timeout=1.0, {SETTINGS})
     for step in range(100):
         run.log_metric("loss", 0.5, step=step)
     print(run.run_id, flush=True)
@@ -316,18 +321,19 @@ async def test_an_end_that_could_not_be_told(
     """The run ends as its process did, FAILED and not KILLED, when the next session tells it."""
     if offline:
         await gateway.down()
+    began_at = time.time()
     child = await start(bare_platform, tmp_path, ENDS.format(offline=offline))
     assert child.process.stdout is not None
     await child.process.stdout.readline()
     await gateway.down()
+    code, _, errors = await child.ends()
     ended_at = time.time()
-    code, _, errors = await child.ends(15.0)
     assert code == 1  # there is no input
     await gateway.up()
     await by_a_session(bare_platform)
     run = the_run(gateway)
     assert run.info["status"] == "FAILED", errors
-    assert abs(run.info["end_time"] / 1000 - ended_at) < 5.0
+    assert began_at - 0.001 <= run.info["end_time"] / 1000 <= ended_at
     assert points(gateway, run.run_id) == {"loss": list(range(100))}
 
 
@@ -349,7 +355,7 @@ TERMINATED = f"""
 
 
 async def terminated(
-    platform: LocalPlatform, folder: Path, before: str = "", body: str = "", seconds: float = 1.0
+    platform: LocalPlatform, folder: Path, before: str = "", body: str = "", seconds: float = 20.0
 ) -> tuple[Child, str]:
     script = TERMINATED.format(before=before, body=body, seconds=seconds)
     child = await start(platform, folder, script)
@@ -363,7 +369,7 @@ async def test_terminated(bare_platform: LocalPlatform, gateway: Gateway, tmp_pa
     """Everything is delivered, the run is KILLED, and the exit status is that of the signal."""
     child, run_id = await terminated(bare_platform, tmp_path)
     child.process.terminate()
-    code, _, errors = await child.ends(15.0)
+    code, _, errors = await child.ends()
     assert (code, errors) == (-signal.SIGTERM, "")
     assert gateway.received(run_id).info["status"] == "KILLED"
     assert points(gateway, run_id) == {"loss": list(range(900))}
@@ -395,7 +401,7 @@ async def test_terminated_on_an_event_loop(
     assert child.process.stdout is not None
     run_id = (await child.process.stdout.readline()).decode().strip()
     child.process.terminate()
-    code, _, errors = await child.ends(15.0)
+    code, _, errors = await child.ends()
     assert (code, errors) == (-signal.SIGTERM, "")
     assert gateway.received(run_id).info["status"] == "KILLED"
     assert points(gateway, run_id) == {"loss": list(range(900))}
@@ -405,13 +411,13 @@ async def test_terminated_while_the_service_is_away(
     bare_platform: LocalPlatform, gateway: Gateway, tmp_path: Path
 ) -> None:
     """It ends within ``exit_timeout``, and the next session knows how."""
-    child, run_id = await terminated(bare_platform, tmp_path)
+    child, run_id = await terminated(bare_platform, tmp_path, seconds=1.0)
     await gateway.down()
     began = time.monotonic()
     child.process.terminate()
-    code, _, errors = await child.ends(15.0)
+    code, _, errors = await child.ends()
     assert code == -signal.SIGTERM, errors
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 15.0
     await gateway.up()
     await by_a_session(bare_platform)
     assert gateway.received(run_id).info["status"] == "KILLED"
@@ -422,24 +428,30 @@ async def test_terminated_twice(
     bare_platform: LocalPlatform, gateway: Gateway, tmp_path: Path
 ) -> None:
     """The second signal ends it at once; what was journaled is not lost."""
-    child, run_id = await terminated(bare_platform, tmp_path, seconds=10.0)
+    child, run_id = await terminated(bare_platform, tmp_path, seconds=30.0)
     hanging = gateway.inject(Fault.hang(), times=None)
     child.process.terminate()
     await until(lambda: hanging.hits > 0)
     began = time.monotonic()
     child.process.terminate()
-    code, _, _ = await child.ends(15.0)
+    code, _, _ = await child.ends()
     assert code == -signal.SIGTERM
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 15.0
     gateway.clear_faults()
     await by_a_session(bare_platform)
     assert gateway.received(run_id).info["status"] == "KILLED"
     assert points(gateway, run_id) == {"loss": list(range(900))}
 
 
+WAITS = """
+    while not os.path.exists("{sent}"):
+        time.sleep(0.02)
+    os._exit(8)
+"""
+#: What the program does with the signal, and afterwards, and how it ends.
 OWN_HANDLERS = {
-    "its own": ("signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))", 7),
-    "ignored": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", 8),
+    "its own": ("signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))", "", 7),
+    "ignored": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", WAITS, 8),
 }
 
 
@@ -448,11 +460,12 @@ async def test_a_program_with_a_handler_of_its_own(
     bare_platform: LocalPlatform, gateway: Gateway, tmp_path: Path, name: str
 ) -> None:
     """It is left alone."""
-    before, expected = OWN_HANDLERS[name]
-    body = "time.sleep(1.0); os._exit(8)"
-    child, run_id = await terminated(bare_platform, tmp_path, before, body)
+    before, body, expected = OWN_HANDLERS[name]
+    sent = tmp_path / "sent"
+    child, run_id = await terminated(bare_platform, tmp_path, before, body.format(sent=sent))
     child.process.terminate()
-    code, _, _ = await child.ends(15.0)
+    sent.touch()
+    code, _, _ = await child.ends()
     assert code == expected
     assert gateway.received(run_id).info["status"] == "RUNNING"
 
@@ -462,17 +475,20 @@ async def test_terminated_children(
 ) -> None:
     """A forked child inherits the handler and none of the runs, which go on."""
     body = """
+    reading, writing = os.pipe()
     child = os.fork()
+    if not child:
+        os.write(writing, b".")
     while not child:
         time.sleep(0.05)
-    time.sleep(0.2)
+    os.read(reading, 1)
     os.kill(child, signal.SIGTERM)
     print(os.waitpid(child, 0)[1], flush=True)
     run.finish()
     sys.exit()
     """
     child, run_id = await terminated(bare_platform, tmp_path, body=body)
-    code, out, errors = await child.ends(15.0)
+    code, out, errors = await child.ends()
     assert code == 0, errors
     assert out.strip() == str(int(signal.SIGTERM))
     assert gateway.received(run_id).info["status"] == "FINISHED"
@@ -490,7 +506,7 @@ async def test_terminated_in_the_middle_of_a_call(
     """
     child, run_id = await terminated(bare_platform, tmp_path, body=body)
     began = time.monotonic()
-    code, _, errors = await child.ends(15.0)
+    code, _, errors = await child.ends()
     assert (code, errors) == (-signal.SIGTERM, "")
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 15.0
     assert gateway.received(run_id).info["status"] == "KILLED"

@@ -137,7 +137,7 @@ def test_an_argument_by_another_name(name: str, meant: str) -> None:
 
 def test_a_wait_that_is_too_short() -> None:
     """Each says what waits, and that it goes on waiting."""
-    with FakeBlockingSession(close_timeout=0.2) as session:
+    with FakeBlockingSession() as session:
         script = session.session.answer("log_experiment_run_batch", status=503)
         run = session.start_run()
         receipt = run.log_metric("loss", 0.5)
@@ -169,6 +169,7 @@ def test_a_flush_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> No
         with pytest.raises(TimeoutError) as caught:
             _flush_in_vain(session)
         script.left = 0
+        session.logger.flush(timeout=30.0)
     assert not hasattr(caught.value, "__notes__")
     assert not any("1 record not delivered yet" in each for each in caplog.messages)
 

@@ -58,15 +58,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - a thread and a disk have no event
             await asyncio.sleep(0.002)
 
 
 def session_in(folder: Path, **knobs: Any) -> FakeSession:
-    session = FakeSession(
-        **{"spool": folder, "spool_interval": 0.02, "close_timeout": 0.2, **knobs}
-    )
+    session = FakeSession(**{"spool": folder, "spool_interval": 0.02, **knobs})
     session.add_run("run")
     return session
 
@@ -217,7 +215,7 @@ async def test_what_is_no_file_is_not_opened(
     make(folder / "0.spool", elsewhere)
     async with session_in(folder) as session:
         session.attach_run("run").set_tag("state", "new")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await session.attach_run("run").flush()
 
     assert steps(session) == [0, 1, 2]
@@ -267,7 +265,7 @@ async def test_other_tables_are_somebody_elses(
     orphan(folder, chunk(metrics(3)))
     async with session_in(folder) as session:
         session.attach_run("run").set_tag("state", "new")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await session.attach_run("run").flush()
 
     assert steps(session) == [0, 1, 2]
@@ -465,7 +463,7 @@ async def own(folder):
         while not session._delivery.keeper.spool.contents().records == 100:
             await asyncio.sleep(0.005)
         print("owns", flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
 def find(folder):
     orphans = open_orphans(Path(folder), identity=None, limit=2**30).orphans
@@ -497,7 +495,7 @@ async def test_locks_that_do_not_lock(folder: Path, tmp_path: Path) -> None:
 
     owner = await start("own")
     with not_outlived_by(owner):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert owner.stdout is not None
             assert await owner.stdout.readline() == b"owns\n"
             (path,) = find_spools(folder)

@@ -10,7 +10,6 @@ import asyncio
 import json
 import re
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from aiohttp import ClientSession
 from attrs import define, field
-from children import environment, not_outlived_by
+from children import environment, free_port, not_outlived_by, until
 
 from adp_async.local import Fault
 
@@ -111,13 +110,6 @@ class Load:
         return "connection: close" not in reply
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def serve(
     folder: Path, command: list[str], environment: dict[str, str]
 ) -> asyncio.subprocess.Process:
@@ -182,6 +174,7 @@ async def test_sigterm_while_the_service_hangs(
         load.start()
         await asyncio.sleep(SECONDS)
         rate = len(load.accepted) / SECONDS
+        await until(lambda: len(load.accepted) > 100)
         server.send_signal(signal.SIGTERM)
         told_at = time.monotonic()
         async with asyncio.timeout(GRACE + 20.0):
@@ -195,7 +188,6 @@ async def test_sigterm_while_the_service_hangs(
     assert took < GRACE, log
     assert "SIGKILL" not in log
     assert "Traceback" not in log
-    assert len(load.accepted) > 100
     assert gateway.received(run_id).metrics == [], "the service has taken nothing so far"
 
     gateway.faults.clear()
