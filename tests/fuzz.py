@@ -105,13 +105,13 @@ anything: st.SearchStrategy[Any] = st.one_of(
 
 @pytest.fixture
 def try_all(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Check every one of ``--inputs`` inputs (or of *share* of them), each within 5 seconds."""
+    """Check every one of ``--inputs`` inputs (or of *share* of them), each within 20 seconds."""
     inputs = request.config.getoption("inputs")
 
     def run(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], share: int = 1) -> None:
         @settings(
             max_examples=max(inputs // share, 10),
-            deadline=timedelta(seconds=5),
+            deadline=timedelta(seconds=20),
             database=None,
             suppress_health_check=list(HealthCheck),
         )

@@ -67,7 +67,7 @@ def test_smoke_with_mlflow(name: str, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--json", str(file)]
 
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
 
     _check(ran.stdout, json.loads(file.read_text()))
     assert "MLflow" in ran.stdout
@@ -91,7 +91,7 @@ def test_everything_is_written_down(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "lanes", "spool", "--smoke"]
     command += ["--output", str(output)]
 
-    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=240, check=True)
 
     written = output.read_text()
     assert "## The goals: " in written
@@ -209,7 +209,7 @@ import socket
 from benchmarks._trackers import stay_offline
 stay_offline()
 with socket.create_server(("127.0.0.1", 0)) as server:
-    socket.create_connection(server.getsockname(), timeout=5).close()
+    socket.create_connection(server.getsockname(), timeout=60).close()
 for reach in (
     lambda: socket.create_connection(("192.0.2.1", 80), timeout=5),
     lambda: socket.getaddrinfo("tracker.example", 443),
@@ -226,7 +226,7 @@ for reach in (
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
 
@@ -244,7 +244,7 @@ def test_cpu_of_children_counts_while_they_run() -> None:
         assert child.stdout is not None
         child.stdout.readline()
         while_it_runs = cpu_of_the_tree() - before
-        child.communicate(b"\n", timeout=30)
+        child.communicate(b"\n", timeout=120)
     afterwards = cpu_of_the_tree() - before
 
     assert while_it_runs > 0.15

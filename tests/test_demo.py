@@ -243,7 +243,7 @@ def test_the_demo_delivers_every_point() -> None:
     """From the command line: the exit code is 0, and a pipe gets no control codes."""
     command = [sys.executable, "-c", "from adp_async.cli import main; main()"]
     done = subprocess.run(
-        [*command, "demo", "--points", "3000"], capture_output=True, text=True, timeout=120
+        [*command, "demo", "--points", "3000"], capture_output=True, text=True, timeout=240
     )
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -255,7 +255,7 @@ def test_the_package_is_imported_without_its_machinery() -> None:
     script = f"import sys, adp_async; print(set({late!r}) & sys.modules.keys())"
     environment = {key: text for key, text in os.environ.items() if key != "COVERAGE_PROCESS_START"}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.stderr) == ("set()\n", "")
 

@@ -268,7 +268,7 @@ def serving(folder: Path, *options: str) -> Iterator[Served]:
             time.sleep(0.05)
         yield Served(env, read_exports(env))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, (folder / "said").read_text()
+        assert process.wait(PATIENCE) == 0, (folder / "said").read_text()
 
 
 def read_exports(env: Path) -> dict[str, str]:
@@ -291,7 +291,7 @@ def test_env_is_written_when_the_platform_is_ready(tmp_path: Path) -> None:
         command = f". {served.env} && {sys.executable} -W error -c {shlex.quote(LOGS)}"
         environment = {**handed_on(), "ADP_ASYNC_SPOOL": str(tmp_path / "spool")}
         done = subprocess.run(
-            ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60
+            ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
         assert (done.stdout, done.returncode) == ("FINISHED\n", 0), done.stderr
         assert stat.S_IMODE(served.env.stat().st_mode) == 0o600
@@ -372,7 +372,7 @@ class Oracle:
             env={**handed_on(), **self.variables},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.removeprefix("Response:"))["data"]

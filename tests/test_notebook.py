@@ -135,7 +135,7 @@ def test_the_cells_of_the_readme(
     ]
 
 
-@pytest.mark.parametrize(("face", "seconds"), [("await", 10), ("blocking", 5)])
+@pytest.mark.parametrize(("face", "seconds"), [("await", 10), ("blocking", 8)])
 def test_points_arrive_while_a_cell_computes(
     face: str, seconds: int, light: Notebook, reader: adp_async.blocking.Session, tmp_path: Path
 ) -> None:
@@ -153,19 +153,23 @@ for step in range({10 * seconds}):
     run.log_metric("loss", 1 / (step + 1), step)
 """
     )
-    begun, seen = time.monotonic(), []
-    for after in range(2, seconds, 2):
-        time.sleep(max(0.0, begun + after - time.monotonic()))
+    begun, seen = time.time(), []
+    for after in range(2, seconds - 1, 2):
+        time.sleep(max(0.0, begun + after - time.time()))
+        asked_at = time.time()
         arrived = len(reader.runs.metric_history(run_id, "loss").to_list())
-        seen.append((round(time.monotonic() - begun, 1), arrived))
+        seen.append((asked_at, arrived))
     assert cell.is_running, seen
     cell.wait()
     points = f"{10 * seconds} points in {seconds} s"
-    print(f"{face}: of {points}, the service had, by seconds: {dict(seen)}")
-    (tmp_path / f"{face}.txt").write_text(f"{seen}\n")
+    had = {round(at - begun, 1): arrived for at, arrived in seen}
+    print(f"{face}: of {points}, the service had, by seconds: {had}")
+    (tmp_path / f"{face}.txt").write_text(f"{had}\n")
 
-    for after, arrived in seen:
-        assert arrived >= 10 * (after - 3.5), seen
+    # When each was logged: on a busy machine that takes longer than it should.
+    logged = [each.timestamp / 1000 for each in reader.runs.metric_history(run_id, "loss")]
+    for at, arrived in seen:
+        assert arrived >= sum(each <= at - 3.5 for each in logged), had
     assert [arrived for _, arrived in seen] == sorted({arrived for _, arrived in seen}), seen
     light.run("run.finish()" if face == "blocking" else "await run.finish()")
 
@@ -215,7 +219,7 @@ def test_what_objects_show(notebook: Notebook, gateway: Gateway, tmp_path: Path)
     gateway.inject(Fault.reply(503), operation="log_experiment_run_batch", times=None)
     outage = show(
         "run-outage",
-        "run.log_metric('loss', 7, 50)\nfor _ in range(40):\n    await asyncio.sleep(0.1)\n"
+        "run.log_metric('loss', 7, 50)\nfor _ in range(300):\n    await asyncio.sleep(0.1)\n"
         "    if run.stats().retries: break\nawait asyncio.sleep(1.2)\nrun",
     )
     assert outage.facts["waiting"] == "1"
@@ -279,7 +283,7 @@ def test_progress(light: Notebook, gateway: Gateway, tmp_path: Path) -> None:
 def elsewhere(action: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run it in another thread: the browser's driver has an event loop in this one."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: asyncio.run(action())).result(30)
+        pool.submit(lambda: asyncio.run(action())).result(60)
 
 
 def test_a_run_that_starts_without_the_service(

@@ -286,7 +286,7 @@ async def test_fifty_real_tasks(bare_platform: LocalPlatform, tmp_path: Path) ->
     run_id = bare_platform.gateway.add_run()
 
     child = await start(bare_platform, tmp_path, TASKS, run_id)
-    found = json.loads(await child.ends_well(60))
+    found = json.loads(await child.ends_well(120))
 
     assert len(found) == 50
     assert len({pid for pid, _, _ in found}) <= 2

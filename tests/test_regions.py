@@ -47,7 +47,7 @@ def asked(text: str, home: Path, **environ: str) -> list[Any]:
         capture_output=True,
         check=True,
         env={"HOME": str(home), "PYTHONPATH": ":".join(sys.path), **environ},
-        timeout=60,
+        timeout=120,
     )
     return list(json.loads(found.stdout))
 

@@ -40,6 +40,11 @@ def adds_up(session: FakeSession, run: Run, count: int) -> None:
     assert sorted(each.step for each in session.received(run.run_id).metrics) == list(range(count))
 
 
+def log_points(run: Run, count: int) -> None:
+    for step in range(count):
+        run.log_metric("loss", 0.5, step=step)
+
+
 async def cancel_all(session: FakeSession, *names: str) -> int:
     """Cancel the tasks of the delivery thread whose names hold one of *names*; how many."""
     assert session._engine.thread is not None
@@ -125,8 +130,11 @@ async def test_a_log_that_raises(
             adds_up(session, run, 200)
 
 
-async def test_a_log_that_raises_while_leaving(tmp_path: Path) -> None:
+async def test_a_log_that_raises_while_leaving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What has to be said at the end costs neither the end nor the body's own error."""
+    monkeypatch.setattr("adp_async._io.delivery.SHORTEST_COMMIT", 30.0)  # a disk may be slow
     mistake = KeyError("the body's own")
     with disturbed(logging.DEBUG, _handler), pytest.raises(KeyError) as caught:  # noqa: PT012
         async with (
@@ -425,8 +433,8 @@ async def test_a_spool_with_a_mistake(
     ) as session:
         run, other = (session.attach_run(session.add_run()) for _ in range(2))
         script = session.answer(LOG_BATCH, status=503)
-        for step in range(4000):
-            run.log_metric("loss", 0.5, step=step)
+        # From a thread, which waits for the disk as long as that takes.
+        await asyncio.to_thread(log_points, run, 4000)
         await asyncio.sleep(0.05)
         monkeypatch.setattr(Spool, method, broken)
         script.left = 0

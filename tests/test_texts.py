@@ -95,11 +95,11 @@ def test_reading_takes_time_in_proportion(piece: str) -> None:
     text = piece * (60_000 // len(piece))
     body = text.encode()
 
-    started = time.process_time()
+    started = time.thread_time()
     first_words(body)
     printable(without_values(text), 2_000)
 
-    assert time.process_time() - started < 0.05
+    assert time.thread_time() - started < 0.05
 
 
 # without values: the messages of the MLflow that is installed
