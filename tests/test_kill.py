@@ -17,6 +17,7 @@ import struct
 import sys
 import textwrap
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,21 +38,31 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 
 INTERVAL = 0.2
-#: What a commit, and a machine that does other things as well, may add to it.
+#: What a commit may add to it.
 COMMIT = 0.3
+#: Seconds between two signs of life.
+BEAT = 0.01
 PARAM_EVERY, TAG_EVERY = 10, 7
 #: Where a name is refused, it is looked at again after a while, which is a multiple of this.
 QUICK = RetryPolicy(first_backoff=0.01, max_backoff=0.1)
 LINE = struct.Struct("<qd")
+MOMENT = struct.Struct("<d")
 
 #: Forks a process for each line it is given: importing all of it takes longer than a round.
 NURSERY = """
-    import asyncio, itertools, os, struct, sys, time
+    import asyncio, itertools, os, struct, sys, threading, time
     import cryptography.hazmat.primitives.serialization
     import adp_async, adp_async._io.recovery
     from adp_async import Session, blocking
 
+    def beat(beats):  # says when a thread of this process gets to run
+        while True:
+            beats.write(struct.pack("<d", time.monotonic()))
+            time.sleep({BEAT})
+
     def log(run, first, rate, path):
+        beats = open(path + ".beats", "ab", buffering=0)
+        threading.Thread(target=beat, args=(beats,), daemon=True).start()
         begin = time.monotonic()
         with open(path, "ab", buffering=0) as log:
             for number in itertools.count(first):
@@ -92,17 +103,22 @@ NURSERY = """
 
 @define
 class Round:
-    """One life: what it accepted and when, when it was killed, what was on disk then."""
+    """One life: what it accepted and when, when it was killed, what was on disk then.
+
+    *stalled*: for how many seconds of its life it did not get to run, on a busy machine.
+    """
 
     how: str
     accepted: dict[int, float]
     killed_at: float
+    stalled: float
     journaled: set[tuple[str, int]] = field(repr=False)
 
     def lost_for(self, arrived: set[int]) -> float:
-        """For how long the oldest point that never arrived had been accepted."""
+        """For how long the oldest point that never arrived had been accepted, and could run."""
         lost = [when for number, when in self.accepted.items() if number not in arrived]
-        return max((self.killed_at - when for when in lost), default=0.0)
+        window = max((self.killed_at - when for when in lost), default=0.0)
+        return max(0.0, window - self.stalled)
 
 
 @define
@@ -125,6 +141,7 @@ class Killer:
 
     async def start(self) -> None:
         names = {"PARAM_EVERY": PARAM_EVERY, "TAG_EVERY": TAG_EVERY, "REFUSED": self.refused}
+        names["BEAT"] = BEAT
         script = textwrap.dedent(NURSERY).format(**names)
         file = self.folder / "nursery.py"
         file.write_text(script)
@@ -158,13 +175,16 @@ class Killer:
         killed_at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         assert int(await self.nursery.stdout.readline()) == signal.SIGKILL
-        accepted = dict(LINE.iter_unpack(_whole(path.read_bytes())))
-        self.rounds.append(Round(how, accepted, killed_at, self._journaled()))
+        accepted = dict(LINE.iter_unpack(_whole(path.read_bytes(), LINE)))
+        beats = _whole(path.with_suffix(".beats").read_bytes(), MOMENT)
+        moments = [min(accepted.values()), *(when for (when,) in MOMENT.iter_unpack(beats))]
+        stalled = _stalled([*moments, killed_at])
+        self.rounds.append(Round(how, accepted, killed_at, stalled, self._journaled()))
         # One more may have been accepted than it could say.
         self.next_number = max(accepted) + 2
 
     async def _logs(self, path: Path) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not _has_content(path):  # noqa: ASYNC110 - it is another process that writes
                 await asyncio.sleep(0.002)
 
@@ -191,12 +211,17 @@ class Killer:
         assert not self._journaled()
 
 
+def _stalled(beats: list[float]) -> float:
+    """How much longer than they should be the pauses between signs of life are, in all."""
+    return sum(max(0.0, after - before - 2 * BEAT) for before, after in pairwise(beats))
+
+
 def _has_content(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _whole(content: bytes) -> bytes:
-    return content[: len(content) // LINE.size * LINE.size]
+def _whole(content: bytes, item: struct.Struct) -> bytes:
+    return content[: len(content) // item.size * item.size]
 
 
 def _waiting(path: Path) -> list[tuple[str, int]]:

@@ -66,6 +66,7 @@ async def test_created_later(
         assert sorted(point.step for point in points) == list(range(100))
 
 
+@pytest.mark.usefixtures("patient_end")
 @pytest.mark.parametrize("given", ["a name", "an id", "neither"])
 async def test_found_by_its_tag(
     platform: LocalPlatform, gateway: Gateway, spool: Path, name: str, given: str
@@ -107,7 +108,7 @@ async def test_found_by_its_start(
         await session.experiments.create(name)
         other = await session.start_run(name, run_name="sgd")
         gateway.inject(Fault.hang(after_write=True), operation=CREATE)
-        run = await session.start_run(name, run_name="sgd", start_timeout=0.5)
+        run = await session.start_run(name, run_name="sgd", start_timeout=2.0)
         run.log_metric("loss", 0.5, 7)
         await run.finish()
         await other.finish()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
+import socket
 import time
 import uuid
 from collections import Counter
@@ -94,7 +96,9 @@ class Gateway:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._runner: web.ServerRunner | None = None
         self._server: web.Server | None = None
-        self._site: web.TCPSite | None = None
+        self._site: web.BaseSite | None = None
+        #: Bound while it is down, so that nobody else gets the port.
+        self._reserved: socket.socket | None = None
         self._tls: ssl.SSLContext | None = None
         self._closing = asyncio.Event()
 
@@ -116,6 +120,8 @@ class Gateway:
         if self._runner is not None:
             self._reset_connections()
             await self._runner.cleanup()
+        if self._reserved is not None:
+            self._reserved.close()
         await self.backend.close()
 
     async def down(self) -> None:
@@ -128,8 +134,13 @@ class Gateway:
 
     async def _listen(self) -> None:
         if self._site is None and self._runner is not None:
-            site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
+            site: web.BaseSite
+            if self._reserved is None:
+                site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
+            else:
+                site = web.SockSite(self._runner, self._reserved, ssl_context=self._tls)
             await site.start()
+            self._reserved = None
             self._site = site
             self.port = self._runner.addresses[0][1]
             if self.storage is not None:
@@ -139,6 +150,7 @@ class Gateway:
         site, self._site = self._site, None
         if site is not None:
             await site.stop()
+            self._reserved = _bound(self.port)
         self._reset_connections()
 
     def _reset_connections(self) -> None:
@@ -396,3 +408,12 @@ async def _receive(request: web.BaseRequest, route: Route | None) -> Received:
 def _not_found() -> Answer:
     message = "Authorization failed or requested resource not found."
     return refusal(404, "NotAuthorizedOrNotFound", message)
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket of this machine at *port* that does not listen: whoever connects is refused."""
+    bound = socket.socket()
+    if os.name == "posix":  # connections that were closed a moment ago don't matter
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
