@@ -138,6 +138,8 @@ async def test_down_for_a_while(
     assert tags["team"] == "a"
     assert tags["adp_async.local_id"].startswith("local-")
     warnings = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    # (On a slow machine the call at the start may be told of as well.)
+    warnings = [each for each in warnings if "still failing after" not in each]
     assert len(warnings) == 2
     assert "starts offline, its records wait on disk" in warnings[0]
     assert f"it is created now, as run {created}" in warnings[1]
