@@ -143,7 +143,7 @@ def test_a_session_works_with_them(try_all: Callable[..., None], tmp_path: Path)
 
     async def use(session: FakeSession, *, in_thread: bool) -> None:
         try:
-            async with asyncio.timeout(4), session:
+            async with asyncio.timeout(60), session:
                 run = session.attach_run(session.add_run())
                 if in_thread:  # which may wait for room, as long as max_block says
                     await asyncio.to_thread(run.log_metric, "loss", 1.0)
