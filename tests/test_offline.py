@@ -639,7 +639,9 @@ async def test_an_end_that_takes_too_long_is_told_later(
     async with session_of(bare_platform, close_timeout=0.5, timeout=0.3) as session:
         run = await session.start_run("digits")
         hanging = gateway.inject(Fault.hang(), operation=UPDATE, times=None)
-        with pytest.raises(DeliveryError, match="its status could not be set in time"):
+        # (The second is of a slow machine: its attempt and the run's time are over at once.)
+        told = "its status could not be set in time|update_experiment_run: no complete reply within"
+        with pytest.raises(AdpError, match=told):
             await run._leave(None)
         gateway.faults.remove(hanging)
         await until(lambda: gateway.received(run.run_id).info["status"] == "FINISHED")
