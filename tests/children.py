@@ -48,7 +48,7 @@ class Child:
         assert self.process.stderr is not None
         return (await self.process.stderr.read()).decode()
 
-    async def ends(self, seconds: float = 60.0) -> tuple[int, str, str]:
+    async def ends(self, seconds: float = 120.0) -> tuple[int, str, str]:
         """Its return code, and the rest of its output and errors."""
         try:
             async with asyncio.timeout(seconds):
@@ -61,7 +61,7 @@ class Child:
         assert self.process.returncode is not None
         return self.process.returncode, out.decode(), errors.decode()
 
-    async def ends_well(self, seconds: float = 60.0) -> str:
+    async def ends_well(self, seconds: float = 120.0) -> str:
         """Its output, if it said nothing else and succeeded."""
         code, out, errors = await self.ends(seconds)
         if code or errors:

@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from hypothesis import HealthCheck, settings
 from yarl import URL
 
-from adp_async._io import delivery, recovery
+from adp_async._io import delivery, intake, recovery
 from adp_async.local import LocalPlatform
 from adp_async.local.identity import generate_key
 
@@ -65,6 +65,12 @@ def patient_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """However short the time for closing is, the disk gets more than a busy machine takes."""
     monkeypatch.setattr(delivery, "SHORTEST_COMMIT", 20.0)
     monkeypatch.setattr(recovery, "LONGEST_WAIT", 20.0)
+
+
+@pytest.fixture
+def patient_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code on an event loop waits for the disk for as long as a busy machine takes."""
+    monkeypatch.setattr(intake, "LONGEST_PAUSE", 20.0)
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ class Agent:
 
     async def ends(self, *, by: str = "terminate") -> int:
         getattr(self.process, by)()
-        return await asyncio.wait_for(self.process.wait(), 30)
+        return await asyncio.wait_for(self.process.wait(), 60)
 
 
 async def start(platform: LocalPlatform, *arguments: object, cwd: Path | None = None) -> Agent:
@@ -73,7 +73,7 @@ async def said(*arguments: object) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, errors = await asyncio.wait_for(process.communicate(), 30)
+    out, errors = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     return process.returncode, out.decode(), errors.decode()
 
@@ -84,7 +84,7 @@ async def test_a_session_finds_it(
     """By the variable, with neither platform nor credentials; all operations go through it."""
     monkeypatch.setenv("ADP_ASYNC_AGENT", str(tmp_path / "agent.sock"))
     monkeypatch.delenv("ADP_ASYNC_SPOOL")
-    async with adp_async.Session() as session:
+    async with adp_async.Session(linger=60.0) as session:
         settings = session.settings
         assert (settings.platform_id, settings.workspace, settings.spool) == (
             bare_platform.platform_id, bare_platform.workspace, False,
@@ -237,15 +237,15 @@ def _facts(hop: Hop) -> dict[str, Any]:
 
 async def test_it_ends_when_nobody_comes(bare_platform: LocalPlatform, tmp_path: Path) -> None:
     """After the time that was given; not while somebody logs."""
-    agent = await start(bare_platform, "--folder", tmp_path / "agent", "--idle-timeout", 0.5)
+    agent = await start(bare_platform, "--folder", tmp_path / "agent", "--idle-timeout", 2.0)
     run_id = bare_platform.gateway.add_run()
     async with Handle.from_file(agent.file).attach(run_id) as run:
         began = time.monotonic()
-        while time.monotonic() < began + 1.5:
+        while time.monotonic() < began + 2.5:
             run.log_metric("loss", 0.5)
             await asyncio.sleep(0.1)
         assert agent.process.returncode is None
-    assert await asyncio.wait_for(agent.process.wait(), 20) == 0
+    assert await asyncio.wait_for(agent.process.wait(), 60) == 0
     assert len(bare_platform.gateway.received(run_id).metrics) == run.stats().delivered
 
 

@@ -291,7 +291,7 @@ async def test_parts(
     """A large file arrives in parts, a few at once, and is one object at the end."""
     file = tmp_path / "model.bin"
     file.write_bytes(os.urandom(10 * small_parts + 1))
-    gateway.latency = 0.02
+    gateway.latency = 0.05
     await run.log_artifact(file)
 
     assert bare_platform.artifacts.read(uri(run, "model.bin")) == file.read_bytes()
@@ -459,19 +459,33 @@ async def test_a_login_page_is_no_success(run: Run, gateway: Gateway) -> None:
 
 
 async def test_retry_after_is_kept(run: Run, gateway: Gateway) -> None:
-    """Object Storage has a throttle of its own: metrics go on meanwhile."""
+    """An upload is sent again when the time that the service asks for is over, and no sooner."""
     gateway.inject(
-        Fault.reply(429, "TooManyRequests", headers={"retry-after": "2"}), operation="put_object"
+        Fault.reply(429, "TooManyRequests", headers={"retry-after": "1"}), operation="put_object"
     )
     began = time.monotonic()
+    await run.log_text("text", "notes.txt")
+
+    assert time.monotonic() - began >= 1.0
+    assert gateway.by_operation["put_object"] == 2
+
+
+async def test_metrics_do_not_wait_for_object_storage(bare_platform: LocalPlatform) -> None:
+    """It has a throttle of its own: a hold of it is none of the platform's."""
+    gateway = bare_platform.gateway
+    throttled = Fault.reply(429, "TooManyRequests", headers={"retry-after": "60"})
+    gateway.inject(throttled, operation="put_object")
+    session = await bare_platform.session(close_timeout=0.1, spool=False).open()
+    run = await session.start_run()
     upload = run.log_text("text", "notes.txt")
     await until(lambda: gateway.by_operation["put_object"] == 1)
     run.log_metric("loss", 0.5)
-    await run.flush()
-    assert time.monotonic() - began < 1.9
-    await upload
+    async with asyncio.timeout(30):
+        await run.flush()
 
-    assert time.monotonic() - began >= 2.0
+    assert not upload.done
+    with pytest.raises(UploadError, match=r"'notes\.txt'"):
+        await session.close()
 
 
 async def test_a_line_that_stands_still(bare_platform: LocalPlatform, tmp_path: Path) -> None:
@@ -482,29 +496,31 @@ async def test_a_line_that_stands_still(bare_platform: LocalPlatform, tmp_path: 
     async with bare_platform.session(retry=QUICK, timeout=0.3, spool=False) as session:
         run = await session.start_run()
         began = time.monotonic()
-        await run.log_artifact(tmp_path / "model.bin")
+        async with asyncio.timeout(30):
+            await run.log_artifact(tmp_path / "model.bin")
 
-    assert 0.3 <= time.monotonic() - began < 5.0
-    assert gateway.by_operation["put_object"] == 2
+    assert time.monotonic() - began >= 0.3
+    # (On a slow machine another attempt may take too long.)
+    assert gateway.by_operation["put_object"] >= 2
 
 
 async def test_a_slow_file_is_no_stall(bare_platform: LocalPlatform, tmp_path: Path) -> None:
     """As long as chunks leave, it may take longer than ``timeout``."""
-    (tmp_path / "model.bin").write_bytes(bytes(5 * CHUNK_BYTES))
-    async with bare_platform.session(retry=QUICK, timeout=0.4, spool=False) as session:
+    (tmp_path / "model.bin").write_bytes(bytes(6 * CHUNK_BYTES))
+    async with bare_platform.session(retry=QUICK, timeout=1.5, spool=False) as session:
         run = await session.start_run()
         reader = session._uploader._reader()
         do = reader.do
 
         def slowly(function: Any, *arguments: Any) -> Any:
-            time.sleep(0.15)
+            time.sleep(0.3)
             return do(function, *arguments)
 
         reader.do = slowly  # type: ignore[method-assign]
         began = time.monotonic()
         await run.log_artifact(tmp_path / "model.bin")
 
-    assert time.monotonic() - began > 0.8
+    assert time.monotonic() - began > 1.6
     assert bare_platform.gateway.by_operation["put_object"] == 1
 
 
@@ -617,11 +633,11 @@ async def test_the_end_waits_so_long_only(how: str, bare_platform: LocalPlatform
     with pytest.raises(UploadError, match=r"'slow\.txt'.*session keeps trying") as caught:
         await leave
     assert caught.value.artifacts == ("slow.txt",)
-    assert 0.7 <= time.monotonic() - began < 5.0
+    assert 0.7 <= time.monotonic() - began < 20.0
     with pytest.raises(UploadError, match=r"'slow\.txt'.*session is closed"):
         await session.close()
 
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 20.0
     with pytest.raises(UploadError, match="closed before"):
         await upload
     assert upload.done
@@ -693,7 +709,7 @@ async def test_closing_with_both_left(bare_platform: LocalPlatform) -> None:
     with pytest.raises(DeliveryError, match="1 record") as caught:
         await session.close()
 
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 20.0
     assert any("notes.txt" in note for note in caught.value.__notes__)
 
 
@@ -793,7 +809,7 @@ async def test_any_thread_and_any_loop(session: Session, bare_platform: LocalPla
     run = await session.start_run()
 
     def in_thread(number: int) -> None:
-        run.log_text(str(number), f"{number}/wait.txt").wait(10)
+        run.log_text(str(number), f"{number}/wait.txt").wait(60)
 
         async def here() -> None:
             await run.log_text(str(number), f"{number}/loop.txt")
@@ -855,13 +871,13 @@ def test_blocking(background_platform: LocalPlatform, tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"model")
     with blocking.start_run(**knobs(background_platform)) as run:
         uploads = run.log_artifacts(tmp_path, to="in")
-        background_platform.gateway.latency = 0.2
+        background_platform.gateway.latency = 2.0
         slow = run.log_text("slow", "slow.txt")
         with pytest.raises(TimeoutError):
             slow.wait(0.01)
         background_platform.gateway.latency = 0.0
-        uploads.wait(10)
-        run.log_figure(Figure(), "a.svg").wait(10)
+        uploads.wait(60)
+        run.log_figure(Figure(), "a.svg").wait(60)
         root = run._artifact_uri
 
     names = background_platform.artifacts.names(f"{root}/")
@@ -875,7 +891,7 @@ def test_blocking_failures(background_platform: LocalPlatform) -> None:
     run = blocking.start_run(**knobs(background_platform))
     upload = run.log_text("text", "notes.txt")
     with pytest.raises(UploadError):
-        upload.wait(10)
+        upload.wait(60)
     with pytest.raises(UploadError, match=r"'notes\.txt'"):
         run.finish()
 
@@ -906,7 +922,7 @@ def test_reading_back(
     for name, content in contents.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(content)
-    folder.log_artifacts(tmp_path / "in").wait(20)
+    folder.log_artifacts(tmp_path / "in").wait(60)
 
     found = {each.name: (each.is_folder, each.size) for each in folder.entries()}
     sizes = (100, 0) if way == "oci" else (None, None)
@@ -938,7 +954,7 @@ def test_a_long_listing(
     for root in (artifacts.add_bucket("b"), artifacts.add_volume("c.s.v")):
         folder = ArtifactFolder(background_session, root)
         for number in range(7):
-            folder.log_text("x", f"{number}.txt").wait(10)
+            folder.log_text("x", f"{number}.txt").wait(60)
 
         assert [each.name for each in folder.entries()] == [f"{n}.txt" for n in range(7)]
 
@@ -955,7 +971,7 @@ def test_a_large_download(
     for size in (999, 1000, 2500):
         content = os.urandom(size)
         (tmp_path / "in").write_bytes(content)
-        folder.log_artifact(tmp_path / "in").wait(10)
+        folder.log_artifact(tmp_path / "in").wait(60)
         folder.download("in", tmp_path / "out")
 
         assert (tmp_path / "out").read_bytes() == content
@@ -976,7 +992,7 @@ def test_a_download_of_what_is_overwritten(
     artifacts = background_platform.artifacts
     root = artifacts.add_bucket("b") if way == "oci" else artifacts.add_volume("c.s.v")
     folder = ArtifactFolder(background_session, root)
-    folder.log_text("a" * 3500, "in").wait(10)
+    folder.log_text("a" * 3500, "in").wait(60)
     ranges, ask = [], ObjectStorage._range
 
     async def overwritten(self: ObjectStorage, url: str, *arguments: Any) -> Any:
@@ -998,7 +1014,7 @@ def test_a_folder_that_fails(
     """Its uploads are told by their handles alone, and what cannot be read says why."""
     folder = ArtifactFolder(background_session, "oci://nobody@local/x")
     with pytest.raises(UploadError, match=r"artifact 'x\.txt' is not uploaded.*BucketNotFound"):
-        folder.log_text("x", "x.txt").wait(10)
+        folder.log_text("x", "x.txt").wait(60)
     with pytest.raises(NotFound, match="BucketNotFound"):
         folder.entries()
     with pytest.raises(ConfigurationError, match="read it there"):
@@ -1016,16 +1032,16 @@ FORKED = """
     upload = run.log_text("parent", "parent.txt")
     pid = os.fork()
     if pid == 0:
-        run.log_text("child", "child.txt").wait(10)
+        run.log_text("child", "child.txt").wait(60)
         try:
-            upload.wait(5)
+            upload.wait(30)
         except Closed:
             with blocking.Session() as own:
-                own.attach_run(run.run_id).log_text("child", "own.txt").wait(10)
+                own.attach_run(run.run_id).log_text("child", "own.txt").wait(60)
             os._exit(0)
         os._exit(3)
     assert os.waitpid(pid, 0)[1] == 0
-    upload.wait(10)
+    upload.wait(60)
     run.finish()
     session.close()
     print(run._artifact_uri)
@@ -1035,9 +1051,12 @@ FORKED = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 async def test_a_forked_child(bare_platform: LocalPlatform, tmp_path: Path) -> None:
     """The parent's uploads are the parent's; the inherited run and a session of its own work."""
-    bare_platform.gateway.latency = 0.2
+    busy = Fault.reply(503, headers={"retry-after": "2"})  # it is under way at the fork
+    bare_platform.gateway.inject(busy, operation="put_object")
     child = await start(bare_platform, tmp_path, FORKED)
-    root = (await child.ends_well()).strip()
+    code, out, errors = await child.ends()
+    assert code == 0, errors
+    root = out.strip()
 
     assert bare_platform.artifacts.names(root) == ["child.txt", "own.txt", "parent.txt"]
 
@@ -1103,7 +1122,7 @@ def test_a_relative_path(
     (tmp_path / "file").write_text("here")
     upload = fake_run.log_artifact("file")
     monkeypatch.chdir("/")
-    upload.wait(10)
+    upload.wait(60)
 
     assert received(fake_run) == {"file": b"here"}
 
@@ -1122,7 +1141,7 @@ def test_values_of_a_dict(fake_run: blocking.Run) -> None:
         "nan": math.nan,
         "mapping": os.environ.__class__({"a": "b"}, str, str, str, str),
     }
-    fake_run.log_dict(values, "x.json").wait(10)
+    fake_run.log_dict(values, "x.json").wait(60)
 
     found = json.loads(received(fake_run)["x.json"])
     assert math.isnan(found.pop("nan"))
@@ -1159,7 +1178,7 @@ async def test_strict_off(kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFi
             assert not upload.uploaded
             with pytest.raises(UploadError):
                 upload.wait(0)
-        await asyncio.to_thread(good.wait, 10)
+        await asyncio.to_thread(good.wait, 60)
 
     assert session.received(run.run_id).artifacts == {"x.txt": b"x"}
     assert len([each for each in caplog.records if "is skipped" in each.message]) == 4
@@ -1178,9 +1197,9 @@ class Plot:
 
 def test_figures(fake_run: blocking.Run) -> None:
     """The ending says how it is drawn, at once."""
-    fake_run.log_figure(Figure(), "a.png").wait(10)
-    fake_run.log_figure(Plot(), "b.html").wait(10)
-    fake_run.log_figure(Plot(), "b.svg").wait(10)
+    fake_run.log_figure(Figure(), "a.png").wait(60)
+    fake_run.log_figure(Plot(), "b.html").wait(60)
+    fake_run.log_figure(Plot(), "b.svg").wait(60)
     with pytest.raises(ValueError, match="needs an ending"):
         fake_run.log_figure(Figure(), "plots.d/a")
     with pytest.raises(TypeError, match="not int"):
@@ -1195,7 +1214,7 @@ def test_matplotlib(fake_run: blocking.Run) -> None:
     figure.subplots().plot([1, 2, 3])
     upload = fake_run.log_figure(figure, "loss.png")
     figure.clear()
-    upload.wait(10)
+    upload.wait(60)
 
     assert received(fake_run)["loss.png"].startswith(b"\x89PNG")
 
@@ -1204,7 +1223,7 @@ def test_handles_show_themselves(fake_run: blocking.Run) -> None:
     """What they are, and how far."""
     upload = fake_run.log_text("x", "x.txt")
     assert (upload.name, upload.run_id) == ("x.txt", fake_run.run_id)
-    upload.wait(10)
+    upload.wait(60)
 
     assert repr(upload) == "<Upload 'x.txt' uploaded>"
 
@@ -1215,7 +1234,7 @@ def test_waiting_where_it_would_hang(fake_run: blocking.Run) -> None:
     assert thread is not None
 
     async def wait() -> None:
-        fake_run.log_text("x", "x.txt").wait(10)
+        fake_run.log_text("x", "x.txt").wait(60)
 
     with pytest.raises(Closed, match="would block"):
         thread.wait(wait())
@@ -1294,7 +1313,7 @@ def test_a_download_that_is_refused(
     (tmp_path / "out").write_text("before")
     root = background_platform.artifacts.add_bucket("b")
     folder = ArtifactFolder(background_session, root)
-    folder.log_text("x", "x.txt").wait(10)
+    folder.log_text("x", "x.txt").wait(60)
     background_platform.gateway.inject(Fault.reply(400, "Odd"), operation="get_object")
     with pytest.raises(AdpError, match="400 Odd"):
         folder.download("x.txt", tmp_path / "out")

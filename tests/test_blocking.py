@@ -167,10 +167,10 @@ def test_waiting_for_a_receipt(session: FakeBlockingSession) -> None:
     both = run.log_metrics({"loss": 0.3, "accuracy": 0.9})
     with pytest.raises(TimeoutError):
         both.wait(timeout=0.05)
-    assert 0.09 < time.monotonic() - began < 5.0
+    assert 0.09 < time.monotonic() - began < 20.0
     script.left = 0
-    stuck.wait(5)
-    both.wait(5)
+    stuck.wait(60)
+    both.wait(60)
 
 
 def test_waiting_for_a_refused_receipt(session: FakeBlockingSession) -> None:
@@ -192,7 +192,7 @@ def test_flush_and_drain_take_a_timeout(session: FakeBlockingSession) -> None:
         run.flush(timeout=0.05)
     run.drain(timeout=0.05)  # there is room
     script.left = 0
-    run.flush(timeout=5)
+    run.flush(timeout=60)
     assert receipt.delivered
     assert session.session._delivery._waiters.are_none
 
@@ -206,7 +206,7 @@ def test_threads_that_wait(session: FakeBlockingSession) -> None:
         try:
             for step in range(20):
                 receipt = run.log_metric(f"loss{number}", 0.5, step=step)
-                receipt.wait(5) if step % 2 else run.flush(5)
+                receipt.wait(60) if step % 2 else run.flush(60)
                 assert receipt.delivered
         except BaseException as error:
             errors.append(error)
@@ -336,7 +336,7 @@ def test_no_thread_is_left() -> None:
             endpoint="http://localhost",
             **arguments,
         )
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 20.0
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
@@ -403,11 +403,11 @@ async def finished(script: str, interrupt_at: str = "") -> tuple[int, str, str]:
     printed = b""
     with not_outlived_by(child):
         if interrupt_at:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 printed = await child.stdout.readuntil(interrupt_at.encode())
             await asyncio.sleep(0.05)
             child.send_signal(signal.SIGINT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, errors = await child.communicate()
     assert child.returncode is not None
     return child.returncode, (printed + out).decode(), errors.decode()
@@ -501,6 +501,7 @@ async def test_ctrl_c_while_it_waits(bare_platform: LocalPlatform) -> None:
         sys.stdin.readline()
         run.log_metric("loss", 0.5)
         try:
+            print("waits", flush=True)
             run.flush()
         except KeyboardInterrupt:
             print("interrupted")
@@ -516,12 +517,13 @@ async def test_ctrl_c_while_it_waits(bare_platform: LocalPlatform) -> None:
         await bare_platform.gateway.down()
         child.stdin.write(b"\n")
         await child.stdin.drain()
+        assert await child.stdout.readline() == b"waits\n"
         await asyncio.sleep(0.1)
         began = time.monotonic()
         child.send_signal(signal.SIGINT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, errors = await child.communicate()
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 30.0
     assert out == b"interrupted\n"
     assert b"1 record was not delivered" in errors
 
@@ -544,7 +546,7 @@ def test_a_thread_that_goes_on_at_the_end() -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "")
     told = "records are dropped: the session cannot be used: the interpreter is ending\n"

@@ -18,6 +18,7 @@ from adp_async.local import Fault
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from adp_async import Run
@@ -42,7 +43,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 15.0
 
 
 async def test_a_call_under_way(bare_platform: LocalPlatform) -> None:
@@ -58,12 +59,15 @@ async def test_a_call_under_way(bare_platform: LocalPlatform) -> None:
 
 async def test_a_call_that_backs_off() -> None:
     """So does one that waits to try again, or for its turn."""
-    slow = RetryPolicy(first_backoff=60.0)
-    async with FakeSession(retry=slow) as session:
+    slow = RetryPolicy(first_backoff=6000.0, max_backoff=6000.0)
+    async with FakeSession(retry=slow, call_timeout=100_000.0) as session:
         session.answer("get_experiment_run_by_id", status=503, times=1)
         session.answer("get_experiment_run_by_id", status=429, times=1)
         for requests in (1, 2, 2):
             task = asyncio.create_task(session.runs.get("r"))
+            async with asyncio.timeout(20):
+                while len(session.requests) < requests:  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.005)
             await asyncio.sleep(0.02)
             await cancelled(task)
             assert len(session.requests) == requests
@@ -146,24 +150,26 @@ async def test_a_cancelled_session(how: str) -> None:
     """Whatever cancels its body, the session delivers what it has before it is left."""
     session = FakeSession(linger=60.0)
 
-    async def use() -> None:
+    async def use(then: Callable[[], object]) -> None:
         async with session:
             run = attach(session)
             for step in range(3000):
                 run.log_metric("loss", 0.5, step=step)
+            then()
             await asyncio.sleep(60)
 
     if how == "task":
-        task = asyncio.create_task(use())
-        await asyncio.sleep(0.05)
+        logged = asyncio.Event()
+        task = asyncio.create_task(use(logged.set))
+        await logged.wait()
         await cancelled(task)
     elif how == "asyncio.timeout":
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await use()
+            async with asyncio.timeout(None) as limit:
+                await use(lambda: limit.reschedule(asyncio.get_running_loop().time()))
     else:
-        with anyio.move_on_after(0.05):
-            await use()
+        with anyio.CancelScope() as scope:
+            await use(lambda: setattr(scope, "deadline", anyio.current_time()))
     (run,) = session.service.store.runs.values()
     assert len(run.metrics) == 3000
     assert "it is closed" in repr(session)
@@ -216,7 +222,7 @@ async def test_cancelled_at_any_moment_of_its_opening(tmp_path: Path) -> None:
         no_more = threading.active_count() <= threads and len(spool._open_spools) <= files
         return no_more and not list(tmp_path.glob("*.spool"))
 
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(30.0):
         while not is_tidy():  # noqa: ASYNC110 - threads set no event
             await asyncio.sleep(0.01)
 

@@ -6,20 +6,18 @@ import asyncio
 import io
 import logging
 import os
-import random
 import re
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
-from children import not_outlived_by
+from children import free_port, not_outlived_by
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -258,19 +256,11 @@ def test_serve_keeps_its_address_in_a_directory(tmp_path: Path) -> None:
         "--directory",
         str(tmp_path / "kept"),
         "--port",
-        str(_free_port()),
+        str(free_port()),
     ]
 
     assert _exports(command) == _exports(command)
     assert (tmp_path / "kept" / "oci_config").exists()
-
-
-def _free_port() -> int:
-    """None of those that the system gives to others, as it likes, in the meantime."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no port is free")
 
 
 def _exports(command: list[str]) -> list[str]:

@@ -134,7 +134,7 @@ async def log(worker: Any) -> None:
             worker.log_metric("loss", step * 0.5, part * 10 + step)
         worker.set_tag("stage", part)
         worker.log_param(f"p{part}", part)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await worker.flush()
 
 
@@ -185,7 +185,7 @@ async def test_faults_between_collector_and_service(
     )
     async with worker_of(bare_platform, tmp_path / "spool", None) as worker:
         await log(worker)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await worker.flush(delivered=True)
         check(bare_platform.gateway, worker)
     assert injected.hits == times
@@ -195,7 +195,7 @@ async def test_a_service_that_is_down(bare_platform: LocalPlatform, tmp_path: Pa
     """Workers hand over as ever, and leave; the owner keeps it."""
     await bare_platform.gateway.down()
     async with worker_of(bare_platform, tmp_path / "spool", None) as worker:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await log(worker)
             await worker.flush()
         assert bare_platform.gateway.received("r").metrics == []

@@ -107,19 +107,19 @@ def test_a_worker_that_computes_for_long(
 ) -> None:
     """It is waited for as long as it is within its block, although it logs nothing."""
     monkeypatch.setattr(presence, "RENEW_EVERY", 0.05)
-    monkeypatch.setattr("adp_async.collector.collector.LEASE", 0.4)
+    monkeypatch.setattr("adp_async.collector.collector.LEASE", 2.0)
     entered = threading.Event()
 
     def work(handle: Any) -> None:
         with handle.attach() as worker:
             entered.set()
-            time.sleep(1.2)
+            time.sleep(2.4)
             worker.log_metric("loss", 0.5)
 
     with run.shared() as handle:
         thread = threading.Thread(target=work, args=(handle,))
         thread.start()
-        entered.wait(5)
+        entered.wait(60)
     thread.join()
     run.flush()
     assert steps(fake, run.run_id) == {"loss": [0]}
@@ -163,7 +163,7 @@ async def test_a_goodbye_comes_after_the_sign_of_life_under_way(
     here = presence.Presence(Slow())  # type: ignore[arg-type]
     await here.enter("a", "run")
     here._inside.add("b")
-    await asyncio.wait_for(asked.wait(), 5.0)
+    await asyncio.wait_for(asked.wait(), 30.0)
     leaving = asyncio.gather(here.leave("a", "run"), here.leave("b", "run"))
     await asyncio.sleep(0.01)
     answered.set()
@@ -180,7 +180,7 @@ def test_a_session_that_closes_within_a_block(run: Run, monkeypatch: pytest.Monk
         worker.log_metric("loss", 0.5)
         began = time.monotonic()
         handle.session().close()
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 20.0
         with pytest.raises(Closed):
             manager.__exit__(None, None, None)
 
@@ -237,7 +237,7 @@ def forked(doing: Callable[[], object]) -> int:
 
 def log_and_flush(worker: Any) -> None:
     worker.log_metric("child", 1.0)
-    worker.flush(timeout=10)
+    worker.flush(timeout=60)
 
 
 @FORKS
@@ -327,7 +327,7 @@ def test_a_lenient_run_that_is_shared(
             worker.log_metrics([1, 2])
             worker.log_params({"a": "x" * 10_000})
             with pytest.raises(UploadError, match="artifacts need credentials"):
-                worker.log_text("text", "notes.txt").wait(1)
+                worker.log_text("text", "notes.txt").wait(30)
             worker.finish()
         strict = fake.attach_run(run.run_id)
         with pickle.loads(pickle.dumps(strict)) as worker, pytest.raises(AdpError):
@@ -402,7 +402,7 @@ def test_a_run_that_started_offline(
     fake: FakeBlockingSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers read it by either of its names, as soon as the service has it, and no other run."""
-    monkeypatch.setitem(DEFAULTS, "call_timeout", 1.0)
+    monkeypatch.setitem(DEFAULTS, "call_timeout", 3.0)
     monkeypatch.setattr("adp_async.collector.handler.LONGEST_LOOK", 0.05)
     script = fake.session.answer("create_experiment_run", status=503)
     other = fake.session.add_run()
@@ -414,7 +414,7 @@ def test_a_run_that_started_offline(
         with pytest.raises(ServiceFault, match="does not have it yet"):
             session.runs.get(worker.run_id)
         script.left = script.given
-        run_id = run.created(timeout=10)
+        run_id = run.created(timeout=60)
         for name in (worker.run_id, run_id):
             assert session.runs.get(name).info.run_id == run_id
             session.runs.update(name, run_name=f"renamed by {name[:6]}")

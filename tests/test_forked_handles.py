@@ -322,7 +322,7 @@ BEGUN_OFFLINE = """
         assert run.run_id is None
         ends_well(forked(too_early, run))
         print("offline", flush=True)
-        run.created(20.0)
+        run.created(60.0)
         ends_well(forked(child, run))
     print(run.run_id)
 """
@@ -400,7 +400,7 @@ async def test_gunicorn_with_preload(
     assert server.stderr is not None
     said: list[str] = []
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while "Listening at" not in (line := (await server.stderr.readline()).decode()):
                 said.append(line)
             url = line.partition("at: ")[2].split()[0]
@@ -422,5 +422,5 @@ async def test_gunicorn_with_preload(
 
 
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=20) as reply:
+    with urllib.request.urlopen(url, timeout=60) as reply:
         return bytes(reply.read())

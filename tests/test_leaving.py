@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -113,7 +114,7 @@ def test_the_bodys_own_exception(
         except BaseException as found:
             caught = found
         is_bare(caught, error)
-        assert time.monotonic() - began < CLOSE_TIMEOUT + 1.0
+        assert time.monotonic() - began < CLOSE_TIMEOUT + 15.0
 
 
 @pytest.mark.parametrize("spool", SPOOLS)
@@ -149,7 +150,7 @@ async def test_cancelled_three_times(
         await asyncio.sleep(0.02)
     (result,) = await asyncio.gather(task, return_exceptions=True)
     assert type(result) is asyncio.CancelledError
-    assert time.monotonic() - began < CLOSE_TIMEOUT + 1.0
+    assert time.monotonic() - began < CLOSE_TIMEOUT + 15.0
     assert not session.is_open
 
 
@@ -165,30 +166,36 @@ def hangs(session: FakeSession) -> None:
     session.service.send = send  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("spool", [True, False], ids=["spool", "no spool"])
-@pytest.mark.parametrize("face", ["async", "blocking"])
-def test_run_and_session_share_a_deadline(tmp_path: Path, face: str, spool: bool) -> None:
-    """Both together take `close_timeout` when the service hangs."""
-    knobs: Any = {"close_timeout": 1.0, "spool": tmp_path / "spool" if spool else False}
-    began = 0.0
+def test_run_and_session_share_a_deadline(tmp_path: Path) -> None:
+    """Both together take `close_timeout` when the service hangs: on both faces, spool or not."""
 
-    async def leaves() -> None:
-        nonlocal began
-        async with FakeSession(**knobs) as session, session.start_run() as run:
-            hangs(session)
-            run.log_metric("loss", 0.5)
-            began = time.monotonic()
+    def seconds(face: str, spool: Path | bool) -> float:
+        knobs: Any = {"close_timeout": 4.0, "spool": spool}
+        began = 0.0
 
-    def leaves_blocking() -> None:
-        nonlocal began
-        with FakeBlockingSession(**knobs) as session, session.start_run() as run:
-            hangs(session.session)
-            run.log_metric("loss", 0.5)
-            began = time.monotonic()
+        async def leaves() -> None:
+            nonlocal began
+            async with FakeSession(**knobs) as session, session.start_run() as run:
+                hangs(session)
+                run.log_metric("loss", 0.5)
+                began = time.monotonic()
 
-    with pytest.raises(DeliveryError):
-        asyncio.run(leaves()) if face == "async" else leaves_blocking()
-    assert 0.5 < time.monotonic() - began < 1.9
+        def leaves_blocking() -> None:
+            nonlocal began
+            with FakeBlockingSession(**knobs) as session, session.start_run() as run:
+                hangs(session.session)
+                run.log_metric("loss", 0.5)
+                began = time.monotonic()
+
+        with pytest.raises(DeliveryError):
+            asyncio.run(leaves()) if face == "async" else leaves_blocking()
+        return time.monotonic() - began
+
+    faces = ["async", "async", "blocking", "blocking"]
+    with ThreadPoolExecutor(4) as pool:  # all at once, since each of them waits
+        took = list(pool.map(seconds, faces, [False, tmp_path / "a", False, tmp_path / "b"]))
+    assert min(took) > 2.0
+    assert max(took) < 7.6, "not twice the time"
 
 
 @pytest.mark.parametrize("service", ["well", "hangs"])
@@ -202,7 +209,7 @@ def test_a_disk_that_hangs(
     real, released = getattr(Spool, method), threading.Event()
 
     def slow(self: Spool, *arguments: Any) -> Any:
-        released.wait(10.0)
+        released.wait(60.0)
         return real(self, *arguments)
 
     began = 0.0
@@ -214,6 +221,10 @@ def test_a_disk_that_hangs(
         session.logger.log_metric(session.add_run(), "loss", 0.5)
         time.sleep(0.05)
         began = time.monotonic()
+        if service == "well" and method == "close":  # what leaves is not what takes its time
+            while session.logger.stats().undelivered and time.monotonic() < began + 20.0:
+                time.sleep(0.005)
+            began = time.monotonic()
 
     async def leaves() -> None:
         async with FakeSession(**knobs) as session:
@@ -230,7 +241,7 @@ def test_a_disk_that_hangs(
         except DeliveryError:
             # (A token has to be on disk before its batch leaves.)
             assert service == "hangs" or method == "commit"
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 20.0
     finally:
         released.set()
 
@@ -242,14 +253,16 @@ class Slow:
     """Credentials that take long to load."""
 
     def __init__(self) -> None:
+        self.begun = threading.Event()
         self.released = threading.Event()
 
     def auth(self) -> CustomSigner:
-        released = self.released
+        begun, released = self.begun, self.released
 
         class Loading(CustomSigner):
             def load(self) -> Any:
-                released.wait(10.0)
+                begun.set()
+                released.wait(60.0)
                 return super().load()
 
         return Loading(lambda request: None)
@@ -262,7 +275,7 @@ async def test_closed_while_it_opens() -> None:
     opening = asyncio.create_task(session.open())
     await asyncio.sleep(0.02)
     try:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(20.0):
             await session.close()
             with pytest.raises(Closed, match="being opened"):
                 await opening
@@ -280,7 +293,7 @@ async def test_cancelled_and_closed_while_it_opens() -> None:
     await asyncio.sleep(0.02)
     try:
         opening.cancel()
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(20.0):
             await session.close()
             (result,) = await asyncio.gather(opening, return_exceptions=True)
         assert isinstance(result, asyncio.CancelledError | Closed)
@@ -304,12 +317,12 @@ def test_a_blocking_session_closed_while_it_opens() -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.05)
+    assert slow.begun.wait(20.0)
     try:
         began = time.monotonic()
         session.close()
-        thread.join(5.0)
-        assert time.monotonic() - began < 4.0
+        thread.join(30.0)
+        assert time.monotonic() - began < 20.0
         assert [type(error) for error in raised] == [Closed]
         assert not session.is_open
     finally:

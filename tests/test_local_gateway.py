@@ -58,7 +58,7 @@ async def test_good_request(bare_client: SignedClient, run_id: str) -> None:
     assert re.fullmatch(r"mine-1/[0-9A-F]{32}", reply.headers["opc-request-id"])
     assert reply.headers["etag"]
     assert reply.headers["content-type"] == "application/json"
-    assert abs(parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time()) < 5
+    assert abs(parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time()) < 60
     assert steps(bare_client.platform, run_id) == [1, 2]
 
 
@@ -109,7 +109,7 @@ async def test_bytes_that_make_no_signature(
         b'headers="(request-target) host %b",signature="%b"\r\n\r\n'
         % (path, date, signed, signature)
     )
-    reply = await asyncio.wait_for(reader.read(), 10)
+    reply = await asyncio.wait_for(reader.read(), 60)
     writer.close()
     await writer.wait_closed()
 
@@ -197,7 +197,7 @@ async def test_clock_of_the_service(
 
     assert (reply.status, reply.code) == (401, "NotAuthenticated")
     offset = parsedate_to_datetime(reply.headers["date"]).timestamp() - time.time()
-    assert offset == pytest.approx(1200, abs=3)
+    assert offset == pytest.approx(1200, abs=60)
 
 
 # -- retry tokens
@@ -288,29 +288,29 @@ async def test_the_quota_can_be_asked_for(bare_platform: LocalPlatform) -> None:
     assert gateway.quota == Quota(rate=5, burst=2)
 
 
-async def test_token_under_way_is_waited_for(
-    bare_platform: LocalPlatform,
-    bare_client: SignedClient,
-    run_id: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The second request with a token joins the first while that is still being served."""
-    may_go, arrived = asyncio.Event(), asyncio.Event()
-    answer = StandIn.answer
+@pytest.fixture
+def may_go(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """What requests wait for before the stand-in answers them."""
+    may_go, answer = asyncio.Event(), StandIn.answer
 
     async def slow(self: StandIn, route: Route, received: Received) -> Answer:
-        arrived.set()
         await may_go.wait()
         return await answer(self, route, received)
 
     monkeypatch.setattr(StandIn, "answer", slow)
+    return may_go
+
+
+async def test_token_under_way_is_waited_for(
+    bare_platform: LocalPlatform, bare_client: SignedClient, run_id: str, may_go: asyncio.Event
+) -> None:
+    """The second request with a token joins the first while that is still being served."""
     calls = [
         asyncio.create_task(
             bare_client.call("POST", LOG_BATCH, batch(run_id, 1), headers=token("t"))
         )
         for _ in range(2)
     ]
-    await arrived.wait()
     await until(lambda: bare_platform.gateway.max_concurrent == 2)
     may_go.set()
 
@@ -358,18 +358,24 @@ async def test_latency(bare_platform: LocalPlatform, bare_client: SignedClient) 
     assert time.monotonic() - began >= 0.03
 
 
-async def test_counts(bare_platform: LocalPlatform, bare_client: SignedClient, run_id: str) -> None:
+async def test_counts(
+    bare_platform: LocalPlatform, bare_client: SignedClient, run_id: str, may_go: asyncio.Event
+) -> None:
     """Requests by operation and status, and how many were there at once."""
     gateway = bare_platform.gateway
-    gateway.latency = 0.02
-    await asyncio.gather(
+    calls = [
         *(bare_client.call("POST", LOG_BATCH, batch(run_id, n)) for n in range(4)),
         bare_client.call("GET", f"mlflow/runs/get?run_id={run_id}"),
-    )
+    ]
+    answers = asyncio.gather(*calls)
+    await until(lambda: gateway.max_concurrent == 5)
+    may_go.set()
+    await answers
 
     assert gateway.by_operation == {"log_experiment_run_batch": 4, "get_experiment_run_by_id": 1}
     assert gateway.counts.by_status == {200: 5}
     assert gateway.max_concurrent == 5
+    gateway.latency = 0.02
     gateway.reset()
     assert (gateway.requests, gateway.latency, gateway.counts.concurrent) == (0, 0.0, 0)
 
@@ -418,7 +424,7 @@ async def test_down_resets_what_is_under_way(
     bare_platform: LocalPlatform, bare_client: SignedClient, run_id: str
 ) -> None:
     """A request that waits for its reply loses its connection."""
-    bare_platform.gateway.latency = 0.05
+    bare_platform.gateway.latency = 30.0
     call = asyncio.create_task(bare_client.call("POST", LOG_BATCH, batch(run_id, 1)))
     await until(lambda: bare_platform.gateway.counts.concurrent == 1)
 
@@ -451,6 +457,6 @@ async def test_gateway_is_fast_enough_for_big_tests(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 -- there is no event to wait for
             await asyncio.sleep(0.002)

@@ -205,9 +205,15 @@ async def test_mlflow_that_is_never_ready(tmp_path: Path, monkeypatch: pytest.Mo
         """,
     )
     phases: list[str] = []
-    platform = LocalPlatform(
-        tmp_path, start_timeout=0.5, progress=lambda phase, seconds: phases.append(phase)
-    )
+
+    def progress(phase: str, seconds: float) -> None:
+        phases.append(phase)
+        server = platform.mlflow_server
+        assert server is not None
+        if phase == "importing MLflow" and server._start_timeout == 60.0:
+            server._start_timeout = seconds  # its time is up now, however long Python has taken
+
+    platform = LocalPlatform(tmp_path, start_timeout=60.0, progress=progress)
 
     with pytest.raises(MlflowServerError, match="not ready after"):
         await platform.start()
@@ -222,10 +228,13 @@ async def test_cancelled_start_leaves_no_process(
 ) -> None:
     """Ctrl-C while MLflow starts ends it too."""
     fake_mlflow(monkeypatch, tmp_path, "import time; time.sleep(60)")
-    platform = LocalPlatform(tmp_path)
 
+    def now(*_: object) -> None:
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    platform = LocalPlatform(tmp_path, progress=now)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(60) as limit:
             await platform.start()
 
     assert platform.mlflow_server is not None

@@ -85,7 +85,7 @@ def test_after_its_end_nobody_waits(thread: LoopThread) -> None:
     while len(asyncio.all_tasks(thread.loop)) == 0:
         pass
     thread.stop()
-    other.join(5)
+    other.join(60)
     assert "while this call waited" in str(waits[0])
     with pytest.raises(Closed, match="is closed"):
         thread.wait(forty_two())
@@ -117,7 +117,7 @@ def test_calls_that_come_as_it_ends(thread: LoopThread) -> None:
     begun.wait()
     thread.stop()
     for other in others:
-        other.join(5.0)
+        other.join(60.0)
         assert not other.is_alive()
 
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from adp_async.local import LocalPlatform
     from adp_async.local.stand_in import StandIn
 
+pytestmark = pytest.mark.usefixtures("patient_end", "patient_loop")
+
 LOG_BATCH = "log_experiment_run_batch"
 DOWN = ConnectionLost("the line is cut")
 
@@ -51,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - a thread and a disk have no event
             await asyncio.sleep(0.002)
 
@@ -112,7 +114,7 @@ async def test_what_a_thread_finds_for_nobody(folder: Path) -> None:
     may_look = threading.Event()
 
     def find(seen: set[Path], most: int) -> recovery.Found:
-        may_look.wait(5)
+        may_look.wait(60)
         return recovery.open_orphans(folder, identity=FAKE, limit=LIMIT)
 
     searching = asyncio.create_task(recoveries(find, folder).run())
@@ -134,7 +136,7 @@ async def test_a_thread_that_finds_nothing_in_time(
     may_look = threading.Event()
 
     def find(seen: set[Path], most: int) -> recovery.Found:
-        may_look.wait(5)
+        may_look.wait(60)
         return recovery.Found()
 
     searching = asyncio.create_task(recoveries(find, folder).run())
@@ -171,7 +173,7 @@ async def test_what_waits_is_on_disk_within_the_interval(folder: Path) -> None:
             run.log_metrics({f"m{number}": 1.0 for number in range(10)})
             begin = time.monotonic()
             await until(lambda: on_disk(session) == count)  # noqa: B023
-            assert time.monotonic() - begin < 5.0
+            assert time.monotonic() - begin < 20.0
 
 
 async def test_code_that_never_awaits_is_written_too(folder: Path) -> None:
@@ -180,8 +182,11 @@ async def test_code_that_never_awaits_is_written_too(folder: Path) -> None:
         run = session.attach_run(session.add_run())
         for step in range(10):
             run.log_metric("loss", 0.5, step)
-            time.sleep(0.045)  # noqa: ASYNC251 - that is the point
-        assert on_disk(session) >= 9 - 1
+            time.sleep(0.025)  # noqa: ASYNC251 - that is the point
+        until_then = time.monotonic() + 20.0
+        while on_disk(session) < 10 and time.monotonic() < until_then:
+            time.sleep(0.005)  # noqa: ASYNC251
+        assert on_disk(session) == 10
 
 
 async def test_what_is_delivered_in_time_never_touches_the_disk(folder: Path) -> None:
@@ -201,7 +206,7 @@ async def test_what_is_delivered_in_time_never_touches_the_disk(folder: Path) ->
 
 async def test_a_journaled_batch_leaves_after_its_token_was_written(folder: Path) -> None:
     """The request that a later process would repeat is on disk before it goes out."""
-    async with session_with(folder, linger=0.2) as session:
+    async with session_with(folder, linger=60.0) as session:
         run = session.attach_run(session.add_run("run"))
         seen: list[tuple[str, ...]] = []
         post = session.service.send
@@ -268,7 +273,7 @@ async def test_a_commit_that_is_cancelled_is_not_lost(
     def slow(self: Spool, changes: Changes, last_error: str = "") -> None:
         if changes.chunks and not entered.is_set():
             entered.set()
-            go_on.wait(5)
+            go_on.wait(60)
         commit(self, changes, last_error)
 
     monkeypatch.setattr(Spool, "commit", slow)
@@ -304,6 +309,7 @@ async def test_a_disk_that_fails_is_said_once(
         for step in range(20):
             run.log_metric("loss", 1.0, step)
             await asyncio.sleep(0.005)
+        await until(lambda: any("disk is full" in each for each in warnings(caplog)))
         troubles = [each for each in warnings(caplog) if "disk is full" in each]
         assert len(troubles) == 1
         assert "only in memory" in troubles[0]
@@ -323,7 +329,7 @@ async def test_a_disk_that_fails_costs_no_memory(
         raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(Writer, "_insert", failing)
-    async with session_with(folder, linger=0.2) as session:
+    async with session_with(folder, linger=60.0) as session:
         run = session.attach_run(session.add_run("run"))
         run.log_metric("loss", 0.5)
         await until(lambda: keeper(session).failure)
@@ -352,7 +358,7 @@ async def test_the_disk_takes_what_memory_cannot_hold(folder: Path) -> None:
         assert run.stats().accepted == 20_000
 
         session.service._scripts.clear()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await asyncio.gather(*receipts)
             await run.flush()
         assert sorted(steps(session)) == list(range(20_000))
@@ -373,7 +379,7 @@ async def test_a_thread_waits_for_the_disk(folder: Path) -> None:
         await asyncio.to_thread(log)
         assert session._intake.used() <= 1_000_000 + 1000
         session.service._scripts.clear()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await run.flush()
         assert sorted(steps(session)) == list(range(20_000))
 
@@ -405,7 +411,7 @@ async def test_many_runs_share_what_memory_there_is(
         session.service._scripts.clear()
         peak = 0
         flush = asyncio.ensure_future(session.logger.flush())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not flush.done():
                 peak = max(peak, session._delivery.accumulator.cost)
                 await asyncio.sleep(0)
@@ -515,12 +521,15 @@ async def test_rejected_records_stay_and_are_not_announced(
 
 def is_busy(folder: Path, session: FakeSession) -> bool:
     own = keeper(session).spool.path
-    for path in find_spools(folder):
-        if path != own:
-            try:
-                Spool.open(path, limit=LIMIT).release()
-            except SpoolError:
-                return True
+    return any(is_held(path) for path in find_spools(folder) if path != own)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody has that spool open."""
+    try:
+        Spool.open(path, limit=LIMIT).release()
+    except SpoolError:
+        return True
     return False
 
 
@@ -543,7 +552,7 @@ async def test_records_of_a_run_that_is_gone_are_rejected_and_kept(folder: Path)
 
 async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
     """The next session sends a part with the token that it had, so none arrives twice."""
-    async with session_with(folder, linger=0.1) as session:
+    async with session_with(folder, linger=60.0) as session:
         run = session.attach_run(session.add_run("run"))
         refusal = {"code": "InvalidParameter", "message": "no"}
         session.answer(LOG_BATCH, refusal, status=400, times=1)
@@ -551,7 +560,9 @@ async def test_killed_while_a_batch_is_taken_apart(folder: Path) -> None:
         script = session.answer(LOG_BATCH, DOWN, after_write=True)
         run.log_metrics({f"m{number}": 1.0 for number in range(100)})
         await until(lambda: on_disk(session) == 100)
+        flushing = asyncio.create_task(run.flush())
         await until(lambda: script.given >= 2)
+        flushing.cancel()
         copy = folder.parent / "copy"
         shutil.copytree(folder, copy)
         store, sent = session.service.store, tokens(session)
@@ -623,7 +634,7 @@ async def test_leaving_while_recovering_leaves_the_rest_in_the_file(folder: Path
         session.add_run("run")
         await until(lambda: session.requests)
         begin = time.monotonic()
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < 20.0
 
     for each, count in ((path, 3000), (other, 10)):
         left = Spool.open(each, limit=LIMIT)
@@ -664,7 +675,7 @@ async def test_leaving_while_looking_lets_go_of_what_is_found(
     async with session_with(folder):
         await asyncio.sleep(0.01)
 
-    Spool.open(path, limit=LIMIT).release()
+    await until(lambda: not is_held(path))
 
 
 async def test_many_spools_are_delivered_some_at_a_time(
@@ -731,7 +742,7 @@ async def test_whatever_is_damaged_delivery_goes_on(
         session.add_run("run")
         run = session.attach_run("run")
         run.set_tag("state", "new")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await run.flush()
         await until(lambda: not is_busy(folder, session))
 
@@ -763,7 +774,7 @@ async def test_a_recovery_that_fails_holds_nobody(
         run = session.attach_run("run")
         run.set_tag("state", "new")
         run.log_metric("loss", 0.5, 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await run.flush()
 
     assert session.received("run").tags == [("state", "new")]
@@ -827,12 +838,12 @@ async def test_a_run_that_waits_for_its_predecessor_holds_no_other(folder: Path)
         for step in range(50):
             other.log_metric("loss", 0.5, step=step)
         other.set_tag("state", "running")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await other.flush()
         assert session.received("other").tags == [("state", "running")]
         assert session.received("resumed").tags == []
         released.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await resumed.flush()
         values = [value for _, value in session.received("resumed").tags]
         assert values[0] == "old"
@@ -870,7 +881,7 @@ async def test_one_orphan_in_trouble_holds_no_other(
         mine.log_metric("loss", 0.5, step=1)
         mine.set_tag("state", "new")
         session.attach_run("bad").set_tag("state", "new")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await mine.flush()
         await until(lambda: len(steps(session, "good")) == 30)
         await until(lambda: any(bad.name in message for message in warnings(caplog)))
@@ -890,7 +901,7 @@ async def test_a_pipe_in_the_folder(folder: Path) -> None:
         run = session.attach_run("run")
         run.set_tag("state", "new")
         run.log_param("lr", 1)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await run.flush()
         await until(lambda: len(steps(session)) == 10)
 
@@ -899,12 +910,12 @@ async def test_a_search_that_hangs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After some seconds nothing waits for it any more, and one line reports it."""
-    monkeypatch.setattr(recovery, "LONGEST_SEARCH", 0.1)
+    monkeypatch.setattr(recovery, "LONGEST_SEARCH", 2.0)
     monkeypatch.setattr(recovery, "LONGEST_WAIT", 0.1)
     released = threading.Event()
 
     def hangs(*_: Any, **__: Any) -> Any:
-        released.wait(10.0)
+        released.wait(60.0)
         return []
 
     monkeypatch.setattr(recovery, "find_spools", hangs)
@@ -915,11 +926,11 @@ async def test_a_search_that_hangs(
             run.log_param("lr", 1)
             await asyncio.sleep(0.02)
             assert session.received("run").tags == []
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(60):
                 await run.flush()
             assert session.received("run").tags == [("state", "new")]
             begin = time.monotonic()
-        assert time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin < 20.0
     finally:
         released.set()
     assert len([each for each in warnings(caplog) if "takes long" in each]) == 1
@@ -935,7 +946,7 @@ async def test_the_order_of_many_orphans(folder: Path) -> None:
         session.add_run("run")
         run = session.attach_run("run")
         run.set_tag("state", "new")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await run.flush()
 
     values = [value for _, value in session.received("run").tags]
@@ -959,7 +970,7 @@ async def test_orphans_that_appear_later(folder: Path, monkeypatch: pytest.Monke
         found = session._engine.recoveries
         assert found is not None
         # In a folder where processes are killed every minute, that would be a leak.
-        assert [*found._seen, *found._runs, *found._done, *found._since] == []
+        await until(lambda: not [*found._seen, *found._runs, *found._done, *found._since])
 
 
 # Two processes
@@ -970,7 +981,7 @@ from adp_async import Session
 
 async def main():
     async with Session():
-        await asyncio.sleep(60)
+        await asyncio.sleep(120)
 
 asyncio.run(main())
 """
@@ -989,8 +1000,8 @@ async def test_two_processes_never_deliver_the_same_spool(
     for number in range(12):
         rows = chunk(metrics(200, number * 200), run_id=run_id)
         orphan(folder, rows, sealed(0, 100, f"token-{number}", run_id=run_id), identity=here)
-    racers = [await start(bare_platform, tmp_path, RACER, spool=folder) for _ in range(2)]
     gateway.inject(Fault.drop(), times=3, operation=LOG_BATCH)
+    racers = [await start(bare_platform, tmp_path, RACER, spool=folder) for _ in range(2)]
     await until(lambda: len(gateway.received(run_id).metrics) >= 2400)
     for racer in racers:
         racer.process.terminate()

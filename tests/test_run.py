@@ -27,6 +27,8 @@ from adp_async.errors import (
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from adp_async import Run
 
 LOG_BATCH = "log_experiment_run_batch"
@@ -231,13 +233,15 @@ async def test_a_body_that_finished_the_run() -> None:
         assert operations(session).count(UPDATE) == 1
 
 
-async def cancelled_run(session: FakeSession, entered: asyncio.Event, runs: list[Run]) -> None:
+async def cancelled_run(
+    session: FakeSession, entered: Callable[[], object], runs: list[Run]
+) -> None:
     async with session.start_run() as run:
         runs.append(run)
         for step in range(1500):
             run.log_metric("loss", 0.5, step=step)
         run.log_param("lr", 0.1)
-        entered.set()
+        entered()
         await asyncio.sleep(60)
 
 
@@ -252,7 +256,7 @@ async def test_a_task_that_is_cancelled() -> None:
     """KILLED, and everything that was accepted is delivered before the task ends."""
     async with FakeSession(linger=60.0) as session:
         entered, runs = asyncio.Event(), list[Any]()
-        task = asyncio.create_task(cancelled_run(session, entered, runs))
+        task = asyncio.create_task(cancelled_run(session, entered.set, runs))
         await entered.wait()
         task.cancel("enough")
         with pytest.raises(asyncio.CancelledError):
@@ -264,9 +268,10 @@ async def test_a_deadline() -> None:
     """asyncio.timeout around a run is a TimeoutError of the caller's, and the run is KILLED."""
     async with FakeSession(linger=60.0) as session:
         runs: list[Any] = []
+        now = asyncio.get_running_loop().time
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await cancelled_run(session, asyncio.Event(), runs)
+            async with asyncio.timeout(None) as limit:
+                await cancelled_run(session, lambda: limit.reschedule(now()), runs)
         check_killed(session, runs[0])
 
 
@@ -274,8 +279,9 @@ async def test_a_deadline_of_anyio() -> None:
     """A cancel scope, whose cancellation comes again and again, doesn't keep a run from ending."""
     async with FakeSession(linger=60.0) as session:
         runs: list[Any] = []
-        with anyio.move_on_after(0.05) as scope:
-            await cancelled_run(session, asyncio.Event(), runs)
+        with anyio.CancelScope() as scope:
+            now = anyio.current_time
+            await cancelled_run(session, lambda: setattr(scope, "deadline", now()), runs)
         assert scope.cancelled_caught
         check_killed(session, runs[0])
 
@@ -291,7 +297,7 @@ async def test_a_sibling_that_fails() -> None:
 
         async def family() -> None:
             async with asyncio.TaskGroup() as group:
-                group.create_task(cancelled_run(session, entered, runs))
+                group.create_task(cancelled_run(session, entered.set, runs))
                 group.create_task(sibling())
 
         with pytest.raises(ExceptionGroup) as caught:
@@ -333,14 +339,14 @@ async def test_what_was_refused_stands_behind_the_bodys_error() -> None:
 
 async def test_the_end_is_bounded() -> None:
     """With the service gone, leaving takes *close_timeout* and says what isn't delivered yet."""
-    async with FakeSession(close_timeout=1.0) as session:
+    async with FakeSession(close_timeout=2.0) as session:
         run = await session.start_run()
         session.answer(LOG_BATCH, status=503)
         run.log_metric("loss", 0.5)
         began = time.monotonic()
         with pytest.raises(DeliveryError, match="1 record not delivered yet") as caught:
             await run._leave(None)
-        assert 0.5 < time.monotonic() - began < 5.0
+        assert 0.5 < time.monotonic() - began < 20.0
         assert caught.value.undelivered == 1
         assert status(session, run) == "FINISHED", "the status has its part of the time"
         with pytest.raises(DeliveryError):
@@ -349,7 +355,7 @@ async def test_the_end_is_bounded() -> None:
 
 async def test_a_status_that_cannot_be_set() -> None:
     """It is reported, after other errors, and the handle doesn't claim the status."""
-    async with FakeSession(close_timeout=1.0) as session:
+    async with FakeSession(close_timeout=2.0) as session:
         run = await session.start_run()
         session.answer(UPDATE, {"code": "Odd"}, status=500)
         run.log_param("b@d", 1)
@@ -389,7 +395,7 @@ async def test_many_runs_at_once() -> None:
                 await asyncio.sleep(0)
         return run
 
-    async with FakeSession() as session:
+    async with FakeSession(close_timeout=60.0) as session:
         runs = await asyncio.gather(*(train(session, number) for number in range(100)))
         for number, run in enumerate(runs):
             received = session.received(run.run_id)
@@ -486,6 +492,6 @@ def test_ctrl_c(wait: str) -> None:
         assert child.stdout.readline() == "ready\n"
         time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        out, errors = child.communicate(timeout=20)
+        out, errors = child.communicate(timeout=120)
     assert errors == ""
     assert out.splitlines() == ["KeyboardInterrupt ", "KILLED 1"]

@@ -38,7 +38,7 @@ from adp_async.local import Effect, Fault
 from adp_async.testing import FakeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from adp_async import Session
@@ -205,7 +205,7 @@ print("parent sent", len(session.session.received(waiting.run_id).metrics))
 def test_in_a_forked_child() -> None:
     """A child may use nothing of its parent's session but its runs, and sends nothing of it."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=30
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
@@ -313,12 +313,16 @@ class Renewable:
     """A signer that can be renewed, and counts how often it is."""
 
     refreshes = 0
+    #: Whoever asks until this is so shares the refresh that is under way.
+    all_have_asked: Callable[[], bool] = staticmethod(lambda: True)
 
     def __call__(self, request: Any) -> None:
         request.headers["authorization"] = f"token {self.refreshes}"
 
     def refresh_security_token(self) -> None:
-        time.sleep(0.02)  # so that whoever asks meanwhile has to share it
+        longest = time.monotonic() + 20.0
+        while not self.all_have_asked() and time.monotonic() < longest:
+            time.sleep(0.002)
         self.refreshes += 1
 
 
@@ -327,7 +331,8 @@ async def test_one_refresh_for_all() -> None:
     signer = Renewable()
     async with FakeSession(auth=CustomSigner(signer)) as session:
         run_id = session.add_run()
-        session.answer("get_experiment_run_by_id", status=401, times=20)
+        refused = session.answer("get_experiment_run_by_id", status=401, times=20)
+        signer.all_have_asked = lambda: refused.given == 20
         runs = await asyncio.gather(*(session.runs.get(run_id) for _ in range(20)))
         assert {run.info.run_id for run in runs} == {run_id}
         assert signer.refreshes == 1
@@ -507,9 +512,14 @@ LOST_AFTER_WRITE = [
 ]
 
 
-def time_for(fault: Fault) -> dict[str, float]:
-    """Enough for any attempt on a slow machine; of one that hangs the test waits for the end."""
-    return {"timeout": 0.5 if fault.effect is Effect.HANG else 10.0}
+def time_for(fault: Fault) -> dict[str, Any]:
+    """Enough for any attempt on a slow machine; of one that hangs the test waits for the end.
+
+    Then such a machine may need some attempts more.
+    """
+    if fault.effect is not Effect.HANG:
+        return {"timeout": 60.0}
+    return {"timeout": 0.5, "retry": RetryPolicy(0.005, 0.02, max_attempts=20)}
 
 
 @pytest.mark.parametrize("fault", LOST_AFTER_WRITE, ids=lambda fault: fault.effect.name)
@@ -520,7 +530,7 @@ async def test_no_ghost_runs(bare_platform: LocalPlatform, gateway: Gateway, fau
         run = await session.start_run(run_name="only")
         assert list(gateway.backend.runs) == [run.run_id]  # type: ignore[attr-defined]
     sent = [request for request in gateway.recorded if request.operation == "create_experiment_run"]
-    assert len(sent) == 3
+    assert len(sent) == 3 or (len(sent) > 3 and fault.effect is Effect.HANG)
     assert len({request.headers["opc-retry-token"] for request in sent}) == 1
     assert len({request.body for request in sent}) == 1
 
@@ -624,7 +634,7 @@ async def test_unreadable_until_time_is_up(monkeypatch: pytest.MonkeyPatch) -> N
     async with FakeSession(retry=RetryPolicy(first_backoff=50.0, max_backoff=60.0)) as session:
         session.answer("create_experiment_run", b"<html>Sign in")
         with pytest.raises(UnreadableReply, match="Sign in"):
-            await session.runs.create(experiment_id="0", timeout=1.0)
+            await session.runs.create(experiment_id="0", timeout=20.0)
         assert len(session.requests) == 2  # at once, and not after half a minute
 
 
@@ -650,12 +660,12 @@ async def test_throttled_calls_are_not_counted() -> None:
 async def test_throttled_until_time_is_up() -> None:
     """A call that is throttled for ever ends with Throttled as soon as its time won't do."""
     async with FakeSession() as session:
-        session.answer("get_experiment_run_by_id", status=429, headers={"retry-after": "7"})
+        session.answer("get_experiment_run_by_id", status=429, headers={"retry-after": "70"})
         began = time.monotonic()
         with pytest.raises(Throttled) as caught:
-            await session.runs.get("r", timeout=5.0)
-        assert time.monotonic() - began < 4.0
-        assert caught.value.retry_after == 7.0
+            await session.runs.get("r", timeout=50.0)
+        assert time.monotonic() - began < 30.0
+        assert caught.value.retry_after == 70.0
 
 
 async def test_one_hold_for_all_calls() -> None:
@@ -664,7 +674,7 @@ async def test_one_hold_for_all_calls() -> None:
         run_id = session.add_run()
         session.answer("get_experiment_run_by_id", status=429, headers={"retry-after": "60"})
         with pytest.raises(Throttled):
-            await session.runs.get(run_id, timeout=0.5)
+            await session.runs.get(run_id, timeout=30.0)
         with pytest.raises(RequestTimeout):
             await session.runs.update(run_id, run_name="x", timeout=0.05)
         assert [request.operation for request in session.requests] == ["get_experiment_run_by_id"]
@@ -677,10 +687,12 @@ async def test_one_hold_for_all_calls() -> None:
 async def test_time_of_an_attempt(bare_platform: LocalPlatform, gateway: Gateway) -> None:
     """An attempt that hangs is given up after *timeout*, and another one is made."""
     run_id = gateway.add_run()
-    async with bare_platform.session(**QUICK | {"timeout": 0.3}) as session:
+    async with bare_platform.session(
+        **QUICK | {"timeout": 0.3, "retry": RetryPolicy(0.005, 0.02)}
+    ) as session:
         gateway.inject(Fault.hang(), times=2)
         assert (await session.runs.get(run_id)).info.run_id == run_id
-        assert gateway.requests == 3
+        assert gateway.requests >= 3  # more where a good attempt takes too long as well
 
 
 @pytest.mark.parametrize("of_the_session", [True, False])
@@ -704,7 +716,7 @@ async def test_what_went_wrong_before_time_was_up() -> None:
     async with FakeSession(retry=slow) as session:
         session.answer("get_experiment_run_by_id", {"code": "Tired"}, status=503)
         with pytest.raises((RequestTimeout, ServiceFault), match="Tired"):
-            await session.runs.get("r", timeout=0.05)
+            await session.runs.get("r", timeout=0.5)
 
 
 async def test_the_callers_own_deadline() -> None:
@@ -800,7 +812,7 @@ async def test_an_operation_nobody_knows_yet(session: Session, gateway: Gateway)
 async def test_an_experiment_found_or_created(bare_platform: LocalPlatform) -> None:
     """Ten sessions that name the same new experiment at once find the same one."""
     gateway = bare_platform.gateway
-    gateway.latency = 0.01
+    gateway.latency = 0.15
     sessions = [bare_platform.session(**QUICK) for _ in range(5)]
     await asyncio.gather(*(session.open() for session in sessions))
     started = [session.start_run("digits") for session in sessions for _ in range(2)]
@@ -853,5 +865,5 @@ def test_threads_end() -> None:
     before = set(threading.enumerate())
     asyncio.run(use())
     for thread in set(threading.enumerate()) - before:
-        thread.join(1.0)
+        thread.join(30.0)
         assert not thread.is_alive(), thread.name

@@ -190,10 +190,12 @@ KILLED = """
 
     if sys.argv[2] != "SIGKILL":  # those who run the tests under nohup ignore SIGHUP
         signal.signal(getattr(signal, sys.argv[2]), signal.SIG_DFL)
-    run = blocking.Session(linger=60.0).open().attach_run(sys.argv[1])
+    session = blocking.Session(linger=60.0).open()
+    run = session.attach_run(sys.argv[1])
     for step in range(100):
         run.log_metric("loss", 0.5, step=step)
-    time.sleep(1.0)  # five times the spool's interval
+    while session.session._delivery.keeper.spool.contents().records < 100:
+        time.sleep(0.01)
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
     time.sleep(30)
 """

@@ -307,6 +307,6 @@ def test_a_blocking_flush_that_reports() -> None:
         assert "1 record not delivered yet" in str(run.try_flush(0.05))
         assert "1 record not delivered yet" in str(session.logger.try_flush(run.run_id, 0.05))
         script.left = 0
-        assert run.try_flush(5.0) is None
+        assert run.try_flush(60.0) is None
     assert "it is closed" in str(run.try_flush())
     assert "it is closed" in str(session.logger.try_flush())

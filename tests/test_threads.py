@@ -47,7 +47,7 @@ def at_once(*works: Callable[[], object]) -> list[BaseException]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20.0)
+        thread.join(120.0)
     return errors
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_lost_and_nothing_comes_twice() -> None:
 
 def test_many_runs_from_many_threads() -> None:
     """Runs don't mix, and `BatchLogger` is as safe as a run."""
-    with FakeBlockingSession(linger=0.001) as session:
+    with FakeBlockingSession(linger=0.001, close_timeout=60.0) as session:
         run_ids = [session.session.add_run() for _ in range(50)]
 
         def work() -> None:
@@ -127,7 +127,7 @@ def test_threads_do_not_wait_for_ever() -> None:
             began = time.monotonic()
             with pytest.raises(BufferFull, match="drain"):
                 run.log_metric("loss", 0.5, step=10)
-            assert 0.04 < time.monotonic() - began < 5.0
+            assert 0.04 < time.monotonic() - began < 20.0
         assert session.session.logger.stats().accepted == 10
         script.left = 0
         run.flush()
@@ -157,7 +157,7 @@ def test_dropping_from_threads() -> None:
 def test_threads_that_wait_when_it_closes() -> None:
     """Waiters for room or for a receipt get an error when the session closes."""
     session = FakeBlockingSession(
-        buffer_limit=10 * METRIC_COST, max_block=30.0, close_timeout=0.05
+        buffer_limit=10 * METRIC_COST, max_block=60.0, close_timeout=0.05
     ).open()
     run = session.start_run()
     session.session.answer(LOG_BATCH, status=503)
@@ -168,12 +168,15 @@ def test_threads_that_wait_when_it_closes() -> None:
             run.log_metric("loss", 0.5)
 
     def close() -> None:
+        waiters, longest = session.session._delivery.state.waiters, time.monotonic() + 20.0
+        while not (waiters._receipts and waiters._flushes) and time.monotonic() < longest:
+            time.sleep(0.005)
         time.sleep(0.05)
         session.close()
 
     began = time.monotonic()
     errors = at_once(fill, receipt.wait, run.flush, close)
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 50.0
     assert sorted(type(error).__name__ for error in errors) in (
         ["Closed", "DeliveryError", "DeliveryError", "DeliveryError"],
         ["Closed", "Closed", "DeliveryError", "DeliveryError"],
@@ -293,7 +296,7 @@ async def test_logging_while_the_rest_is_measured(
 
 def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk's thread, too, may run finalizers: with memory full it doesn't wait for itself."""
-    knobs: Any = {"spool": tmp_path / "spool", "spool_interval": 0.01, "max_block": 5.0}
+    knobs: Any = {"spool": tmp_path / "spool", "spool_interval": 0.01, "max_block": 60.0}
     with FakeBlockingSession(buffer_limit=4000 * METRIC_COST, **knobs) as session:
         run = session.start_run()
         commit, late = Spool.commit, iter(range(20))
@@ -308,15 +311,15 @@ def test_a_finalizer_in_a_thread_of_ours(tmp_path: Path, monkeypatch: pytest.Mon
         began = time.monotonic()
         for step in range(20_000):
             run.log_metric("loss", 0.5, step=step)
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 50.0
         script.left = 0
-        run.flush(timeout=10.0)
+        run.flush(timeout=60.0)
         assert run.stats().dropped == 0
 
 
 def test_a_finalizer_in_the_middle_of_making_room() -> None:
     """It may interrupt a thread that holds the lock, or waits for its turn, and log."""
-    with FakeBlockingSession(buffer_limit=10 * METRIC_COST, max_block=5.0) as session:
+    with FakeBlockingSession(buffer_limit=10 * METRIC_COST, max_block=60.0) as session:
         run = session.start_run()
         script = session.session.answer(LOG_BATCH, status=503)
         for step in range(10):
@@ -326,7 +329,7 @@ def test_a_finalizer_in_the_middle_of_making_room() -> None:
         with intake.lock:
             run.log_metric("late", 0.5, step=0)
             run.log_metric("late", 0.5, step=1)
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 50.0
         script.left = 0
-        run.flush(timeout=5.0)
+        run.flush(timeout=60.0)
         assert len(session.session.received(run.run_id).metrics) == 12

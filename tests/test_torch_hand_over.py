@@ -24,7 +24,7 @@ class Group(ModuleType):
     def __init__(self) -> None:
         super().__init__("torch.distributed")
         self.ranks = threading.local()
-        self.meeting = threading.Barrier(2, timeout=10)
+        self.meeting = threading.Barrier(2, timeout=60)
         self.sent: Any = None
 
     def get_rank(self) -> int:
@@ -68,7 +68,7 @@ class Store:
 
     def get(self, key: str) -> bytes:
         with self.changed:
-            if not self.changed.wait_for(lambda: key in self.found, timeout=5):
+            if not self.changed.wait_for(lambda: key in self.found, timeout=60):
                 raise RuntimeError("wait timeout")
             return self.found[key]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,8 @@ from adp_async.testing import FakeBlockingSession, FakeSession
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("patient_end", "patient_loop")
 
 LOG_BATCH = "log_experiment_run_batch"
 BACK_OFF = RetryPolicy(first_backoff=0.01, max_backoff=0.6)
@@ -50,9 +53,18 @@ def check_sums(session: FakeSession, *run_ids: str) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - a service has no event
             await asyncio.sleep(0.002)
+
+
+async def watch(stalls: list[float]) -> None:
+    """Note how long this loop comes to nothing, since the machine is busy elsewhere."""
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(0.01)
+        if (late := time.monotonic() - began) > 0.2:
+            stalls.append(late)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,9 @@ async def test_invisible_runs_beside_a_good_one(
 ) -> None:
     """It is delivered as if it were alone; they are held, and given up when that is requested."""
     status = 403 if code == "Forbidden" else 404
-    async with FakeSession(retry=BACK_OFF, linger=0.02) as session:
+    # However long it takes here, each of them is tried so many times and no more.
+    retry = RetryPolicy(first_backoff=0.01, max_backoff=60.0)
+    async with FakeSession(retry=retry, linger=0.02) as session:
         on_batch(
             session, lambda _, run_id: refusal(status, code, "no") if run_id != "good" else None
         )
@@ -72,22 +86,25 @@ async def test_invisible_runs_beside_a_good_one(
         bad = [session.attach_run(f"bad-{number}") for number in range(count)]
         for run in bad:
             run.log_metrics({"a": 1.0, "b": 2.0})
-        oldest = 0.0
+        oldest, stalls = 0.0, []
+        assert session._engine.thread is not None
+        watching = asyncio.create_task(session._engine.thread.run(watch(stalls)))
         for step in range(150):
             good.log_metric("loss", 0.5, step)
             await asyncio.sleep(0.01)
             oldest = max(oldest, good.stats().oldest)
-        async with asyncio.timeout(3):
+        watching.cancel()
+        async with asyncio.timeout(60):
             await good.flush()
 
-        assert oldest < 1.0
+        assert oldest < 1.0 + sum(stalls)
         assert session.logger.stats().requests < 150 + 16 * count
         assert session.logger.stats().waiting + session.logger.stats().in_flight == 2 * count
         check_sums(session, "good", *(run.run_id for run in bad))
         # (Batches on their way are dropped when their answers come.)
         on_their_way = 2 * session.settings.max_in_flight
         assert sum(run.discard() for run in bad) >= 2 * count - on_their_way
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await session.logger.flush()
         stats = session.logger.stats()
         assert (stats.delivered, stats.dropped, stats.undelivered) == (150, 2 * count, 0)
@@ -120,7 +137,7 @@ async def test_poison_in_a_session(kind: str, others: int) -> None:
                 other.log_metric("loss", 0.5, step)
         run.log_params({"after": 2, "later": 3})
         run.set_tag("end", "yes")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             with pytest.raises(DeliveryError, match="it broke") as raised:
                 await run.flush()
             await session.logger.flush()
@@ -156,7 +173,7 @@ async def test_poison_of_the_session_before(tmp_path: Path) -> None:
         run = second.attach_run("run")
         run.set_tag("now", "here")
         await until(lambda: len(second.received("run").metrics) == 300)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await run.flush()
         assert dict(second.received("run").tags) == {"now": "here"}
         check_sums(second)
@@ -201,7 +218,7 @@ async def test_discarded_with_records_on_disk(tmp_path: Path, where: str) -> Non
         hidden = False
         bad.log_metric("loss", 0.5, 20_000)
         good.log_metric("loss", 0.5, 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await session.logger.flush()
         assert [metric.step for metric in session.received("bad").metrics] == [20_000]
         check_sums(session, "bad", "good")
@@ -234,7 +251,7 @@ async def test_discarded_while_it_is_read_back(tmp_path: Path) -> None:
         await thread.run(discarded_meanwhile())
         session.service._scripts.clear()
         run.log_metric("loss", 0.5, 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await run.flush()
         check_sums(session)
 
@@ -248,10 +265,10 @@ def test_discarded_in_a_blocking_session() -> None:
         counts: list[int] = []
         thread = threading.Thread(target=lambda: counts.append(run.discard()))
         thread.start()
-        thread.join(5)
+        thread.join(60)
         # What was in flight is dropped when its answer comes.
         assert sum(counts) in (0, 2)
-        run.flush(5)
+        run.flush(60)
         assert run.stats().dropped == 2
     with pytest.raises(Closed):
         run.discard()
@@ -287,7 +304,7 @@ async def test_what_nobody_flushes_is_bounded(runs: int, each: int) -> None:
             session.logger.log_metric(f"run-{number}", "loss", 0.5, step)
         if number % 100 == 0:
             await session.logger.drain()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         while session.logger.stats().undelivered:  # noqa: ASYNC110 - a service has no event
             await asyncio.sleep(0.02)
     accumulator = session._delivery.accumulator

@@ -157,7 +157,7 @@ def show_status(options: Options) -> int:
         return 1
     with handle.session() as session:
         try:
-            told: Any = session.call(_STATUS, body={}, timeout=2.0)
+            told: Any = session.call(_STATUS, body={}, timeout=10.0)
         except AdpError as error:
             typer.echo(f"the agent at {handle.address} does not answer: {error}", err=True)
             return 1
