@@ -450,11 +450,11 @@ def test_a_time_limit(platform: LocalPlatform, folder: Path, here: Identity, run
     """What is undelivered by then stays."""
     path = orphan(folder, chunk(metrics(3), run_id=run_id), identity=here)
     platform.gateway.inject(Fault.reply(503), times=None)
-    result = sync("--timeout", 2)
+    result = sync("--timeout", 4)
 
     assert result.exit_code == 1
     assert "batches are held back" in result.stdout
-    assert "timed out after 2 s" in result.stdout
+    assert "timed out after 4 s" in result.stdout
     assert "0 records delivered, 3 still wait" in result.stdout
     Spool.open(path, limit=LIMIT).release()
 

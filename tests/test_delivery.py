@@ -14,7 +14,6 @@ import pytest
 from children import environment, points, start, until
 from spools import journaled
 
-from adp_async._io import intake
 from adp_async._sansio.records import METRIC_COST
 from adp_async.errors import BufferFull, Closed, DeliveryError
 from adp_async.local import Fault
@@ -452,11 +451,9 @@ async def test_full_on_a_loop_without_a_spool() -> None:
         assert sorted(steps(session, run)) == list(range(accepted + 1))
 
 
-async def test_the_disk_takes_what_a_loop_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("patient_loop")
+async def test_the_disk_takes_what_a_loop_logs(tmp_path: Path) -> None:
     """A loop that logs far more than memory holds while the service is down gets no error."""
-    monkeypatch.setattr(intake, "LONGEST_PAUSE", 10.0)  # a busy machine's disk may be slower
     count = 300_000
     async with FakeSession(
         buffer_limit=5_000_000, spool=tmp_path / "spool", spool_interval=0.05
