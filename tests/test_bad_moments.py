@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from children import until
+from children import start, until
 
 from adp_async import Closed, DeliveryError, RetryPolicy
 from adp_async._io import sigterm
@@ -24,6 +24,8 @@ from adp_async.testing import FakeBlockingSession, FakeSession
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from adp_async.local import LocalPlatform
 
 LOG_BATCH = "log_experiment_run_batch"
 LOG_INPUTS = "log_experiment_run_inputs"
@@ -327,6 +329,33 @@ def test_a_sigterm_at_a_moment_that_does_not_pass(monkeypatch: pytest.MonkeyPatc
     finally:
         signal.signal(signal.SIGTERM, before)
     assert happened == ["busy"] * 4 + ["ended"]
+
+
+BORN = """
+    import os, signal, time, warnings
+    from adp_async.testing import FakeBlockingSession
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork while threads run
+    with FakeBlockingSession() as session, session.start_run() as run:
+        run.log_metric("loss", 0.5)
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+async def test_a_child_that_is_terminated_as_it_is_forked(
+    bare_platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """The signal is not lost before the child's interpreter has begun, as a Pool's may be."""
+    child = await start(bare_platform, tmp_path, BORN)
+    assert (await child.ends_well()).split() == ["-15"] * 20 + ["set()"]
 
 
 def test_a_sigterm_at_a_bad_moment_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:

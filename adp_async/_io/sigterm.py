@@ -5,12 +5,19 @@ left.  With this one, which is set when the first run starts, the sessions end a
 interpreter's end, within ``exit_timeout``: first it is written down how their runs ended, then
 what waits is delivered.  Then the signal takes its default action, so that whoever sent it sees
 a process that was terminated.  A second SIGTERM in the meantime does so at once.
+
+A signal with a handler in Python is lost where it reaches a forked child before the interpreter
+there has begun: whoever waits for the child's end, as `multiprocessing.Pool` does, would wait for
+ever.  So it is blocked while a process forks, and comes right after.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from functools import cache
 from typing import Final
 
 from adp_async._io.ending import terminated
@@ -30,7 +37,24 @@ def hear_sigterm() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        _block_it_at_forks()
         signal.signal(signal.SIGTERM, _terminated)
+
+
+@cache
+def _block_it_at_forks() -> None:
+    if sys.platform != "win32":
+        mine = threading.local()
+
+        def before() -> None:
+            mine.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+        def after() -> None:
+            # (A thread that was forking already has blocked nothing.)
+            if (mask := mine.__dict__.pop("mask", None)) is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
 
 def _terminated(number: int, _frame: object) -> None:
